@@ -1,0 +1,37 @@
+"""The one door to the compiled module ``trpo_fast._core``.
+
+Everything that wants native speed asks ``core`` here, and takes its pure-torch path when it is
+``None``. Set ``TRPO_FAST_REQUIRE_NATIVE=1`` to turn that silent fallback into an ImportError, as
+the test suite does, so that a broken build cannot pass for a slow one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+INSTALL_LINE = "pip install --force-reinstall --no-deps --no-cache-dir trpo_fast"
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module("trpo_fast._core"), None
+    except ModuleNotFoundError as error:
+        found = f"not built ({error})"
+    except (ImportError, OSError) as error:
+        found = f"present but cannot be loaded ({error})"
+    message = (
+        f"The native module trpo_fast._core is {found}. trpo_fast works without it, on slower "
+        f"pure-torch code. To rebuild it: {INSTALL_LINE} (in a checkout: make build); "
+        "this needs a C++17 compiler."
+    )
+    return None, " ".join(message.split())
+
+
+core: ModuleType | None
+load_error: str | None
+core, load_error = _load()
+
+if core is None and os.environ.get("TRPO_FAST_REQUIRE_NATIVE", "0") not in ("", "0"):
+    raise ImportError(f"TRPO_FAST_REQUIRE_NATIVE is set, but: {load_error}")
