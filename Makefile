@@ -1,0 +1,77 @@
+# Every target sets up what it needs in $(VENV): a second call finds its stamp files and goes
+# straight to work. The native module is rebuilt only when csrc/, CMakeLists.txt or pyproject.toml
+# changed.
+PYTHON ?= python3
+VENV ?= .venv
+TRAIN_ENV ?= HalfCheetah-v5
+TRAIN_STEPS ?= 200000
+TRAIN_ARGS ?=
+PYTEST_ARGS ?= -n logical --maxprocesses 8
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The build tools are in $(VENV) already, so a rebuild reuses the build directory.
+INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
+NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help build train test lint format bench wheel ci clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@echo "trpo_fast: make TARGET"
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1|\2/' | \
+	  awk -F'|' '{printf "%-9s %s\n", $$1, $$2}'
+	@echo "Variables: TRAIN_ENV, TRAIN_STEPS, TRAIN_ARGS, PYTEST_ARGS, PYTHON, VENV"
+
+$(STAMP)/venv:
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMP) && touch $@
+
+$(STAMP)/build-tools: $(STAMP)/venv constraints.txt
+	$(PIP) install -c constraints.txt scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+$(STAMP)/native: $(STAMP)/build-tools $(NATIVE_SOURCES) pyproject.toml constraints.txt
+	$(INSTALL) -e .
+	@touch $@
+
+$(STAMP)/extra-%: pyproject.toml constraints.txt | $(STAMP)/native
+	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+build: $(STAMP)/native  ## build the native module and install the package, editable
+
+train: $(STAMP)/native $(STAMP)/extra-mujoco  ## train $(TRAIN_ENV) and name the results
+	$(BIN)/trpo-fast train $(TRAIN_ENV) --total-steps $(TRAIN_STEPS) $(TRAIN_ARGS)
+
+test: $(STAMP)/native $(STAMP)/extra-test,mujoco  ## run the test suite; the native module must load
+	TRPO_FAST_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)/native $(STAMP)/extra-dev  ## ruff, mypy --strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
+	  xargs -r $(BIN)/clang-format --dry-run -Werror
+
+format: $(STAMP)/native $(STAMP)/extra-dev  ## rewrite the sources as the linters want them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
+	  xargs -r $(BIN)/clang-format -i
+
+bench: $(STAMP)/native $(STAMP)/extra-bench  ## time the library beside torch and its peers
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+wheel: $(STAMP)/build-tools  ## build dist/: the sdist, and a wheel from that sdist
+	rm -rf dist
+	$(PIP) install -c constraints.txt build
+	$(BIN)/python -m build
+
+ci:  ## what continuous integration runs, from scratch
+	bash .ci/run
+
+clean:  ## remove what the build made, not the runs
+	rm -rf build dist $(STAMP) .pytest_cache .mypy_cache .ruff_cache .hypothesis
