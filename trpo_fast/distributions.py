@@ -1,0 +1,240 @@
+"""Distributions that torch lacks, and three helpers that serve any distribution.
+
+``torch.distributions.kl_divergence`` is registered for the classes defined here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+    constraints,
+    kl_divergence,
+    register_kl,
+)
+
+
+def check_action_mask(mask: Tensor, logits: Tensor, nvec: Sequence[int]) -> Tensor:
+    """The mask as bool, of the logits' shape, with an allowed action in every row of each block.
+
+    Raises:
+        ValueError: on another shape, or where a row forbids every action of a block.
+    """
+    mask = torch.as_tensor(mask, device=logits.device).to(torch.bool)
+    if mask.shape != logits.shape:
+        message = f"action_mask has shape {tuple(mask.shape)}, expected {tuple(logits.shape)}"
+        raise ValueError(f"{message}: one entry for each logit")
+    for block in mask.split(list(nvec), dim=-1):
+        allowed = block.any(-1)
+        if not bool(allowed.all()):
+            row = (~allowed).nonzero()[0].tolist()
+            raise ValueError(f"action_mask allows no action at index {row}: allow at least one")
+    return mask
+
+
+class MaskedCategorical(Categorical):
+    """Categorical over ``n`` actions whose forbidden ones have probability exactly 0.
+
+    Args:
+        logits: ``[..., n]``; -inf means forbidden.
+        mask: ``[..., n]`` bool, True where the action is allowed; None allows all.
+        validate_args: As for every torch distribution.
+    """
+
+    def __init__(
+        self, logits: Tensor, mask: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
+        if mask is not None:
+            mask = check_action_mask(mask, logits, [logits.shape[-1]])
+            logits = logits.masked_fill(~mask, -torch.inf)
+        # torch's own validation would refuse -inf logits.
+        super().__init__(logits=logits, validate_args=False)
+        self._validate_args = (
+            Distribution._validate_args if validate_args is None else validate_args
+        )
+
+    def _validate_sample(self, value: Tensor) -> None:
+        # Categorical's support is the whole range; what it cannot index is an error.
+        if value.numel() and (value.min() < 0 or value.max() >= self._num_events):
+            raise ValueError(f"actions must lie in [0, {self._num_events})")
+
+
+def _kl_masked(p: Categorical, q: Categorical) -> Tensor:
+    # Where p is 0 the term is 0, in the value and in every derivative: -inf never meets -inf.
+    outside = p.logits == -torch.inf
+    log_p = p.logits.masked_fill(outside, 0.0)
+    log_q = q.logits.masked_fill(outside, 0.0)
+    return (p.probs * (log_p - log_q)).sum(-1)
+
+
+register_kl(MaskedCategorical, MaskedCategorical)(_kl_masked)
+
+
+class MultiCategorical(Distribution):
+    """Independent categorical actions: the joint distribution of a MultiDiscrete space.
+
+    ``log_prob``, ``entropy`` and the KL are those of the joint action, summed over its K
+    components; ``batch_shape`` is ``logits.shape[:-1]`` and ``event_shape`` is ``[K]``.
+
+    Args:
+        logits: ``[..., sum(nvec)]``, the components' logits side by side.
+        nvec: The K components' sizes.
+        mask: ``[..., sum(nvec)]`` bool, True where allowed; None allows all.
+        validate_args: As for every torch distribution.
+
+    Raises:
+        ValueError: when the widths of logits, nvec and mask disagree, or a row allows nothing.
+    """
+
+    arg_constraints = {"logits": constraints.independent(constraints.real, 1)}  # noqa: RUF012
+    has_enumerate_support = False
+
+    def __init__(
+        self,
+        logits: Tensor,
+        nvec: Sequence[int],
+        mask: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.nvec = tuple(int(n) for n in nvec)
+        if not self.nvec or min(self.nvec) < 1 or logits.shape[-1] != sum(self.nvec):
+            raise ValueError(
+                f"logits have width {logits.shape[-1]}, but nvec {self.nvec} "
+                f"sums to {sum(self.nvec)}"
+            )
+        if mask is not None:
+            mask = check_action_mask(mask, logits, self.nvec)
+            logits = logits.masked_fill(~mask, -torch.inf)
+        self.logits = logits
+        self.blocks: list[Categorical] = [
+            MaskedCategorical(block, validate_args=False)
+            for block in logits.split(list(self.nvec), dim=-1)
+        ]
+        shape = torch.Size([len(self.nvec)])
+        super().__init__(logits.shape[:-1], shape, validate_args=False)
+        self._validate_args = (
+            Distribution._validate_args if validate_args is None else validate_args
+        )
+
+    @property
+    def support(self) -> Any:
+        """Whole numbers, the k-th below ``nvec[k]``."""
+        return constraints.independent(constraints.nonnegative_integer, 1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable action, ``[..., K]``."""
+        return torch.stack([block.mode for block in self.blocks], dim=-1)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: Distribution | None = None
+    ) -> MultiCategorical:
+        """The same distribution over a larger batch, as every torch distribution has."""
+        logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        return MultiCategorical(logits, self.nvec, validate_args=self._validate_args)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Actions ``[*sample_shape, ..., K]``, int64."""
+        shape = torch.Size(sample_shape)
+        return torch.stack([block.sample(shape) for block in self.blocks], dim=-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of the joint actions ``value`` ``[..., K]``."""
+        if value.shape[-1] != len(self.nvec):
+            raise ValueError(f"actions have width {value.shape[-1]}, expected {len(self.nvec)}")
+        parts = zip(self.blocks, value.unbind(-1), strict=True)
+        return torch.stack([block.log_prob(v) for block, v in parts]).sum(0)
+
+    def entropy(self) -> Tensor:
+        """Entropy of the joint action, in nats."""
+        return torch.stack([block.entropy() for block in self.blocks]).sum(0)
+
+
+def _kl_multi(p: MultiCategorical, q: MultiCategorical) -> Tensor:
+    if p.nvec != q.nvec:
+        raise ValueError(f"KL between different action spaces: nvec {p.nvec} and {q.nvec}")
+    blocks = zip(p.blocks, q.blocks, strict=True)
+    return torch.stack([_kl_masked(a, b) for a, b in blocks]).sum(0)
+
+
+register_kl(MultiCategorical, MultiCategorical)(_kl_multi)
+
+
+def mode(distribution: Distribution) -> Tensor:
+    """The deterministic action: the distribution's mode, or its mean where it has none.
+
+    A Bernoulli of probability exactly one half gives 0 (torch's own mode is NaN there); a
+    transformed distribution gives the image of its base's mode.
+    """
+    if isinstance(distribution, Independent):
+        return mode(distribution.base_dist)
+    if isinstance(distribution, Bernoulli):
+        return (distribution.probs > 0.5).to(distribution.probs.dtype)
+    if isinstance(distribution, TransformedDistribution):
+        value = mode(distribution.base_dist)
+        for transform in distribution.transforms:
+            value = transform(value)
+        return value
+    try:
+        return distribution.mode
+    except NotImplementedError:
+        return distribution.mean
+
+
+def detach(distribution: Distribution) -> Distribution:
+    """The same distribution cut from the autograd graph; see ``_rebuild`` for the types served."""
+    return _rebuild(distribution, lambda t: t.detach())
+
+
+def in_double(distribution: Distribution) -> Distribution:
+    """The same distribution in float64, where its type is known; else itself.
+
+    A KL near 0 is the difference of nearly equal terms: in float64 nothing of a float32 model is
+    lost to cancellation.
+    """
+    return _rebuild(distribution, lambda t: t.double())
+
+
+def _rebuild(distribution: Distribution, f: Callable[[Tensor], Tensor]) -> Distribution:
+    d: Any = distribution
+    kind = type(distribution)
+    if kind is Independent:
+        base = _rebuild(d.base_dist, f)
+        return Independent(base, d.reinterpreted_batch_ndims, validate_args=False)
+    if kind is TransformedDistribution:
+        return TransformedDistribution(_rebuild(d.base_dist, f), d.transforms, validate_args=False)
+    if kind is Normal:
+        return Normal(f(d.loc), f(d.scale), validate_args=False)
+    if kind is Categorical and d._param is d.__dict__.get("probs"):
+        return Categorical(probs=f(d.probs), validate_args=False)
+    if kind in (Categorical, MaskedCategorical):
+        return MaskedCategorical(f(d.logits), validate_args=False)
+    if kind is MultiCategorical:
+        return MultiCategorical(f(d.logits), d.nvec, validate_args=False)
+    if kind is Bernoulli and d._param is d.__dict__.get("logits"):
+        return Bernoulli(logits=f(d.logits), validate_args=False)
+    if kind is MultivariateNormal:
+        return MultivariateNormal(f(d.loc), scale_tril=f(d.scale_tril), validate_args=False)
+    if kind is Beta:
+        return Beta(f(d.concentration1), f(d.concentration0), validate_args=False)
+    return distribution
+
+
+def joint_kl(p: Distribution, q: Distribution) -> Tensor:
+    """KL(p, q) of the joint action for each sample, ``batch_shape``, in nats, without cancellation.
+
+    Raises:
+        NotImplementedError: torch has no KL registered for the two types.
+    """
+    return kl_divergence(in_double(p), in_double(q))

@@ -1,0 +1,316 @@
+"""Plain description of a multilayer perceptron with a distribution head.
+
+This is what every backend computes on: tensors, names and sizes, no modules. ``network_of`` and
+``layers_of`` are the only doors from ``torch.nn`` modules to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
+from torch.nn import functional
+from torch.nn.modules import module as module_globals
+
+from trpo_fast.distributions import MaskedCategorical, MultiCategorical
+
+SOFTPLUS_THRESHOLD = 20.0  # torch.nn.Softplus's default, the only one that is recognised
+HEAD_KINDS = ("gaussian", "gaussian_state_std", "categorical", "multi_categorical", "bernoulli")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function and its derivative, both exactly torch's.
+
+    Attributes:
+        function: ``(z, parameter) -> phi(z)``.
+        derivative: ``(z, parameter) -> phi'(z)``; at a kink, the value torch's autograd takes.
+        parameter: torch's default for the one float parameter, 0 where there is none.
+    """
+
+    function: Callable[[Tensor, float], Tensor]
+    derivative: Callable[[Tensor, float], Tensor]
+    parameter: float = 0.0
+
+
+def _tanh_derivative(z: Tensor, _: float) -> Tensor:
+    return 1 - torch.tanh(z).square()
+
+
+def _leaky_derivative(z: Tensor, slope: float) -> Tensor:
+    return torch.where(z > 0, 1.0, slope).to(z.dtype)
+
+
+def _elu_derivative(z: Tensor, alpha: float) -> Tensor:
+    return torch.where(z > 0, torch.ones_like(z), alpha * torch.exp(z))
+
+
+def _silu_derivative(z: Tensor, _: float) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _gelu_derivative(z: Tensor, _: float) -> Tensor:
+    # d/dz [z Phi(z)] = Phi(z) + z exp(-z^2 / 2) / sqrt(2 pi)
+    return 0.5 * (1 + torch.erf(z * 0.7071067811865476)) + z * (
+        0.3989422804014327 * torch.exp(-0.5 * z * z)
+    )
+
+
+def _gelu_tanh_derivative(z: Tensor, _: float) -> Tensor:
+    root, cubic = 0.7978845608028654, 0.044715  # sqrt(2 / pi); Hendrycks & Gimpel 2016
+    t = torch.tanh(root * (z + cubic * z**3))
+    return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * root * (1 + 3 * cubic * z * z)
+
+
+def _softplus(z: Tensor, beta: float) -> Tensor:
+    return functional.softplus(z, beta, SOFTPLUS_THRESHOLD)
+
+
+def _softplus_derivative(z: Tensor, beta: float) -> Tensor:
+    return torch.where(beta * z > SOFTPLUS_THRESHOLD, torch.ones_like(z), torch.sigmoid(beta * z))
+
+
+def _sigmoid_derivative(z: Tensor, _: float) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 - s)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(lambda z, _: z, lambda z, _: torch.ones_like(z)),
+    "tanh": Activation(lambda z, _: torch.tanh(z), _tanh_derivative),
+    "relu": Activation(lambda z, _: functional.relu(z), lambda z, _: (z > 0).to(z.dtype)),
+    "leaky_relu": Activation(functional.leaky_relu, _leaky_derivative, 0.01),
+    "elu": Activation(functional.elu, _elu_derivative, 1.0),
+    "silu": Activation(lambda z, _: functional.silu(z), _silu_derivative),
+    "gelu": Activation(lambda z, _: functional.gelu(z), _gelu_derivative),
+    "gelu_tanh": Activation(
+        lambda z, _: functional.gelu(z, approximate="tanh"), _gelu_tanh_derivative
+    ),
+    "softplus": Activation(_softplus, _softplus_derivative, 1.0),
+    "sigmoid": Activation(lambda z, _: torch.sigmoid(z), _sigmoid_derivative),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``phi(x W' + b)``.
+
+    Attributes:
+        weight: ``[out, in]``.
+        bias: ``[out]`` or None.
+        activation: A key of ``ACTIVATIONS``.
+        parameter: The activation's float parameter (negative_slope, alpha, beta).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: str
+    parameter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the last layer's outputs parametrise the distribution.
+
+    Attributes:
+        kind: One of ``HEAD_KINDS``. ``gaussian_state_std`` outputs (mean [A], log_std [A]).
+        action_dim: Width A of one action; 0 for a scalar categorical action.
+        nvec: Sizes of the categorical blocks; empty for the other kinds.
+    """
+
+    kind: str
+    action_dim: int
+    nvec: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Network:
+    """A recognised policy: layers, head and, for ``gaussian``, the log standard deviation [A]."""
+
+    layers: tuple[Layer, ...]
+    head: Head
+    log_std: Tensor | None = None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every parameter tensor: log_std first, then weight and bias layer by layer."""
+        if self.log_std is not None:
+            yield self.log_std
+        for layer in self.layers:
+            yield layer.weight
+            if layer.bias is not None:
+                yield layer.bias
+
+
+def forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """The layers' output ``[N, out]`` for inputs ``x`` ``[N, in]``."""
+    for layer in layers:
+        z = functional.linear(x, layer.weight, layer.bias)
+        x = ACTIVATIONS[layer.activation].function(z, layer.parameter)
+    return x
+
+
+def distribution(
+    network: Network, outputs: Tensor, action_mask: Tensor | None = None
+) -> Distribution:
+    """The policy's distribution, batch_shape ``[N]``, from its outputs ``[N, outputs]``.
+
+    Args:
+        network: The recognised policy.
+        outputs: What ``forward(network.layers, obs)`` gave.
+        action_mask: ``[N, n]`` bool, True where an action is allowed; categorical heads only.
+    """
+    return head_distribution(network.head, outputs, network.log_std, action_mask)
+
+
+def head_distribution(
+    head: Head, outputs: Tensor, log_std: Tensor | None, action_mask: Tensor | None
+) -> Distribution:
+    """As ``distribution``, from the parts."""
+    if head.kind == "gaussian":
+        assert log_std is not None  # noqa: S101
+        scale = log_std.exp().expand_as(outputs)
+        return Independent(Normal(outputs, scale, validate_args=False), 1, validate_args=False)
+    if head.kind == "gaussian_state_std":
+        mean, log_std = outputs.chunk(2, dim=-1)
+        normal = Normal(mean, log_std.exp(), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+    if head.kind == "categorical":
+        if action_mask is None:
+            return Categorical(logits=outputs, validate_args=False)
+        return MaskedCategorical(outputs, action_mask, validate_args=False)
+    if head.kind == "multi_categorical":
+        return MultiCategorical(outputs, head.nvec, action_mask, validate_args=False)
+    bernoulli = Bernoulli(logits=outputs, validate_args=False)
+    return Independent(bernoulli, 1, validate_args=False)
+
+
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+_MODULE_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def _unusual(module: nn.Module) -> str | None:
+    """Why a module may compute something else than its class says, or None."""
+    for name in _GLOBAL_HOOKS:
+        if getattr(module_globals, name, None):
+            return "a global module hook is registered"
+    for name, child in module.named_modules():
+        where = f"module {name!r}" if name else "the module"
+        if any(getattr(child, hooks) for hooks in _MODULE_HOOKS):
+            return f"{where} has a hook; remove it to take the fused path"
+        if "forward" in child.__dict__:
+            return f"{where} has its forward method replaced"
+        if "parametrizations" in child._modules:
+            return f"{where} has parametrizations"
+    return None
+
+
+def _activation_of(module: nn.Module) -> tuple[str, float] | None:
+    kind = type(module)
+    simple = {nn.Identity: "identity", nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
+    if kind in simple:
+        return simple[kind], 0.0
+    if kind is nn.Sigmoid:
+        return "sigmoid", 0.0
+    if isinstance(module, nn.LeakyReLU):
+        return ("leaky_relu", float(module.negative_slope)) if kind is nn.LeakyReLU else None
+    if isinstance(module, nn.ELU):
+        return ("elu", float(module.alpha)) if kind is nn.ELU else None
+    if isinstance(module, nn.GELU):
+        return ("gelu_tanh" if module.approximate == "tanh" else "gelu", 0.0)
+    if isinstance(module, nn.Softplus):
+        usual = kind is nn.Softplus and module.threshold == SOFTPLUS_THRESHOLD
+        return ("softplus", float(module.beta)) if usual else None
+    return None
+
+
+def _sequential_layers(body: nn.Sequential) -> tuple[Layer, ...] | str:
+    """Layers of Linear, activation, Linear, ..., Linear; or why it is not of that form."""
+    layers: list[Layer] = []
+    modules = list(body)
+    for module, following in pairwise([*modules, nn.Identity()]):
+        if type(module) is nn.Linear:
+            activation = _activation_of(following) or ("identity", 0.0)
+            layers.append(Layer(module.weight, module.bias, *activation))
+        elif _activation_of(module) is None or not layers:
+            return f"the layer {type(module).__name__} is not one that the fused path knows"
+    widths = [(layer.weight.shape[1], layer.weight.shape[0]) for layer in layers]
+    if any(a[1] != b[0] for a, b in pairwise(widths)):
+        return "the widths of consecutive layers do not match"
+    return tuple(layers)
+
+
+def _unservable(tensors: Sequence[Tensor]) -> str | None:
+    """Why these parameter tensors cannot be served, or None."""
+    first = tensors[0]
+    if first.dtype not in (torch.float32, torch.float64):
+        return f"parameters are {first.dtype}; the fused path serves float32 and float64"
+    if any(t.dtype != first.dtype or t.device != first.device for t in tensors):
+        return "parameters differ in dtype or device"
+    if any(t.layout is not torch.strided for t in tensors):
+        return "a parameter is not a dense (strided) tensor"
+    if len({id(t) for t in tensors}) != len(tensors):
+        return "two layers share one parameter"
+    return None
+
+
+def layers_of(module: nn.Module) -> tuple[Layer, ...] | str:
+    """The layers of a perceptron without a head, or the reason why it is not recognised.
+
+    Recognised: exactly ``ValueFunction``, without hooks, parametrizations or a replaced forward.
+    """
+    from trpo_fast.value_function import ValueFunction
+
+    if type(module) is not ValueFunction:
+        return f"{type(module).__name__} is not a ValueFunction"
+    return _checked_layers(module, module.body)
+
+
+def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | str:
+    reason = _unusual(module)
+    if reason is not None:
+        return reason
+    if type(body) is not nn.Sequential:
+        return f"its body is a {type(body).__name__}, not a plain Sequential"
+    layers = _sequential_layers(body)
+    if isinstance(layers, str):
+        return layers
+    tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+    return _unservable(tensors) or layers
+
+
+def network_of(module: nn.Module) -> Network | str:
+    """The network of a policy, or the reason, in words, why it is not recognised.
+
+    Recognised: exactly ``MlpPolicy`` (a subclass may compute anything), without hooks,
+    parametrizations or a replaced forward, with float32 or float64 parameters. The network's
+    tensors are the module's own parameters.
+    """
+    from trpo_fast.policies import MlpPolicy
+
+    if type(module) is not MlpPolicy:
+        return (
+            f"{type(module).__name__} is not an MlpPolicy, the module that the analytic Fisher "
+            "products know"
+        )
+    layers = _checked_layers(module, module.body)
+    if isinstance(layers, str):
+        return layers
+    if layers[-1].activation != "identity":
+        return "the last layer has an activation"
+    network = Network(layers, module.head, module.log_std)
+    return _unservable(list(network.tensors())) or network
