@@ -42,7 +42,7 @@ def _tanh_derivative(z: Tensor, _: float) -> Tensor:
 
 
 def _leaky_derivative(z: Tensor, slope: float) -> Tensor:
-    return torch.where(z > 0, 1.0, slope).to(z.dtype)
+    return torch.where(z > 0, torch.ones_like(z), slope)
 
 
 def _elu_derivative(z: Tensor, alpha: float) -> Tensor:

@@ -1,0 +1,18 @@
+// Chooses the instruction set once, by CPUID; TRPO_FAST_ISA forces a lower one.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "dense_kernels.h"
+
+namespace trpo_fast {
+
+// The kernels of this process. Throws std::runtime_error when TRPO_FAST_ISA names an instruction
+// set that is unknown or that this CPU lacks.
+const KernelTable& dense_kernels();
+
+// The instruction sets built in that this CPU can run, best last.
+std::vector<std::string> available_isas();
+
+}  // namespace trpo_fast

@@ -1,0 +1,7 @@
+#include "register.h"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Compiled kernels of trpo_fast for the CPU. Use them through trpo_fast.backends.";
+  trpo_fast::register_vector_math(m);
+  trpo_fast::register_mlp_forward(m);
+}

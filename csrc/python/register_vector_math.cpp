@@ -1,0 +1,42 @@
+// The vector functions by themselves, for the tests of their error bounds.
+#include "../cpu/dispatch.h"
+#include "register.h"
+#include "tensor_arg.h"
+
+namespace trpo_fast {
+namespace {
+
+template <class T>
+void activate_flat(int activation, T parameter, py::handle z_arg, py::object slope_arg) {
+  const TensorArg z(z_arg, "z", 1);
+  if (activation < 0 || activation >= kActivationCount) throw py::value_error("unknown activation");
+  if (z.stride(0) != 1 || z.size(0) % kPadding != 0) {
+    throw py::value_error("z must be contiguous, its size a multiple of " +
+                          std::to_string(kPadding));
+  }
+  T* slope = nullptr;
+  if (!slope_arg.is_none()) {
+    const TensorArg s(slope_arg, "slope", 1);
+    s.require_size(0, z.size(0));
+    slope = s.data<T>();
+  }
+  dense_kernels().get<T>().activate(Activation(activation), parameter, z.data<T>(), slope,
+                                    z.size(0));
+}
+
+}  // namespace
+
+void register_vector_math(py::module_& m) {
+  m.def("activate_f32", activate_flat<float>, py::arg("activation"), py::arg("parameter"),
+        py::arg("z"), py::arg("slope"));
+  m.def("activate_f64", activate_flat<double>, py::arg("activation"), py::arg("parameter"),
+        py::arg("z"), py::arg("slope"));
+  m.def("isa", [] { return std::string(dense_kernels().isa); });
+  m.def("available_isas", [] {
+    py::list names;
+    for (const std::string& name : available_isas()) names.append(name);
+    return names;
+  });
+}
+
+}  // namespace trpo_fast

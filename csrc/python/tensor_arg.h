@@ -1,0 +1,94 @@
+// How tensors cross from Python: as (address, sizes, strides), in elements.
+// trpo_fast/backends/cpu.py makes these tuples and has checked dtype and device; here the number of
+// dimensions and the sizes are checked against what the kernel will read, so that no wrong shape
+// can reach it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "../common/layers.h"
+
+namespace trpo_fast {
+
+namespace py = pybind11;
+
+class TensorArg {
+ public:
+  TensorArg(py::handle arg, const char* name, Index dimensions) : name_(name) {
+    const auto fields = py::cast<py::tuple>(arg);
+    if (fields.size() != 3)
+      throw py::type_error(std::string(name) + ": expected (address, sizes, strides)");
+    address_ = fields[0].cast<std::uintptr_t>();
+    const auto sizes = py::cast<py::tuple>(fields[1]);
+    const auto strides = py::cast<py::tuple>(fields[2]);
+    if (Index(sizes.size()) != dimensions || sizes.size() != strides.size()) {
+      throw py::value_error(std::string(name) + " has " + std::to_string(sizes.size()) +
+                            " dimensions, expected " + std::to_string(dimensions));
+    }
+    for (Index d = 0; d < dimensions; ++d) {
+      sizes_[d] = sizes[d].cast<Index>();
+      strides_[d] = strides[d].cast<Index>();
+    }
+  }
+
+  Index size(int dimension) const { return sizes_[dimension]; }
+  Index stride(int dimension) const { return strides_[dimension]; }
+
+  void require_size(int dimension, Index expected) const {
+    if (sizes_[dimension] != expected) {
+      throw py::value_error(std::string(name_) + " has size " + std::to_string(sizes_[dimension]) +
+                            " in dimension " + std::to_string(dimension) + ", expected " +
+                            std::to_string(expected));
+    }
+  }
+
+  template <class T>
+  T* data() const {
+    return reinterpret_cast<T*>(address_);
+  }
+
+  template <class T>
+  MatrixView<T> matrix() const {
+    return {data<T>(), sizes_[0], sizes_[1], strides_[0], strides_[1]};
+  }
+
+ private:
+  const char* name_;
+  std::uintptr_t address_ = 0;
+  Index sizes_[3] = {}, strides_[3] = {};
+};
+
+// [(weight, bias or None, activation, parameter), ...] -> layers whose widths fit together.
+template <class T>
+Layers<T> layers_arg(const py::sequence& arg, Index input_width) {
+  Layers<T> layers;
+  Index width = input_width;
+  for (const py::handle item : arg) {
+    const auto fields = py::cast<py::tuple>(item);
+    const TensorArg weight(fields[0], "weight", 2);
+    weight.require_size(1, width);
+    const int activation = fields[2].cast<int>();
+    if (activation < 0 || activation >= kActivationCount) {
+      throw py::value_error("activation " + std::to_string(activation) +
+                            " is not one the native module knows");
+    }
+    Layer<T> layer{
+        weight.data<const T>(), weight.stride(0),       weight.stride(1),   nullptr, 0, width,
+        weight.size(0),         Activation(activation), fields[3].cast<T>()};
+    if (!fields[1].is_none()) {
+      const TensorArg bias(fields[1], "bias", 1);
+      bias.require_size(0, layer.out);
+      layer.bias = bias.data<const T>();
+      layer.bias_stride = bias.stride(0);
+    }
+    width = layer.out;
+    layers.push_back(layer);
+  }
+  if (layers.empty())
+    throw py::value_error("layers is empty: a network has at least one Linear layer");
+  return layers;
+}
+
+}  // namespace trpo_fast
