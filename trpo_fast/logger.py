@@ -1,0 +1,181 @@
+"""The record of a run: progress.csv and TensorBoard events, one row an update.
+
+Column names follow Stable-Baselines3. After a resume the CSV has neither gaps nor duplicates:
+rows of updates later than the checkpoint are dropped, and they are computed again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trpo_fast.checkpoint import write_atomically
+
+ITERATION = "time/iterations"
+TIMESTEPS = "time/total_timesteps"
+COLUMNS = (
+    ITERATION,
+    TIMESTEPS,
+    "time/time_elapsed",
+    "time/fps",
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "rollout/episodes",
+    "rollout/dropped_episodes",
+    "eval/mean_reward",
+    "eval/std_reward",
+    "eval/mean_ep_length",
+    "train/status",
+    "train/accepted",
+    "train/is_line_search_success",
+    "train/kl",
+    "train/kl_divergence_loss",
+    "train/policy_objective",
+    "train/loss_before",
+    "train/loss_after",
+    "train/expected_improvement",
+    "train/actual_improvement",
+    "train/step_size",
+    "train/backtracks",
+    "train/cg_iters",
+    "train/cg_residual",
+    "train/gradient_norm",
+    "train/backend",
+    "train/entropy",
+    "train/std",
+    "train/value_loss",
+    "train/explained_variance",
+    "train/unscaled_advantages",
+    "train/skipped_critic_rows",
+)
+Row = Mapping[str, Any]
+
+
+class RunLogger:
+    """Appends rows to progress.csv and TensorBoard; survives a disk that refuses for a while.
+
+    `last_iteration` is the last update that counts: on resume, rows after it are dropped, and
+    TensorBoard is told to forget what came after `last_timesteps`.
+    """
+
+    def __init__(
+        self, directory: Path, *, last_iteration: int = 0, last_timesteps: int = 0
+    ) -> None:
+        self._path = directory / "progress.csv"
+        self._pending: list[bytes] = []
+        self._end = _start_csv(self._path, last_iteration)
+        self._events: Any = None
+        self._open_events(directory, last_timesteps + 1 if last_iteration else None)
+
+    @property
+    def has_unwritten_rows(self) -> bool:
+        """Whether some rows have not reached the disk."""
+        return bool(self._pending)
+
+    def write(self, row: Row) -> None:
+        """Record one update. A row the disk refuses is kept and written with a later one."""
+        self._pending.append(_line(row.get(column) for column in COLUMNS))
+        self.flush()
+        self._write_events(row)
+
+    def flush(self) -> bool:
+        """Try to put everything on disk; False, with a warning, when the disk refuses."""
+        try:
+            self._append(b"".join(self._pending))
+        except OSError as error:
+            warnings.warn(f"cannot write {self._path}: {error}; will try again", stacklevel=3)
+            return False
+        self._pending.clear()
+        return True
+
+    def close(self) -> None:
+        """Write what is left and close the files."""
+        if self._pending:
+            self.flush()
+        if self._events is not None:
+            self._guard_events(self._events.close)
+            self._events = None
+
+    def _append(self, data: bytes) -> None:
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        with os.fdopen(handle, "r+b") as file:
+            # What an earlier, refused write left behind goes first.
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._end += len(data)
+
+    def _open_events(self, directory: Path, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        def start() -> None:
+            self._events = SummaryWriter(str(directory), purge_step=purge_step)
+
+        self._guard_events(start)
+
+    def _write_events(self, row: Row) -> None:
+        if self._events is None:
+            return
+        step = int(row[TIMESTEPS])
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
+
+        def add() -> None:
+            for name, value in numbers.items():
+                self._events.add_scalar(name, float(value), step)
+
+        self._guard_events(add)
+
+    def _guard_events(self, action: Any) -> None:
+        """TensorBoard is a convenience: when its files fail, it is switched off with a warning."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 (its writer thread passes on anything)
+            self._events = None
+            warnings.warn(f"TensorBoard events are switched off: {error}", stacklevel=4)
+
+
+def read_progress(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a progress.csv in order, each update once; [] without a file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    rows: list[dict[str, str]] = []
+    # A killed process can leave half a line: only what a newline ends counts.
+    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+        iteration = row.get(ITERATION)
+        if None in row or None in row.values() or not str(iteration).isdecimal():
+            continue
+        if not rows or int(row[ITERATION]) > int(rows[-1][ITERATION]):
+            rows.append(row)
+    return rows
+
+
+def _start_csv(path: Path, last_iteration: int) -> int:
+    """Leave a file with the header and the rows that count; returns its size in bytes."""
+    rows = [row for row in read_progress(path) if int(row[ITERATION]) <= last_iteration]
+    lines = [_line(COLUMNS), *(_line(row.get(column) for column in COLUMNS) for row in rows)]
+    data = b"".join(lines)
+    write_atomically(path, data)
+    return len(data)
+
+
+def _line(values: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([_cell(value) for value in values])
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
