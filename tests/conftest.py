@@ -1,0 +1,41 @@
+"""Settings shared by the whole suite."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+# Timings do not matter here, and parallel test workers must not fight over the cores.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """Run a Python program in a fresh process, outside the checkout, with changed variables.
+
+    ``run_python(code, NAME="value", OTHER=None)``: None removes a variable.
+    """
+
+    def run(code: str, *, cwd: Path = tmp_path, timeout: float = 120, **variables: str | None):
+        environment = {**os.environ, **{k: v for k, v in variables.items() if v is not None}}
+        for name in [name for name, value in variables.items() if value is None]:
+            environment.pop(name, None)
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

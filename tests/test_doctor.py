@@ -1,0 +1,100 @@
+"""The installation report: facts that hold here, and hints that follow from the facts."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trpo_fast import _native, doctor
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def test_report_states_the_versions_in_use() -> None:
+    report = doctor.doctor_report()
+    assert report["packages"]["torch"] == torch.__version__
+    assert report["packages"]["numpy"] == np.__version__
+    assert report["threads"]["torch"] == torch.get_num_threads()
+    assert report["cuda"]["available"] == torch.cuda.is_available()
+
+
+def test_report_is_json_and_its_text_names_every_part() -> None:
+    report = json.loads(json.dumps(doctor.doctor_report()))
+    text = doctor.format_report(report)
+    for part in ("native", "cuda", "threads", "extras", torch.__version__, *report["extras"]):
+        assert part in text
+    for hint in report["hints"]:
+        assert hint in text
+
+
+@pytest.mark.skipif(_native.core is None, reason="the native module is not built")
+def test_report_names_the_native_module_and_its_instruction_set() -> None:
+    native = doctor.doctor_report()["native"]
+    assert native["available"]
+    assert native["error"] is None
+    assert Path(native["path"]).exists()
+    assert native["isa"] in native["isas"]
+    assert native["isas"][0] == "baseline"
+
+
+@pytest.mark.skipif(_native.core is None, reason="the native module is not built")
+def test_forced_instruction_set_is_reported(run_python) -> None:
+    code = "import json, trpo_fast.doctor as d; print(json.dumps(d.doctor_report()['native']))"
+    forced = json.loads(run_python(code, TRPO_FAST_ISA="baseline").stdout)
+    assert (forced["isa"], forced["isa_forced"]) == ("baseline", "baseline")
+    unknown = json.loads(run_python(code, TRPO_FAST_ISA="vax").stdout)
+    assert unknown["isa"] is None
+    assert "vax" in unknown["error"]
+
+
+def test_extras_are_those_of_the_package() -> None:
+    declared = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    assert set(doctor.EXTRAS) == set(declared)
+
+
+def test_missing_extra_comes_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.EXTRAS, "mujoco", ("no_such_module_anywhere",))
+    report = doctor.doctor_report()
+    assert report["extras"]["mujoco"] == {
+        "installed": False,
+        "missing": ["no_such_module_anywhere"],
+        "install": "pip install 'trpo_fast[mujoco]'",
+    }
+    assert any("pip install 'trpo_fast[mujoco]'" in hint for hint in report["hints"])
+
+
+def test_missing_core_dependency_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_PACKAGES", ("torch", "no-such-distribution"))
+    report = doctor.doctor_report()
+    assert report["packages"]["no-such-distribution"] is None
+    assert any("pip install no-such-distribution" in hint for hint in report["hints"])
+
+
+def test_more_threads_than_cpus_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cpus + 1)
+    hints = doctor.doctor_report()["hints"]
+    assert any(f"export OMP_NUM_THREADS={cpus}" in hint for hint in hints)
+
+
+def test_cuda_build_without_a_device_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = doctor.doctor_report()
+    assert any("nvidia-smi" in hint for hint in report["hints"])
+    assert "built for 13.0; no device" in doctor.format_report(report)
+
+
+def test_missing_native_module_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "core", None)
+    monkeypatch.setattr(_native, "load_error", "the module is gone; run make build")
+    report = doctor.doctor_report()
+    assert report["native"]["isa"] is None
+    assert "the module is gone; run make build" in report["hints"]
+    assert "pure-torch code is used" in doctor.format_report(report)

@@ -1,0 +1,182 @@
+"""What this installation is made of, and what to do about what is missing: ``trpo-fast doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from trpo_fast import _native
+
+# The importable names each extra brings; tests hold the keys against pyproject.toml.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "mujoco": ("mujoco", "imageio"),
+    "box2d": ("Box2D", "pygame"),
+    "envpool": ("envpool",),
+    "video": ("moviepy", "pygame"),
+    "sb3": ("stable_baselines3", "sb3_contrib"),
+    "bench": ("pytest", "pytest_benchmark", "stable_baselines3", "sb3_contrib", "tianshou"),
+    "test": ("pytest", "xdist", "hypothesis"),
+    "docs": ("markdown",),
+    "dev": ("mypy", "ruff", "clang_format", "pre_commit", "scikit_build_core", "pybind11"),
+}
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "gymnasium",
+    "safetensors",
+    "tensorboard",
+    "rich",
+    "matplotlib",
+)
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def install_line(extra: str) -> str:
+    """The pip command that installs one extra of this package."""
+    return f"pip install 'trpo_fast[{extra}]'"
+
+
+def doctor_report() -> dict[str, Any]:
+    """Collect the facts about this installation.
+
+    Returns:
+        A JSON-serialisable dict: ``trpo_fast``, ``python`` and ``platform`` (strings),
+        ``packages`` (name -> version, or None where missing), ``native``, ``cuda``, ``threads``,
+        ``extras`` (name -> installed, missing modules, install line), and ``hints``: sentences
+        that each say what is wrong and how to mend it, empty when all is well.
+    """
+    report: dict[str, Any] = {
+        "trpo_fast": _version("trpo_fast"),
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "native": _native_facts(),
+        "cuda": _cuda_facts(),
+        "threads": _thread_facts(),
+        "extras": {name: _extra_facts(name) for name in EXTRAS},
+    }
+    report["hints"] = _hints(report)
+    return report
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report of ``doctor_report`` as plain text for a terminal."""
+    native, cuda, threads = report["native"], report["cuda"], report["threads"]
+    lines = [
+        f"trpo_fast   {report['trpo_fast'] or 'not installed as a package'}",
+        f"python      {report['python']}",
+        f"platform    {report['platform']}",
+        "packages    " + ", ".join(f"{k} {v or 'missing'}" for k, v in report["packages"].items()),
+    ]
+    if native["available"]:
+        forced = f" (TRPO_FAST_ISA={native['isa_forced']})" if native["isa_forced"] else ""
+        isas = ", ".join(native["isas"])
+        lines.append(f"native      {native['path']}")
+        lines.append(f"            instruction set: {native['isa']}{forced}; available: {isas}")
+    else:
+        lines.append("native      not available: the pure-torch code is used")
+    built = f"built for {cuda['torch_build']}" if cuda["torch_build"] else "a CPU build"
+    devices = "; ".join(cuda["devices"]) or "no device"
+    lines += [
+        f"cuda        torch is {built}; {devices}",
+        f"threads     torch {threads['torch']} of {threads['usable_cpus']} usable CPUs"
+        + "".join(f", {k}={v}" for k, v in threads["environment"].items()),
+        "extras",
+    ]
+    for name, extra in report["extras"].items():
+        state = "installed" if extra["installed"] else f"missing: {extra['install']}"
+        lines.append(f"  {name:<10}{state}")
+    if report["hints"]:
+        lines += ["", "What to do", *(f"  * {hint}" for hint in report["hints"])]
+    else:
+        lines += ["", "No problem found."]
+    return "\n".join(lines)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _native_facts() -> dict[str, Any]:
+    core, error = _native.core, _native.load_error
+    isa, isas = None, []
+    if core is not None:
+        try:
+            isa, isas = core.isa(), list(core.available_isas())
+        except RuntimeError as refused:  # TRPO_FAST_ISA names what this CPU cannot run
+            error = str(refused)
+    return {
+        "available": core is not None,
+        "path": None if core is None else core.__file__,
+        "isa": isa,
+        "isas": isas,
+        "isa_forced": os.environ.get("TRPO_FAST_ISA"),
+        "error": error,
+    }
+
+
+def _cuda_facts() -> dict[str, Any]:
+    available = torch.cuda.is_available()
+    devices = []
+    for index in range(torch.cuda.device_count() if available else 0):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            f"{properties.name} (sm_{properties.major}{properties.minor}, "
+            f"{properties.total_memory / 2**30:.0f} GiB)"
+        )
+    return {"torch_build": torch.version.cuda, "available": available, "devices": devices}
+
+
+def _thread_facts() -> dict[str, Any]:
+    return {
+        "torch": torch.get_num_threads(),
+        "usable_cpus": _usable_cpus(),
+        "environment": {k: os.environ[k] for k in _THREAD_VARIABLES if k in os.environ},
+    }
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _extra_facts(name: str) -> dict[str, Any]:
+    missing = [module for module in EXTRAS[name] if importlib.util.find_spec(module) is None]
+    return {"installed": not missing, "missing": missing, "install": install_line(name)}
+
+
+def _hints(report: dict[str, Any]) -> list[str]:
+    hints = []
+    if report["native"]["error"]:
+        hints.append(report["native"]["error"])
+    missing = [name for name, version in report["packages"].items() if version is None]
+    if missing:
+        hints.append(f"Core dependencies are missing: pip install {' '.join(missing)}")
+    if not report["extras"]["mujoco"]["installed"]:
+        hints.append(
+            "MuJoCo environments (HalfCheetah-v5, Ant-v5, ...) need an extra: "
+            f"{install_line('mujoco')}"
+        )
+    threads = report["threads"]
+    if threads["torch"] > threads["usable_cpus"]:
+        hints.append(
+            f"torch uses {threads['torch']} threads on {threads['usable_cpus']} usable CPUs, which "
+            f"slows everything down: export OMP_NUM_THREADS={threads['usable_cpus']}"
+        )
+    if report["cuda"]["torch_build"] and not report["cuda"]["available"]:
+        hints.append(
+            "torch is built for CUDA but finds no usable device; training runs on the CPU. "
+            "If there is one, check the driver with nvidia-smi."
+        )
+    return hints
