@@ -1,0 +1,96 @@
+"""Learning curves as a picture, from the progress.csv of one run or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trpo_fast.logger import TIMESTEPS, read_progress
+
+Series = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+# Okabe & Ito 2008: told apart by readers with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#555555"
+
+
+class PlotError(ValueError):
+    """There is nothing to draw; the text says where it was looked for."""
+
+
+def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
+    """Draw return against steps for each run directory into one PNG file.
+
+    A single run also gets its evaluations and a second panel with the KL of each update. Raises
+    PlotError for a directory without finished episodes, OSError when the file cannot be written.
+    """
+    runs = {str(Path(d)): read_progress(Path(d) / "progress.csv") for d in directories}
+    for name, rows in runs.items():
+        if not column(rows, "rollout/ep_rew_mean")[0].size:
+            raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
+    figure, axes = _figure(panels=2 if len(runs) == 1 else 1)
+    for colour, (name, rows) in zip(_cycle(len(runs)), runs.items(), strict=True):
+        steps, returns = column(rows, "rollout/ep_rew_mean")
+        axes[0].plot(steps, returns, color=colour, linewidth=1.8, label=Path(name).name)
+        evaluated, scores = column(rows, "eval/mean_reward")
+        if evaluated.size:
+            label = f"{Path(name).name}, evaluation"
+            axes[0].plot(evaluated, scores, "o", color=colour, markersize=4, label=label)
+        if len(axes) > 1:
+            axes[1].plot(*column(rows, "train/kl"), color=GREY, linewidth=1.0)
+            axes[1].set_ylabel("KL of the update")
+            axes[1].set_ylim(bottom=0)
+    axes[0].set_title(
+        title or (Path(next(iter(runs))).name if len(runs) == 1 else "Learning curves")
+    )
+    axes[0].set_ylabel("mean return of the last 100 episodes")
+    axes[-1].set_xlabel("environment steps")
+    if len(axes[0].lines) > 1:
+        axes[0].legend(frameon=False, fontsize=8)
+    return _save(figure, Path(out))
+
+
+def column(rows: Sequence[dict[str, str]], name: str) -> Series:
+    """Steps and values of one column, rows without a value left out."""
+    pairs = [(row[TIMESTEPS], row[name]) for row in rows if row.get(name) not in (None, "")]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps, np.float64), np.array(values, np.float64)
+
+
+def style(axis: Any) -> None:
+    """The one look of every picture: light grid, no box, steps as 100k."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.grid(color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    # Not pyplot: no global state, no display, nothing to close.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 3.6 + 1.4 * (panels - 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    ratios = [3, 1][:panels]
+    axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0])
+    for axis in axes:
+        style(axis)
+    return figure, axes
+
+
+def _save(figure: Any, out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    return out
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
