@@ -133,7 +133,7 @@ class ObservationNormalizer:
             return shifted.mul_(scale).clamp_(-self.clip, self.clip)
         if observations.dtype == np.float32:
             mean32, scale32 = self._float32
-            result = np.subtract(observations, mean32, out=out)
+            result: npt.NDArray[Any] = np.subtract(observations, mean32, out=out)
             np.multiply(result, scale32, out=result)
         else:
             result = np.subtract(observations, self.statistics.mean, out=out)
