@@ -1,0 +1,108 @@
+"""The package as shipped: metadata, what an import costs, and hostile surroundings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import trpo_fast
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9_.-]", item)[0].lower() for item in requirements}
+
+
+def test_version_is_the_same_everywhere() -> None:
+    declared = PYPROJECT["project"]["version"]
+    assert trpo_fast.__version__ == declared
+    assert importlib.metadata.version("trpo_fast") == declared
+
+
+def test_build_needs_no_torch() -> None:
+    assert _names(PYPROJECT["build-system"]["requires"]) == {"scikit-build-core", "pybind11"}
+
+
+def test_metadata_pins_nothing() -> None:
+    project = PYPROJECT["project"]
+    extras = [item for extra in project["optional-dependencies"].values() for item in extra]
+    assert not [item for item in project["dependencies"] + extras if re.search(r"[=~<]=", item)]
+
+
+def test_constraints_pin_every_direct_dependency_exactly_once() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line]
+    assert len(pins) == len(set(pins))
+    project = PYPROJECT["project"]
+    needed = project["dependencies"] + PYPROJECT["build-system"]["requires"]
+    for extra in project["optional-dependencies"].values():
+        needed = needed + extra
+    assert {name.replace("_", "-") for name in _names(needed)} <= set(pins)
+    assert "torch==2.13.0" in lines
+
+
+def test_every_extra_of_the_contract_exists() -> None:
+    extras = set(PYPROJECT["project"]["optional-dependencies"])
+    assert {"mujoco", "box2d", "envpool", "video", "sb3", "bench", "test", "docs"} <= extras
+
+
+def test_package_is_marked_as_typed() -> None:
+    package = Path(trpo_fast.__file__).parent
+    assert (package / "py.typed").is_file()
+    assert (package / "_core.pyi").is_file()
+
+
+def test_import_is_light(run_python) -> None:
+    code = """
+import sys, trpo_fast
+heavy = {"matplotlib", "tensorboard", "rich", "numba", "mujoco", "pygame"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_public_name_resolves() -> None:
+    for name in trpo_fast.__all__:
+        assert getattr(trpo_fast, name) is not None
+
+
+def test_module_and_command_are_the_same_program(run_python) -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="trpo-fast")
+    assert script.value == "trpo_fast.cli:main"
+    result = run_python(
+        "import runpy, sys; sys.argv = ['trpo_fast', '--version']\n"
+        "runpy.run_module('trpo_fast', run_name='__main__')"
+    )
+    assert result.returncode == 0, result.stderr
+    assert trpo_fast.__version__ in result.stdout
+
+
+@pytest.mark.slow
+def test_trains_with_nowhere_to_cache_and_no_home(run_python, tmp_path: Path) -> None:
+    """Read-only site-packages: neither numba nor matplotlib finds a place for its files."""
+    run_dir = tmp_path / "run"
+    code = f"""
+import sys
+from trpo_fast.cli import main
+sys.exit(main(["train", "CartPole-v1", "--total-steps", "512", "--num-envs", "2",
+               "--rollout-steps", "128", "--run-dir", {str(run_dir)!r}]))
+"""
+    result = run_python(
+        code,
+        HOME=None,
+        XDG_CACHE_HOME=None,
+        XDG_CONFIG_HOME=None,
+        MPLCONFIGDIR="/proc/no-such-directory",
+        NUMBA_CACHE_DIR="/proc/no-such-directory",
+        PYTHONDONTWRITEBYTECODE="1",
+    )
+    assert result.returncode == 0, result.stderr
+    assert (run_dir / "progress.csv").is_file()
+    assert (run_dir / "learning_curve.png").is_file()
