@@ -1,0 +1,193 @@
+"""One environment: seeded episodes that can be replayed, and the error for one that misbehaves."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["EnvironmentFault", "SeededEpisodes", "episode_seed"]
+
+
+class EnvironmentFault(RuntimeError):  # noqa: N818
+    """An environment raised, returned NaN, or lost its process.
+
+    Attributes:
+        env_index: which environment of the vector; None when that cannot be known.
+        step: the step within its episode, from 1; 0 for a reset; None when unknown.
+        action: what it was given, as the environment takes it; None for a reset.
+        traceback: text of the original traceback, from a worker process too; "" without one.
+    """
+
+    def __init__(
+        self,
+        message: str | EnvironmentFault,
+        *,
+        env_index: int | None = None,
+        step: int | None = None,
+        action: npt.NDArray[Any] | None = None,
+        trace: str = "",
+    ) -> None:
+        super().__init__(str(message))
+        self.env_index = env_index
+        self.step = step
+        self.action = action
+        self.traceback = trace
+        if isinstance(message, EnvironmentFault):
+            # gymnasium re-raises a worker's exception as type(exception)(exception)
+            self.__dict__.update(message.__dict__)
+
+
+def episode_seed(seed: int, env_index: int, episode: int) -> int:
+    """The seed of one episode: 32 bits of SeedSequence((seed, env_index, episode))."""
+    return int(np.random.SeedSequence((seed, env_index, episode)).generate_state(1)[0])
+
+
+class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+    """Seeds every episode from (seed, index, episode number) and records its actions.
+
+    The running episode can so be reached again, bit for bit, in a fresh environment: reset with
+    its seed and repeat the actions. Infos are dropped but for the action mask, because merging
+    those of many environments costs more than stepping a small one.
+
+    Args:
+        env: any environment whose episodes depend only on the seed of `reset` and the actions.
+        seed: seed of the whole run, >= 0.
+        index: position in the vector of environments.
+
+    Exceptions of the environment leave as :class:`EnvironmentFault`.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int) -> None:
+        super().__init__(env)
+        self.seed = seed
+        self.index = index
+        self.episode = -1
+        self._steps = 0
+        self._actions: npt.NDArray[Any] = np.empty((0,))
+        self._mask_method = (
+            env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+        )
+
+    @property
+    def has_mask_method(self) -> bool:
+        """Whether the environment has an ``action_masks()`` method (sb3-contrib's convention)."""
+        return callable(self._mask_method)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin the next episode, with its own seed in place of the argument."""
+        del seed
+        self.episode += 1
+        self._steps = 0
+        own_seed = episode_seed(self.seed, self.index, self.episode)
+        try:
+            observation, info = self.env.reset(seed=own_seed, options=options)
+            return observation, self._mask_info(info)
+        except Exception as error:
+            raise self._fault(error, "reset()", None) from error
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the environment and record the action."""
+        self._record(action)
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:
+                # an environment may reuse its observation's memory in the coming reset
+                observation = copy.deepcopy(observation)
+            return (
+                observation,
+                float(reward),
+                bool(terminated),
+                bool(truncated),
+                (self._mask_info(info)),
+            )
+        except Exception as error:
+            raise self._fault(error, "step()", np.array(action)) from error
+
+    def _record(self, action: Any) -> None:
+        row = np.asarray(action)
+        if self._steps == len(self._actions) or self._actions.dtype != row.dtype:
+            grown = np.empty((max(64, 2 * self._steps), *row.shape), row.dtype)
+            if self._steps:
+                grown[: self._steps] = self._actions[: self._steps]
+            self._actions = grown
+        self._actions[self._steps] = row
+        self._steps += 1
+
+    def _mask_info(self, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_mask" in info:
+            return {"action_mask": np.asarray(info["action_mask"], bool).ravel()}
+        if self._mask_method is not None:
+            return {"action_mask": np.asarray(self._mask_method(), bool).ravel()}
+        return {}
+
+    def _fault(
+        self, error: Exception, where: str, action: npt.NDArray[Any] | None
+    ) -> EnvironmentFault:
+        given = "" if action is None else f", action {action.tolist()}"
+        return EnvironmentFault(
+            f"environment {self.index} raised {type(error).__name__}: {error} in {where} "
+            f"(episode {self.episode}, step {self._steps}{given})",
+            env_index=self.index,
+            step=self._steps,
+            action=action,
+            trace=traceback.format_exc(),
+        )
+
+    def running_episode(self) -> tuple[int, npt.NDArray[Any]]:
+        """The running episode's number (-1 before the first) and its actions so far [n, ...]."""
+        return self.episode, self._actions[: self._steps].copy()
+
+    def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]]) -> tuple[Any, bool]:
+        """Enter this environment's entry of ``episodes``, one per environment of the vector.
+
+        Returns:
+            The last observation and whether the episode is already over, which it must not be.
+        """
+        episode, actions = episodes[self.index]
+        self.episode = episode - 1
+        observation, _ = self.reset()
+        over = False
+        for action in actions:
+            if over:
+                break
+            observation, _, terminated, truncated, _ = self.step(action)
+            over = terminated or truncated
+        return observation, over
+
+
+def guarded_worker(
+    index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, *rest: Any
+) -> None:
+    """The process of one environment: gymnasium's worker, made safe at its edges.
+
+    Ctrl-C reaches the whole process group: the parent decides what it means, so workers ignore
+    it. A handler for SIGTERM inherited through `fork` would keep `terminate()` from working. An
+    exception in the constructor is reported like one in `step`, not as a closed pipe.
+    """
+    from gymnasium.vector.async_vector_env import _async_worker
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        env = env_fn()
+    except Exception as error:  # noqa: BLE001
+        fault = EnvironmentFault(
+            f"environment {index} raised {type(error).__name__}: {error} while being created",
+            env_index=index,
+            trace=traceback.format_exc(),
+        )
+        error_queue = rest[1]
+        error_queue.put((index, EnvironmentFault, fault, fault.traceback))
+        pipe.recv()
+        pipe.send((None, False))
+        return
+    _async_worker(index, lambda: env, pipe, parent_pipe, *rest)
