@@ -43,7 +43,7 @@ $(STAMP)/extra-%: pyproject.toml constraints.txt | $(STAMP)/native
 
 build: $(STAMP)/native  ## build the native module and install the package, editable
 
-train: $(STAMP)/native $(STAMP)/extra-mujoco  ## train $(TRAIN_ENV) and name the results
+train: $(STAMP)/native $(STAMP)/extra-mujoco  ## train TRAIN_ENV for TRAIN_STEPS steps and name the results
 	$(BIN)/trpo-fast train $(TRAIN_ENV) --total-steps $(TRAIN_STEPS) $(TRAIN_ARGS)
 
 test: $(STAMP)/native $(STAMP)/extra-test,mujoco  ## run the test suite; the native module must load
