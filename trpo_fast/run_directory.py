@@ -45,13 +45,18 @@ class RunDirectory:
         files = (self.config_file, self.progress_file, self.best_file)
         return any(file.exists() for file in files) or bool(self.rolling())
 
+    def refuse_if_used(self) -> None:
+        """RunDirectoryError with the way out, when a run already wrote here."""
+        if self.is_used():
+            raise RunDirectoryError(
+                f"{self.path} already holds a run: continue it with --resume (in Python: "
+                "TRPO.load of its newest checkpoint), or choose another --run-dir (run_dir=)"
+            )
+
     def claim(self, *, resume: bool = False) -> None:
         """Make the directory ready for a run; RunDirectoryError when it is taken or unwritable."""
-        if self.is_used() and not resume:
-            raise RunDirectoryError(
-                f"{self.path} already holds a run: continue it with --resume, "
-                "or choose another --run-dir"
-            )
+        if not resume:
+            self.refuse_if_used()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)

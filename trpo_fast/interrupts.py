@@ -1,0 +1,80 @@
+"""Stopping a training run from outside without leaving anything half done.
+
+The first SIGINT raises KeyboardInterrupt where the program is, or at the end of a section that
+must not be cut (writing a row and its checkpoint). The second one is not held back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+INTERRUPTED = 130  # the shell's 128 + SIGINT
+
+
+class InterruptGuard:
+    """Holds signals back in shielded sections. Made by `interrupt_guard`."""
+
+    def __init__(self, *, exit_at_second: bool) -> None:
+        self._exit_at_second = exit_at_second
+        self._received = 0
+        self._depth = 0
+        self._held = False
+
+    @contextlib.contextmanager
+    def shielded(self) -> Iterator[None]:
+        """A section that the first signal interrupts only at its end."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self._held and not self._depth:
+            self._held = False
+            raise KeyboardInterrupt
+
+    def handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """The signal handler."""
+        self._received += 1
+        if self._received > 1 and self._exit_at_second:
+            os._exit(INTERRUPTED)
+        if self._depth and self._received == 1:
+            self._held = True
+            return
+        raise KeyboardInterrupt
+
+
+_active: list[InterruptGuard] = []
+
+
+@contextlib.contextmanager
+def interrupt_guard(*, command_line: bool = False) -> Iterator[InterruptGuard]:
+    """Route SIGINT through a guard while the block runs; inside another guard, that one serves.
+
+    Args:
+        command_line: SIGTERM counts too, and a second signal ends the process at once (130).
+
+    Outside the main thread, or where a program installed its own handler, signals are left alone.
+    """
+    if _active:
+        yield _active[-1]
+        return
+    guard = InterruptGuard(exit_at_second=command_line)
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        if command_line or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            previous[signal.SIGINT] = signal.signal(signal.SIGINT, guard.handle)
+        if command_line:
+            previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, guard.handle)
+    _active.append(guard)
+    try:
+        yield guard
+    finally:
+        _active.remove(guard)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
