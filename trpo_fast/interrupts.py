@@ -61,16 +61,18 @@ def interrupt_guard(*, command_line: bool = False) -> Iterator[InterruptGuard]:
 
     Outside the main thread, or where a program installed its own handler, signals are left alone.
     """
+    guard = InterruptGuard(exit_at_second=command_line)
+    if threading.current_thread() is not threading.main_thread():
+        yield guard
+        return
     if _active:
         yield _active[-1]
         return
-    guard = InterruptGuard(exit_at_second=command_line)
     previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        if command_line or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            previous[signal.SIGINT] = signal.signal(signal.SIGINT, guard.handle)
-        if command_line:
-            previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, guard.handle)
+    if command_line or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, guard.handle)
+    if command_line:
+        previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, guard.handle)
     _active.append(guard)
     try:
         yield guard

@@ -1,0 +1,90 @@
+"""Run directories: names, claims, rolling checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+
+from trpo_fast.checkpoint import CheckpointError
+from trpo_fast.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    last_run_directory,
+    new_run_directory,
+)
+
+
+def test_default_names_count_up(tmp_path):
+    names = [new_run_directory("CartPole-v1", 3, tmp_path).path.name for _ in range(3)]
+    assert names == ["CartPole-v1-s3-1", "CartPole-v1-s3-2", "CartPole-v1-s3-3"]
+    assert new_run_directory("CartPole-v1", 4, tmp_path).path.name == "CartPole-v1-s4-1"
+    last = last_run_directory("CartPole-v1", 3, tmp_path)
+    assert last is not None
+    assert last.path.name == "CartPole-v1-s3-3"
+    assert last_run_directory("Pendulum-v1", 3, tmp_path) is None
+
+
+def test_ids_with_slashes_and_colons_become_one_directory(tmp_path):
+    for env in ("ALE/Pong-v5", "package:Env-v0", "../../etc"):
+        path = new_run_directory(env, 0, tmp_path).path
+        assert path.parent == tmp_path
+
+
+def test_a_used_directory_is_refused_with_the_way_out(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim()
+    directory.save({"x": 1}, 10, keep=3)
+    with pytest.raises(RunDirectoryError, match="--resume"):
+        directory.claim()
+    directory.claim(resume=True)
+
+
+def test_a_place_that_cannot_be_written_is_an_error_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="cannot write"):
+        RunDirectory(tmp_path / "file" / "run").claim()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_rolling_checkpoints_keep_the_newest(tmp_path, keep):
+    directory = RunDirectory(tmp_path)
+    for step in (5, 10, 100, 1000):
+        directory.save({"step": step}, step, keep=keep)
+    steps = [int(p.stem.removeprefix("step-")) for p in directory.rolling()]
+    assert steps == [5, 10, 100, 1000][-keep:]
+    found = directory.latest()
+    assert found is not None
+    assert found[1] == {"step": 1000}
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.save({"step": 1}, 1, keep=3)
+    directory.save({"step": 2}, 2, keep=3).write_bytes(b"garbage")
+    with pytest.warns(UserWarning, match="passing over"):
+        found = directory.latest()
+    assert found is not None
+    assert found[1] == {"step": 1}
+    directory.rolling()[0].write_bytes(b"garbage")
+    with pytest.warns(UserWarning, match="passing over"), pytest.raises(CheckpointError):
+        directory.latest()
+
+
+def test_leftovers_of_a_killed_writer_are_removed_on_resume(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.claim()
+    leftover = directory.checkpoints / ".step-000000000001.safetensors.99.tmp"
+    leftover.write_bytes(b"half")
+    directory.claim(resume=True)
+    assert not leftover.exists()
+
+
+def test_config_json_is_read_as_data(tmp_path):
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
+        directory.read_config()
+    directory.write_config({"a": 1})
+    assert directory.read_config() == {"a": 1}
+    for bad in ("{", "[1]", "[" * 100_000):
+        directory.config_file.write_text(bad)
+        with pytest.raises(RunDirectoryError, match="damaged"):
+            directory.read_config()
