@@ -10,9 +10,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from trpo_fast.episodes import EnvironmentFault, SeededEpisodes, guarded_worker
+from trpo_fast.episodes import (
+    EnvironmentFault,
+    EnvironmentSetupError,
+    SeededEpisodes,
+    WorkerEnvironments,
+)
 from trpo_fast.flattening import ObservationFlattener, UnsupportedSpaceError, check_action_space
 from trpo_fast.vector_environment import VectorEnvironment, flatten_observations
 
@@ -34,10 +39,6 @@ Environment = (
 VECTORIZATIONS = ("sync", "async", "envpool")
 # The module whose absence an environment complains of, and the extra that brings it.
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "pygame": "video", "moviepy": "video"}
-
-
-class EnvironmentSetupError(ValueError):
-    """An environment that cannot be made as asked; the text says what to do instead."""
 
 
 class UnknownEnvironmentError(EnvironmentSetupError):
@@ -69,9 +70,8 @@ def make_vector_env(
         env_kwargs: keyword arguments of the environment's constructor.
 
     Raises:
-        EnvironmentSetupError: the environment cannot be made; UnknownEnvironmentError and
-            MissingExtraError among it.
-        UnsupportedSpaceError: no policy here can serve one of its spaces.
+        EnvironmentSetupError: the environment cannot be made or served; its kinds are
+            UnknownEnvironmentError, MissingExtraError and UnsupportedSpaceError.
         EnvironmentFault: a worker process could not make its environment.
     """
     _check_arguments(num_envs, vectorization, seed)
@@ -186,7 +186,7 @@ def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any,
         return SyncVectorEnv([lambda: first, *factories[1:]], copy=False, autoreset_mode=mode)
     first.close()
     try:
-        return AsyncVectorEnv(factories, copy=False, autoreset_mode=mode, worker=guarded_worker)
+        return WorkerEnvironments(factories, mode)
     except EnvironmentFault as fault:
         # the frames of the traceback keep the half-made vector, and with it its processes, alive
         raise fault.with_traceback(None) from None

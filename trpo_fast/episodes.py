@@ -5,14 +5,20 @@ from __future__ import annotations
 import copy
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
-__all__ = ["EnvironmentFault", "SeededEpisodes", "episode_seed"]
+__all__ = ["EnvironmentFault", "EnvironmentSetupError", "SeededEpisodes", "episode_seed"]
+
+
+class EnvironmentSetupError(ValueError):
+    """An environment that cannot be made or served as asked; the text says what to do instead."""
 
 
 class EnvironmentFault(RuntimeError):  # noqa: N818
@@ -164,6 +170,31 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         return observation, over
 
 
+class WorkerEnvironments(AsyncVectorEnv):
+    """gymnasium's vector of processes, with :func:`guarded_worker` and quiet error reports.
+
+    gymnasium announces each worker's traceback in a warning; here the exception carries it.
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]], mode: AutoresetMode):
+        super().__init__(factories, copy=False, autoreset_mode=mode, worker=guarded_worker)
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        failed = sum(1 for success in successes if not success)
+        if not failed:
+            return
+        reports = [self.error_queue.get() for _ in range(failed)]
+        self._state = AsyncState.DEFAULT
+        index, kind, value, trace = min(reports, key=lambda report: report[0])
+        if isinstance(value, EnvironmentFault):
+            raise value
+        raise EnvironmentFault(
+            f"the process of environment {index} raised {kind.__name__}: {value}",
+            env_index=index,
+            trace=trace,
+        )
+
+
 def guarded_worker(
     index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, *rest: Any
 ) -> None:
@@ -173,8 +204,6 @@ def guarded_worker(
     it. A handler for SIGTERM inherited through `fork` would keep `terminate()` from working. An
     exception in the constructor is reported like one in `step`, not as a closed pipe.
     """
-    from gymnasium.vector.async_vector_env import _async_worker
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

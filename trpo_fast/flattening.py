@@ -11,6 +11,8 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from trpo_fast.episodes import EnvironmentSetupError
+
 __all__ = ["ObservationFlattener", "UnsupportedSpaceError", "action_converter"]
 
 Space = spaces.Space[Any]
@@ -22,7 +24,7 @@ _Write = Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], None]
 _Leaf = tuple[tuple[Any, ...], slice, _Write]
 
 
-class UnsupportedSpaceError(ValueError):
+class UnsupportedSpaceError(EnvironmentSetupError):
     """A space that no policy here can serve; the text lists those that one can."""
 
 

@@ -318,8 +318,7 @@ def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) 
 
 
 def _bad_rows(rows: npt.NDArray[np.float32]) -> Bool:
-    bad: Bool = np.logical_not(np.isfinite(rows)).any(axis=1)
-    return bad
+    return np.asarray(np.logical_not(np.isfinite(rows)).any(axis=1))
 
 
 def _all_finite(transition: Transition, following: npt.NDArray[np.float32]) -> bool:
