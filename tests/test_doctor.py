@@ -64,9 +64,9 @@ def test_missing_extra_comes_with_its_install_line(monkeypatch: pytest.MonkeyPat
     assert report["extras"]["mujoco"] == {
         "installed": False,
         "missing": ["no_such_module_anywhere"],
-        "install": "pip install 'trpo_fast[mujoco]'",
+        "install": "pip install 'trpo-fast[mujoco]'",
     }
-    assert any("pip install 'trpo_fast[mujoco]'" in hint for hint in report["hints"])
+    assert any("pip install 'trpo-fast[mujoco]'" in hint for hint in report["hints"])
 
 
 def test_missing_core_dependency_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import importlib
 import os
 from types import ModuleType
 
-INSTALL_LINE = "pip install --force-reinstall --no-deps --no-cache-dir trpo_fast"
+INSTALL_LINE = "pip install --force-reinstall --no-deps --no-cache-dir trpo-fast"
 
 
 def _load() -> tuple[ModuleType | None, str | None]:

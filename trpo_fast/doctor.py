@@ -40,7 +40,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 def install_line(extra: str) -> str:
     """The pip command that installs one extra of this package."""
-    return f"pip install 'trpo_fast[{extra}]'"
+    return f"pip install 'trpo-fast[{extra}]'"
 
 
 def doctor_report() -> dict[str, Any]:
