@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -192,9 +193,32 @@ def mode(distribution: Distribution) -> Tensor:
         return distribution.mean
 
 
-def detach(distribution: Distribution) -> Distribution:
-    """The same distribution cut from the autograd graph; see ``_rebuild`` for the types served."""
-    return _rebuild(distribution, lambda t: t.detach())
+def detached(distribution: Distribution) -> Distribution:
+    """A copy cut from the autograd graph that shares no memory with it, for any distribution.
+
+    A model may hand its own parameters to the distribution; the copy keeps their present values
+    when the parameters change.
+    """
+    clone: Distribution = _detached_value(distribution, {})
+    return clone
+
+
+def _detached_value(value: Any, memo: dict[int, Any]) -> Any:
+    # Attributes that are one object stay one object, as copy.deepcopy has it.
+    if id(value) in memo:
+        return memo[id(value)]
+    result = value
+    if isinstance(value, Tensor):
+        result = value.detach().clone()
+    elif isinstance(value, Distribution):
+        result = copy.copy(value)
+        vars(result).update({k: _detached_value(v, memo) for k, v in vars(value).items()})
+    elif isinstance(value, dict):
+        result = {key: _detached_value(v, memo) for key, v in value.items()}
+    elif type(value) in (list, tuple):
+        result = type(value)(_detached_value(v, memo) for v in value)
+    memo[id(value)] = result
+    return result
 
 
 def in_double(distribution: Distribution) -> Distribution:
@@ -203,31 +227,29 @@ def in_double(distribution: Distribution) -> Distribution:
     A KL near 0 is the difference of nearly equal terms: in float64 nothing of a float32 model is
     lost to cancellation.
     """
-    return _rebuild(distribution, lambda t: t.double())
-
-
-def _rebuild(distribution: Distribution, f: Callable[[Tensor], Tensor]) -> Distribution:
     d: Any = distribution
     kind = type(distribution)
     if kind is Independent:
-        base = _rebuild(d.base_dist, f)
+        base = in_double(d.base_dist)
         return Independent(base, d.reinterpreted_batch_ndims, validate_args=False)
     if kind is TransformedDistribution:
-        return TransformedDistribution(_rebuild(d.base_dist, f), d.transforms, validate_args=False)
+        return TransformedDistribution(in_double(d.base_dist), d.transforms, validate_args=False)
     if kind is Normal:
-        return Normal(f(d.loc), f(d.scale), validate_args=False)
+        return Normal(d.loc.double(), d.scale.double(), validate_args=False)
     if kind is Categorical and d._param is d.__dict__.get("probs"):
-        return Categorical(probs=f(d.probs), validate_args=False)
+        return Categorical(probs=d.probs.double(), validate_args=False)
     if kind in (Categorical, MaskedCategorical):
-        return MaskedCategorical(f(d.logits), validate_args=False)
+        return MaskedCategorical(d.logits.double(), validate_args=False)
     if kind is MultiCategorical:
-        return MultiCategorical(f(d.logits), d.nvec, validate_args=False)
+        return MultiCategorical(d.logits.double(), d.nvec, validate_args=False)
     if kind is Bernoulli and d._param is d.__dict__.get("logits"):
-        return Bernoulli(logits=f(d.logits), validate_args=False)
+        return Bernoulli(logits=d.logits.double(), validate_args=False)
     if kind is MultivariateNormal:
-        return MultivariateNormal(f(d.loc), scale_tril=f(d.scale_tril), validate_args=False)
+        return MultivariateNormal(
+            d.loc.double(), scale_tril=d.scale_tril.double(), validate_args=False
+        )
     if kind is Beta:
-        return Beta(f(d.concentration1), f(d.concentration0), validate_args=False)
+        return Beta(d.concentration1.double(), d.concentration0.double(), validate_args=False)
     return distribution
 
 

@@ -1,13 +1,76 @@
-"""Which code serves: the registry of backends, and the forward pass they share."""
+"""Which code serves: the registry of backends, and the forward pass they share.
+
+A backend is one module with a class that implements ``trust_region.Problem``. Every analytic
+backend's class is constructed alike:
+
+    SomeProblem(network, parameters, batch, options)
+
+    network     ``network.Network``; its tensors are the module's parameters, any strides
+    parameters  ``flat.FlatParameters``: the flat order; a network tensor outside it is frozen.
+                The constructor sets ``parameters.used``
+    batch       ``batch.Batch`` after ``fused_batch``: dtypes, shapes and ranges are checked,
+                rows of weight 0 are gone; ``actions`` is None where only products are needed
+    options     ``options.Options``
+
+and it comes with ``refusal(network, batch, options) -> str | None``: why it cannot serve, in words
+that end up in front of the user. Both are entered in ``ANALYTIC``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trpo_fast import _native, network
+from trpo_fast.backends.reference import ReferenceProblem
+from trpo_fast.batch import Batch
+from trpo_fast.errors import say_once
+from trpo_fast.flat import FlatParameters
+from trpo_fast.options import Options
+from trpo_fast.trust_region import Problem
+
+Refusal = Callable[[network.Network, Batch, Options], str | None]
+
+
+class Backend(NamedTuple):
+    """An analytic backend: its problem class, and why it refuses a batch, or None."""
+
+    problem: Callable[[network.Network, FlatParameters, Batch, Options], Problem]
+    refusal: Refusal
+
+
+# Fastest first: "auto" takes the first that does not refuse.
+ANALYTIC: dict[str, Backend] = {
+    "reference": Backend(ReferenceProblem, lambda *_: None),
+}
+
+
+def fused_problem(
+    net: network.Network, parameters: FlatParameters, batch: Batch, options: Options
+) -> Problem:
+    """The problem on the backend that the options name; "auto" takes the fastest that serves.
+
+    Raises:
+        ValueError: the named backend cannot serve; the text says why.
+    """
+    named = options.backend != "auto"
+    names = [options.backend] if named else list(ANALYTIC)
+    for name in names:
+        if name not in ANALYTIC:
+            why = _native.load_error if name == "cpu" and _native.core is None else None
+            why = why or "it is not part of this build"
+            raise ValueError(f"backend={name!r} cannot serve: {why} Use backend='auto'.")
+        backend = ANALYTIC[name]
+        refusal = backend.refusal(net, batch, options)
+        if refusal is None:
+            return backend.problem(net, parameters, batch, options)
+        if named:
+            raise ValueError(f"backend={name!r} cannot serve: {refusal}. Use backend='auto'.")
+        say_once(f"the policy update leaves backend {name!r}: {refusal}")
+    raise ValueError("no backend serves this batch")
 
 
 def mlp_forward(layers: Sequence[network.Layer], x: Tensor) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trpo_fast import _core
+from trpo_fast.batch import Batch
+from trpo_fast.flat import FlatParameters, strided_rows
+from trpo_fast.network import HEAD_KINDS, Layer, Network
+from trpo_fast.options import Options
+from trpo_fast.trust_region import Solution, Status
 
 if TYPE_CHECKING:
     from trpo_fast._core import LayerArg, TensorArg
-    from trpo_fast.network import Layer
 
 # The order of csrc/common/activations.h.
 ACTIVATION_CODES = {
@@ -32,6 +37,10 @@ ACTIVATION_CODES = {
         )
     )
 }
+# The order of csrc/common/heads.h.
+HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
+# The order of SolveStatus in csrc/cpu/conjugate_gradient.h; an interrupt raises instead.
+SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
 ALIGNMENT = 64  # kAlignment of csrc/cpu/slabs.h
 
 
@@ -92,3 +101,130 @@ def mlp_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
     forward(args, x_arg, tensor_arg(out, dtype), address)
     del memory
     return out
+
+
+class CpuProblem:
+    """A ``trust_region.Problem`` for a recognised network, served by the native module.
+
+    Holds the batch's tensors and the workspace for the time of one update. The native side reads
+    parameters where they live and writes none.
+
+    Args:
+        network: What ``network_of`` gave; its tensors are the module's parameters.
+        parameters: The flat order. Network tensors that are not in it are frozen.
+        batch: As ``fused_batch`` gave it. Without actions only products are served.
+        options: Checked options.
+    """
+
+    backend = "cpu"
+
+    def __init__(
+        self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
+    ) -> None:
+        self.parameters, self.options = parameters, options
+        self._dtype = dtype = parameters.dtype
+        self._tensors: list[Tensor] = []
+        starts = [0, *accumulate(parameters.sizes)]
+        self._size = starts[-1]
+
+        def place(tensor: Tensor | None) -> int:
+            index = None if tensor is None else parameters.place.get(id(tensor))
+            return -1 if index is None else starts[index]
+
+        used = [parameters.place.get(id(t)) for t in network.tensors()]
+        parameters.used = [index in used for index in range(len(parameters.tensors))]
+        native = _core.PolicyProblemF32 if dtype is torch.float32 else _core.PolicyProblemF64
+        head = network.head
+        self._native = native(
+            obs=self._arg(batch.obs, dtype),
+            layers=layer_args(network.layers, dtype),
+            offsets=[(place(layer.weight), place(layer.bias)) for layer in network.layers],
+            parameters=self._size,
+            head=HEAD_CODES[head.kind],
+            action_dim=len(head.nvec) or head.action_dim,
+            nvec=list(head.nvec),
+            log_std=self._arg(network.log_std, dtype),
+            log_std_offset=place(network.log_std),
+            actions=self._actions(batch, head.nvec),
+            advantages=self._vector(batch.advantages, dtype),
+            old_log_prob=self._vector(batch.old_log_prob, torch.float64),
+            weights=self._vector(batch.weights, dtype),
+            action_mask=self._mask(batch.action_mask),
+            kl_new_old=options.kl_direction == "new_old",
+            threads=torch.get_num_threads(),
+            **self._fisher_rows(batch, options.fisher_fraction),
+        )
+        self._memory, address = workspace(self._native.workspace_bytes())
+        self._native.bind(address)
+        self._prepared = False
+
+    def gradient(self) -> tuple[float, Tensor]:
+        """The loss at theta_old, and minus its gradient ``[P]``."""
+        g = torch.empty(self._size, dtype=self._dtype)
+        loss = self._native.gradient(tensor_arg(g, self._dtype))
+        self._prepared = True
+        return loss, g
+
+    def solve(self, g: Tensor, options: Options) -> Solution:
+        """Conjugate gradients, whole, in one native call."""
+        self._prepare()
+        x, work = torch.empty_like(g), g.new_empty(3, len(g))
+        code, iterations, residual, quadratic = self._native.solve(
+            tensor_arg(g, self._dtype),
+            tensor_arg(x, self._dtype),
+            tensor_arg(work, self._dtype),
+            options.damping,
+            options.cg_iters,
+            options.cg_tol,
+        )
+        return Solution(x, quadratic, iterations, residual, SOLVE_STATUS[code])
+
+    def fisher_product(self, v: Tensor) -> Tensor:
+        """``F v`` ``[P]``, without damping, over the Fisher's share of the rows."""
+        self._prepare()
+        v = v.contiguous()
+        out = torch.empty_like(v)
+        self._native.fisher_product(tensor_arg(v, self._dtype), 0.0, tensor_arg(out, self._dtype))
+        return out
+
+    def evaluate(self, theta: Tensor) -> tuple[float, float]:
+        """Loss and mean KL at ``theta`` ``[P]``; ``gradient`` must have run."""
+        return self._native.evaluate(tensor_arg(theta, self._dtype))
+
+    def _prepare(self) -> None:
+        if not self._prepared:
+            self._native.prepare_fisher()
+            self._prepared = True
+
+    def _arg(self, tensor: Tensor | None, dtype: torch.dtype) -> TensorArg | None:
+        if tensor is None:
+            return None
+        self._tensors.append(tensor)
+        return tensor_arg(tensor, dtype)
+
+    def _vector(self, tensor: Tensor | None, dtype: torch.dtype) -> TensorArg | None:
+        return None if tensor is None else self._arg(tensor.to(dtype).contiguous(), dtype)
+
+    def _actions(self, batch: Batch, nvec: tuple[int, ...]) -> TensorArg | None:
+        actions = batch.actions
+        if actions is None:
+            return None
+        columns = actions.unsqueeze(1) if actions.ndim == 1 else actions
+        return self._arg(columns, torch.int64 if nvec else self._dtype)
+
+    def _mask(self, mask: Tensor | None) -> TensorArg | None:
+        if mask is None:
+            return None
+        return self._arg(mask.contiguous().view(torch.uint8), torch.uint8)
+
+    def _fisher_rows(self, batch: Batch, fraction: float) -> dict[str, TensorArg | None]:
+        chosen = strided_rows(batch.rows, fraction, batch.obs.device)
+        if len(chosen) == batch.rows:
+            return dict.fromkeys(("fisher_obs", "fisher_weights", "fisher_action_mask"))
+        weights = None if batch.weights is None else batch.weights[chosen]
+        mask = None if batch.action_mask is None else batch.action_mask[chosen]
+        return {
+            "fisher_obs": self._arg(batch.obs[chosen], self._dtype),
+            "fisher_weights": self._vector(weights, self._dtype),
+            "fisher_action_mask": self._mask(mask),
+        }

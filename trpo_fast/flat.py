@@ -1,0 +1,96 @@
+"""Parameters as one flat vector [P], in the order of ``parameters()``, whatever their strides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class FlatParameters:
+    """The stepped parameters and their places in the flat vector.
+
+    Every parameter keeps its place, used or not. ``write`` touches only the used ones, so that the
+    others keep their very bits.
+
+    Args:
+        tensors: Distinct dense parameters of one dtype and device.
+        names: What error messages call them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
+        self.tensors = list(tensors)
+        self.names = list(names)
+        self.used = [True] * len(self.tensors)
+        self.sizes = [t.numel() for t in self.tensors]
+        self.shapes = [t.shape for t in self.tensors]
+        self.place = {id(t): index for index, t in enumerate(self.tensors)}
+        self.dtype = self.tensors[0].dtype
+        self.device = self.tensors[0].device
+
+    def read(self) -> Tensor:
+        """A copy of the parameters ``[P]``, bit for bit."""
+        return torch.cat([t.detach().reshape(-1) for t in self.tensors])
+
+    def write(self, theta: Tensor) -> None:
+        """Copy ``theta`` ``[P]`` into the used parameters, bit for bit, in place."""
+        with torch.no_grad():
+            for t, view, used in zip(self.tensors, self.split(theta), self.used, strict=True):
+                if used:
+                    t.copy_(view)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Views of ``vector`` ``[P]`` in the parameters' shapes."""
+        pieces = vector.split(self.sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def flatten(self, pieces: Sequence[Tensor | None]) -> Tensor:
+        """One vector ``[P]`` of pieces shaped as the parameters; None is a block of zeros."""
+        zeros = torch.zeros(1, dtype=self.dtype, device=self.device)
+        return torch.cat(
+            [
+                zeros.expand(size) if piece is None else piece.detach().reshape(-1)
+                for piece, size in zip(pieces, self.sizes, strict=True)
+            ]
+        )
+
+    def first_non_finite(self) -> str | None:
+        """Name of the first parameter that holds a NaN or an infinity."""
+        for name, t in zip(self.names, self.tensors, strict=True):
+            if not all_finite(t.detach()):
+                return name
+        return None
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether every entry is finite; one reduction unless the sum overflows."""
+    if not x.is_floating_point():
+        return True
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """``a . b`` accumulated in float64."""
+    return float(torch.dot(a.double(), b.double()))
+
+
+def norm(a: Tensor) -> float:
+    """Euclidean norm accumulated in float64."""
+    return float(torch.linalg.vector_norm(a, dtype=torch.float64))
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """``sum(w v) / sum(w)`` in float64; entries of weight 0 may hold anything."""
+    values = values.double()
+    if weights is None:
+        return values.mean()
+    w = weights.double()
+    return (w * torch.where(w > 0, values, 0.0)).sum() / w.sum()
+
+
+def strided_rows(count: int, fraction: float, device: torch.device) -> Tensor:
+    """Indices of ``ceil(fraction * count)`` evenly spaced rows, without random numbers."""
+    kept = min(count, max(1, math.ceil(fraction * count)))
+    return torch.arange(kept, device=device) * count // kept

@@ -1,0 +1,346 @@
+"""``TRPOOptimizer``: the torch.optim contract around ``trust_region.update``; nothing numerical."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from trpo_fast import options as option_table
+from trpo_fast.backends import fused_problem
+from trpo_fast.backends.generic import Evaluation, GenericProblem, Term
+from trpo_fast.backends.modules import module_terms
+from trpo_fast.batch import BatchReader, fused_batch
+from trpo_fast.errors import say_once
+from trpo_fast.flat import FlatParameters, all_finite
+from trpo_fast.modes import own_precision, twice_differentiable
+from trpo_fast.network import Network, network_of
+from trpo_fast.options import Options
+from trpo_fast.trust_region import TrustRegionResult, update
+
+ClosureResult = tuple[Tensor, Distribution] | tuple[Tensor, Distribution, Tensor | None]
+BETA_RANGE = (1e-10, 1e10)  # keeps an adapted beta finite whatever the steps give
+CLOSURE_ADVICE = (
+    "the closure must return (loss, distribution) or (loss, distribution, weights): without the "
+    "policy's distribution there is no trust region"
+)
+
+
+class TRPOOptimizer(torch.optim.Optimizer):
+    """Trust Region Policy Optimization as a torch optimizer (Schulman et al. 2015, 1502.05477).
+
+    ::
+
+        opt = TRPOOptimizer(policy)
+        loss = opt.step(obs=obs, actions=actions, advantages=adv, old_log_prob=logp)
+
+        opt = TRPOOptimizer(policy.parameters())
+        loss = opt.step(closure)  # closure() -> (loss, distribution)
+
+    After a step with ``constraint="hard"``, either ``last_result.accepted`` holds, the mean KL
+    over the batch is at most ``max_kl`` and the surrogate improved; or every parameter is
+    bit-identical to before. All options stand in ``param_groups[0]`` and may be edited between
+    steps; they are checked again at each step.
+
+    Args:
+        params: A policy module whose ``forward(obs)`` returns a torch distribution with
+            batch_shape [N]; or parameters, as every torch optimizer takes them, in one group.
+        max_kl: Bound on the mean KL of the joint action, in nats.
+        damping: Added to the Fisher matrix's diagonal.
+        cg_iters: Most conjugate-gradient iterations.
+        cg_tol: Relative residual at which they stop; 0 runs them all.
+        preconditioner: "auto" or "none".
+        precision: Of the Fisher products: "auto" or "fp32" (float64 for a float64 policy).
+        fisher_fraction: Share of the rows, evenly strided, that the Fisher matrix is made of.
+        backtrack_coeff: Factor between the candidates of the line search.
+        max_backtracks: Candidates after the first.
+        accept_ratio: Least actual over expected improvement.
+        constraint: "hard"; "penalty", which accepts what raised surrogate - beta KL; or "none",
+            the plain natural gradient ``theta + lr x``, of which only finiteness is checked.
+        beta: Weight of the KL penalty; ``adaptive_beta`` changes it in the group.
+        adaptive_beta: Double beta when KL > 1.5 max_kl, halve it when KL < max_kl / 1.5.
+        kl_direction: "old_new" for KL(old, new), or "new_old".
+        lr: Multiplies the step; 0 is an exact no-op.
+        maximize: The loss is an objective: it is to rise, and is reported so. The keyword form
+            then reports ``(ratio * advantages).mean()``, and takes the same step.
+        backend: "auto", "cpu", "cuda" or "reference". A named one that cannot serve raises.
+
+    Attributes:
+        last_result: The last step's ``TrustRegionResult``, or None.
+        path: "fused" (analytic Fisher products) or "generic" (autograd).
+        path_reason: Why, in words.
+
+    Raises:
+        ValueError: an option out of its limits, more than one group, a parameter of another kind
+            than dense float32 or float64, or a named backend that can never serve.
+    """
+
+    last_result: TrustRegionResult | None
+    _checked: tuple[tuple[Any, ...], Options] | None = None
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        max_kl: float = 0.01,
+        damping: float = 0.1,
+        cg_iters: int = 10,
+        cg_tol: float = 1e-4,
+        preconditioner: str = "auto",
+        precision: str = "auto",
+        fisher_fraction: float = 1.0,
+        backtrack_coeff: float = 0.8,
+        max_backtracks: int = 10,
+        accept_ratio: float = 0.0,
+        constraint: str = "hard",
+        beta: float = 1.0,
+        adaptive_beta: bool = True,
+        kl_direction: str = "old_new",
+        lr: float = 1.0,
+        maximize: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        options = Options(
+            max_kl=max_kl,
+            damping=damping,
+            cg_iters=cg_iters,
+            cg_tol=cg_tol,
+            preconditioner=preconditioner,
+            precision=precision,
+            fisher_fraction=fisher_fraction,
+            backtrack_coeff=backtrack_coeff,
+            max_backtracks=max_backtracks,
+            accept_ratio=accept_ratio,
+            constraint=constraint,
+            beta=beta,
+            adaptive_beta=adaptive_beta,
+            kl_direction=kl_direction,
+            lr=lr,
+            maximize=maximize,
+            backend=backend,
+        )
+        self.module = params if isinstance(params, nn.Module) else None
+        self.last_result = None
+        super().__init__(
+            params.parameters() if isinstance(params, nn.Module) else params, asdict(options)
+        )
+        options = self._options()
+        self._flat_parameters()
+        self.path, self.path_reason = "generic", "the parameters came without their module"
+        network = self._recognise() if self.module is not None else None
+        if options.backend != "auto" and not isinstance(network, Network):
+            raise ValueError(
+                f"backend={options.backend!r} cannot serve: {self.path_reason}; use backend='auto'"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused after construction: one step is one trust region over one group.
+
+        Raises:
+            ValueError: there is a group already.
+        """
+        if self.param_groups:
+            raise ValueError(
+                "TRPOOptimizer steps one parameter group: one trust region holds all its "
+                "parameters. Put them in one list, or use a second optimizer"
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("module", "last_result", "path", "path_reason")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], ClosureResult] | None = None,
+        *,
+        obs: Any = None,
+        actions: Any = None,
+        advantages: Any = None,
+        old_log_prob: Any = None,
+        weights: Any = None,
+        action_mask: Any = None,
+    ) -> Tensor:
+        """One update; either form.
+
+        Floating inputs are cast to the parameters' dtype. Every mean is ``sum(w .) / sum(w)``.
+
+        Args:
+            closure: ``() -> (loss, distribution)`` or ``(loss, distribution, weights)``, without
+                ``backward``; called under enable_grad once and under no_grad for each candidate.
+            obs: ``[N, O]``, or any nesting of ``[N, ...]`` tensors that the policy takes.
+            actions: What ``distribution.sample()`` gave, unclipped.
+            advantages: ``[N]``, used as given.
+            old_log_prob: ``[N]`` log-probabilities of the actions under the policy that took
+                them; None is the policy's own.
+            weights: ``[N]``, >= 0, not all 0; rows of weight 0 may hold anything.
+            action_mask: ``[N, n]`` bool, handed to ``forward``.
+
+        Returns:
+            The loss before the step: a detached 0-d tensor.
+
+        Raises:
+            ValueError: an input of a wrong shape or device, or not finite, named with its index;
+                an empty batch; an invalid option. The parameters are untouched.
+            IndexError: a discrete action out of range.
+            TypeError: neither or both forms, or a closure without a distribution.
+        """
+        data = (obs, actions, advantages, old_log_prob, weights, action_mask)
+        if (closure is None) == all(item is None for item in data):
+            raise TypeError("step takes a closure, or obs=, actions=, advantages=; not both")
+        options = self._options()
+        parameters = self._flat_parameters()
+        with own_precision(parameters.device):
+            if closure is not None:
+                result = self._closure_step(closure, parameters, options)
+            else:
+                result = self._batch_step(data, parameters, options)
+        if options.maximize:
+            result = replace(result, loss_before=-result.loss_before, loss_after=-result.loss_after)
+        if options.constraint == "penalty" and options.adaptive_beta and result.accepted:
+            self.param_groups[0]["beta"] = _adapted_beta(options, result.kl)
+        self.last_result = result
+        return torch.tensor(result.loss_before, dtype=parameters.dtype, device=parameters.device)
+
+    def _closure_step(
+        self, closure: Callable[[], ClosureResult], parameters: FlatParameters, options: Options
+    ) -> TrustRegionResult:
+        self.path, self.path_reason = "generic", "a closure can compute anything"
+        if options.backend != "auto":
+            raise ValueError(
+                f"backend={options.backend!r} cannot serve a closure, which can compute anything; "
+                "use backend='auto', or the keyword form of step"
+            )
+        sign = -1.0 if options.maximize else 1.0
+        problem = GenericProblem(
+            parameters,
+            options,
+            [Term(lambda: _read_closure(closure(), sign), 1.0)],
+            by_dependence=self.module is not None,
+        )
+        with twice_differentiable(self.module):
+            return update(problem, options)
+
+    def _batch_step(
+        self, data: tuple[Any, ...], parameters: FlatParameters, options: Options
+    ) -> TrustRegionResult:
+        if self.module is None:
+            raise TypeError(
+                "step(obs=, ...) needs the policy module: construct TRPOOptimizer(policy), or "
+                "give step a closure"
+            )
+        obs, actions, advantages, old_log_prob, weights, action_mask = data
+        network = self._recognise()
+        reader = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device)
+        batch = reader.batch(actions, advantages, old_log_prob, action_mask)
+        if isinstance(network, Network):
+            width = network.layers[0].weight.shape[1]
+            fused = fused_batch(batch, network.head, width, parameters.dtype)
+            problem = fused_problem(network, parameters, fused, options)
+            return update(problem, options, unit=batch.unit)
+        if options.backend != "auto":
+            raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
+        say_once(f"TRPOOptimizer takes the generic path: {network}")
+        terms, fisher_terms = module_terms(self.module, batch, options)
+        with twice_differentiable(self.module):
+            generic = GenericProblem(parameters, options, terms, fisher_terms)
+            return update(generic, options, unit=batch.unit)
+
+    def _recognise(self) -> Network | str:
+        assert self.module is not None  # noqa: S101
+        network = network_of(self.module)
+        if isinstance(network, Network):
+            self.path, self.path_reason = "fused", "the policy is recognised as a perceptron"
+        else:
+            self.path, self.path_reason = "generic", network
+        return network
+
+    def _options(self) -> Options:
+        group = self.param_groups[0]
+        values = tuple(group.get(name) for name in option_table.NAMES)
+        if self._checked is None or self._checked[0] != values:
+            self._checked = values, option_table.from_group(group)
+        return self._checked[1]
+
+    def _flat_parameters(self) -> FlatParameters:
+        """The parameters to step, checked.
+
+        Raises:
+            ValueError: none requires a gradient; one is not dense, of another dtype or device than
+                the first, or not finite.
+        """
+        group = self.param_groups[0]
+        names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+        if self.module is not None:
+            found = {id(p): name for name, p in self.module.named_parameters()}
+            names = [found.get(id(p), name) for p, name in zip(group["params"], names, strict=True)]
+        pairs = [
+            (p, name) for p, name in zip(group["params"], names, strict=True) if p.requires_grad
+        ]
+        if not pairs:
+            raise ValueError("no parameter requires a gradient: there is nothing to step")
+        first = pairs[0][0]
+        for p, name in pairs:
+            if p.dtype not in (torch.float32, torch.float64) or p.layout is not torch.strided:
+                raise ValueError(
+                    f"{name} is {p.layout} {p.dtype}; TRPOOptimizer steps dense float32 and "
+                    "float64 parameters: convert the policy with .float()"
+                )
+            if p.dtype != first.dtype or p.device != first.device:
+                raise ValueError(
+                    f"{name} is {p.dtype} on {p.device}, {pairs[0][1]} is {first.dtype} on "
+                    f"{first.device}; bring them to one dtype and device"
+                )
+        parameters = FlatParameters([p for p, _ in pairs], [name for _, name in pairs])
+        if not all_finite(parameters.read()):
+            raise ValueError(
+                f"{parameters.first_non_finite()} holds a NaN or an infinity already before the "
+                "step; load a good checkpoint"
+            )
+        return parameters
+
+
+def _read_closure(found: Any, sign: float) -> Evaluation:
+    """What a closure returned, checked; its loss times ``sign`` is to fall."""
+    if not (isinstance(found, tuple | list) and len(found) in (2, 3)):
+        raise TypeError(f"{CLOSURE_ADVICE}; got {type(found).__name__}")
+    loss, distribution, weights = (*found, None)[:3]
+    if not isinstance(loss, Tensor) or not isinstance(distribution, Distribution):
+        kinds = ", ".join(type(item).__name__ for item in found)
+        raise TypeError(f"{CLOSURE_ADVICE}; got ({kinds})")
+    if loss.numel() != 1:
+        raise ValueError(f"the closure's loss has shape {tuple(loss.shape)}, expected a scalar")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError(
+            "the closure's loss has no graph to the parameters; compute it without no_grad, "
+            "detach or inference_mode"
+        )
+    if weights is not None:
+        low, high = (float(bound) for bound in weights.detach().aminmax())
+        if not (0 <= low <= high < float("inf") and high > 0):
+            raise ValueError(
+                f"the closure's weights lie in [{low}, {high}]; they must be finite, >= 0 and "
+                "not all 0"
+            )
+        weights = weights.detach()
+    return Evaluation(sign * loss.reshape(()), distribution, weights)
+
+
+def _adapted_beta(options: Options, kl: float) -> float:
+    """Schulman et al. 2017 (1707.06347), section 4."""
+    beta = options.beta
+    if kl > 1.5 * options.max_kl:
+        beta = 2 * beta
+    elif kl < options.max_kl / 1.5:
+        beta = beta / 2
+    return min(max(beta, BETA_RANGE[0]), BETA_RANGE[1])

@@ -1,0 +1,305 @@
+"""The update itself: gradient, solve, scale, line search, for any backend.
+
+TRPO after Schulman et al. 2015 (arXiv 1502.05477, section 6 and appendix C). Departures from the
+textbook: the solve runs on g / |g|, so that no scale of the advantages can overflow it; the step's
+length comes from x'(F + damping I)x; every candidate is judged by the mean KL and the surrogate
+over the whole batch, and a rejected step leaves every parameter's bits alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trpo_fast.flat import FlatParameters, dot, norm
+from trpo_fast.options import Options
+
+
+class Status(StrEnum):
+    """How an update ended. ``str(status)`` says what happened and what to do about it."""
+
+    accepted = "accepted"
+    zero_gradient = "zero_gradient"
+    zero_step = "zero_step"
+    line_search_failed = "line_search_failed"
+    negative_curvature = "negative_curvature"
+    breakdown = "breakdown"
+    non_finite = "non_finite"
+
+    @property
+    def advice(self) -> str:
+        """What happened and what to do, in words."""
+        return _ADVICE[self.value]
+
+    def __str__(self) -> str:
+        return f"{self.value}: {self.advice}"
+
+
+_ADVICE = {
+    "accepted": "the step was taken; nothing to do.",
+    "zero_gradient": "the surrogate's gradient is exactly 0, so there is no direction to step in; "
+    "check that the advantages are not all 0 or constant over identical samples.",
+    "zero_step": "the step is too small to change any parameter; raise lr or max_kl if they are "
+    "(nearly) 0.",
+    "line_search_failed": "no candidate on the search line was acceptable, so the parameters were "
+    "left as they were; now and then this is normal. If it is frequent, use a larger batch, "
+    "raise damping or cg_iters, or lower max_kl.",
+    "negative_curvature": "the damped Fisher matrix is not positive along a search direction; "
+    "raise damping, and check that forward gives the same distribution at each call.",
+    "breakdown": "the linear solve lost its accuracy before it had a direction; raise damping.",
+    "non_finite": "the loss, the gradient, a Fisher product or every candidate was NaN or "
+    "infinite, so the parameters were left as they were; look for extreme log standard "
+    "deviations, logits, advantages or old_log_prob.",
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solve of ``(F + damping I) x = g``.
+
+    Attributes:
+        x: ``[P]``.
+        quadratic: ``x'(F + damping I)x``.
+        cg_iters: Iterations done.
+        residual: ``|g - (F + damping I)x| / |g|``.
+        status: None, or why the solve stopped early; ``x`` is then the last good iterate.
+    """
+
+    x: Tensor
+    quadratic: float
+    cg_iters: int
+    residual: float
+    status: Status | None = None
+
+
+@dataclass(frozen=True)
+class TrustRegionResult:
+    """What one update did.
+
+    Attributes:
+        status: How it ended; its text is the advice.
+        accepted: Whether the parameters changed.
+        kl: Mean KL of the accepted step, measured over the whole batch; 0 when rejected.
+        loss_before: The loss at the step's start.
+        loss_after: The loss of the accepted step; ``loss_before`` when rejected.
+        expected_improvement: What the model promised for the accepted (or, when all were
+            rejected, the first) candidate: ``step_size * g.x``.
+        actual_improvement: What was got; 0 when rejected.
+        step_size: ``lr * scale * backtrack_coeff^backtracks``, along x = (F + damping I)^-1 g;
+            0 when rejected.
+        backtracks: Candidates rejected before the search ended.
+        cg_iters: Conjugate-gradient iterations.
+        cg_residual: Relative residual of the solve.
+        gradient_norm: Euclidean norm of the loss's gradient.
+        backend: What computed it.
+        solve_status: Why the solve stopped early, when it did and its last iterate was used.
+    """
+
+    status: Status
+    accepted: bool
+    kl: float
+    loss_before: float
+    loss_after: float
+    expected_improvement: float
+    actual_improvement: float
+    step_size: float
+    backtracks: int
+    cg_iters: int
+    cg_residual: float
+    gradient_norm: float
+    backend: str
+    solve_status: Status | None = None
+
+
+class Problem(Protocol):
+    """One batch at theta_old, as a backend sees it. The loss is to fall; P-vectors are flat.
+
+    No method changes a parameter for longer than the call lasts.
+    """
+
+    backend: str
+    parameters: FlatParameters
+
+    def gradient(self) -> tuple[float, Tensor]:
+        """The loss at theta_old, and the direction ``[P]`` of its steepest descent, -dloss."""
+
+    def solve(self, g: Tensor, options: Options) -> Solution:
+        """An approximate solution of ``(F + damping I) x = g`` for ``g`` ``[P]``."""
+
+    def fisher_product(self, v: Tensor) -> Tensor:
+        """``F v`` ``[P]``, without damping."""
+
+    def evaluate(self, theta: Tensor) -> tuple[float, float]:
+        """Loss and mean KL at the parameters ``theta`` ``[P]``; NaN where they are not finite."""
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], g: Tensor, *, damping: float, iters: int, tol: float
+) -> Solution:
+    """Conjugate gradients on ``(F + damping I) x = g`` from ``x = 0``.
+
+    Hestenes & Stiefel 1952, as in Nocedal & Wright 2006, algorithm 5.2. Departures: a relative
+    residual stop; dots in float64; a stop at the last good iterate when ``p'Ap`` is not positive,
+    when anything is not finite, or when the residual reaches rounding level.
+
+    Args:
+        product: ``v -> F v`` ``[P]``, the same matrix at every call.
+        g: ``[P]``.
+        damping: Added to the diagonal.
+        iters: Most iterations.
+        tol: Stop once the residual is below ``tol |g|``; 0 runs all iterations.
+    """
+    x, r, p = torch.zeros_like(g), g.clone(), g.clone()
+    rr = rr_start = dot(r, r)
+    floor = max(tol, 4 * torch.finfo(g.dtype).eps) ** 2 * rr_start
+    status, done = None, 0
+    while done < iters and rr > floor:
+        Ap = product(p).add(p, alpha=damping)
+        pAp = dot(p, Ap)
+        if not math.isfinite(pAp):
+            status = Status.non_finite
+            break
+        if pAp <= 0:
+            status = Status.negative_curvature
+            break
+        alpha = rr / pAp  # alpha = r'r / p'Ap
+        r_next = r.add(Ap, alpha=-alpha)  # r = r - alpha A p
+        rr_next = dot(r_next, r_next)
+        if not math.isfinite(rr_next):
+            status = Status.breakdown
+            break
+        x, r, done = x.add(p, alpha=alpha), r_next, done + 1  # x = x + alpha p
+        p = r.add(p, alpha=rr_next / rr)  # p = r + (r'r / r_old'r_old) p
+        rr = rr_next
+    residual = math.sqrt(rr / rr_start) if rr_start > 0 else 0.0
+    # x'Ax = x'(g - r)
+    return Solution(x, dot(x, g) - dot(x, r), done, residual, status)
+
+
+def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustRegionResult:
+    """Do one update in place: an accepted step, or every parameter's bits as before.
+
+    Args:
+        problem: The batch at theta_old. Its loss is in units of ``unit``.
+        options: Checked options.
+        unit: What the problem's loss is multiplied by in every figure and decision.
+    """
+    theta = problem.parameters.read()
+    loss, g = problem.gradient()
+    search = _Search(problem, options, theta, unit, loss * unit, norm(g) * unit)
+    if not (math.isfinite(loss) and math.isfinite(search.gradient_norm)):
+        return search.rejected(Status.non_finite)
+    if search.gradient_norm == 0:
+        return search.rejected(Status.zero_gradient)
+
+    # x solves (F + damping I) x = g / |g|
+    g_unit = (g.double() * (unit / search.gradient_norm)).to(g.dtype)
+    solution = search.solution = problem.solve(g_unit, options)
+    slope, quadratic = dot(g_unit, solution.x), solution.quadratic
+    if not (math.isfinite(slope) and math.isfinite(quadratic)):
+        return search.rejected(Status.non_finite)
+    if quadratic <= 0 or slope <= 0:
+        return search.rejected(solution.status or Status.breakdown)
+
+    if options.constraint == "hard":
+        scale = math.sqrt(2 * options.max_kl / quadratic)  # scale^2 x'(F + dI)x / 2 = max_kl
+    elif options.constraint == "penalty":
+        scale = search.gradient_norm / options.beta  # maximises g.sx - beta s^2 x'(F + dI)x / 2
+    else:
+        scale = search.gradient_norm  # theta + lr (F + dI)^-1 g
+    return search.along(solution.x, options.lr * scale, slope, quadratic)
+
+
+class _Search:
+    """The line search of one update, and the figures gathered on the way."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        options: Options,
+        theta: Tensor,
+        unit: float,
+        loss: float,
+        gradient_norm: float,
+    ) -> None:
+        self.problem, self.options, self.theta, self.unit = problem, options, theta, unit
+        self.loss, self.gradient_norm = loss, gradient_norm
+        self.solution: Solution | None = None
+        self.expected = 0.0
+        self.backtracks = 0
+
+    def along(self, x: Tensor, size: float, slope: float, quadratic: float) -> TrustRegionResult:
+        """Candidates ``theta + size * backtrack_coeff^j * x``, the first acceptable one taken."""
+        o, finite = self.options, False
+        candidates = 1 if o.constraint == "none" else o.max_backtracks + 1
+        for self.backtracks in range(candidates):
+            step = size * o.backtrack_coeff**self.backtracks
+            expected = step * slope * self.gradient_norm
+            if o.constraint == "penalty":
+                expected -= 0.5 * o.beta * step * step * quadratic
+            if self.backtracks == 0:
+                self.expected = expected
+            candidate = torch.add(self.theta, x, alpha=step)
+            if torch.equal(candidate, self.theta):
+                if self.backtracks == 0:
+                    return self.rejected(Status.zero_step)
+                break
+            loss, kl = self.problem.evaluate(candidate)
+            loss *= self.unit
+            if not (math.isfinite(loss) and math.isfinite(kl)):
+                continue
+            finite = True
+            if self._acceptable(loss, kl, expected):
+                return self._accepted(candidate, loss, kl, step, expected)
+        return self.rejected(Status.line_search_failed if finite else Status.non_finite)
+
+    def _acceptable(self, loss: float, kl: float, expected: float) -> bool:
+        o = self.options
+        improvement = self.loss - loss
+        if o.constraint == "none":
+            return True
+        if o.constraint == "penalty":
+            improvement -= o.beta * kl
+        elif kl > o.max_kl:
+            return False
+        return improvement > 0 and improvement >= o.accept_ratio * expected
+
+    def _accepted(
+        self, candidate: Tensor, loss: float, kl: float, step: float, expected: float
+    ) -> TrustRegionResult:
+        parameters = self.problem.parameters
+        try:
+            parameters.write(candidate)
+        except BaseException:  # an interrupt between two tensors
+            parameters.write(self.theta)
+            raise
+        self.expected = expected
+        return self._result(Status.accepted, kl, loss, step / self.gradient_norm)
+
+    def rejected(self, status: Status) -> TrustRegionResult:
+        return self._result(status, 0.0, self.loss, 0.0)
+
+    def _result(self, status: Status, kl: float, loss: float, step: float) -> TrustRegionResult:
+        solution = self.solution
+        return TrustRegionResult(
+            status=status,
+            accepted=status is Status.accepted,
+            kl=kl,
+            loss_before=self.loss,
+            loss_after=loss,
+            expected_improvement=self.expected,
+            actual_improvement=self.loss - loss if status is Status.accepted else 0.0,
+            step_size=step,
+            backtracks=self.backtracks,
+            cg_iters=solution.cg_iters if solution else 0,
+            cg_residual=solution.residual if solution else 0.0,
+            gradient_norm=self.gradient_norm,
+            backend=self.problem.backend,
+            solve_status=solution.status if solution else None,
+        )
