@@ -41,6 +41,9 @@ ACTIVATION_CODES = {
 HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
 # The order of SolveStatus in csrc/cpu/conjugate_gradient.h; an interrupt raises instead.
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
+# Activations of the whole batch are kept up to this size; those of further rows are computed again
+# by each product, for about a quarter more work, so that memory stays bounded.
+CACHE_BYTES = 256 << 20
 ALIGNMENT = 64  # kAlignment of csrc/cpu/slabs.h
 
 
@@ -151,6 +154,7 @@ class CpuProblem:
             weights=self._vector(batch.weights, dtype),
             action_mask=self._mask(batch.action_mask),
             kl_new_old=options.kl_direction == "new_old",
+            cache_bytes=CACHE_BYTES,
             threads=torch.get_num_threads(),
             **self._fisher_rows(batch, options.fisher_fraction),
         )

@@ -93,7 +93,7 @@ class GenericProblem:
             if keep:
                 self.kl_slopes = kl_slopes
             self.old.append(in_double(detached(found.distribution)))
-            loss += term.share * float(found.loss)
+            loss += term.share * float(found.loss.detach())
             g -= self.parameters.flatten(loss_slopes)
         self.parameters.used = used
         for view, is_used in zip(self.parameters.split(g), used, strict=True):

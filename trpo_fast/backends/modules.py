@@ -51,6 +51,7 @@ class ModuleTerm:
         return distribution, batch.weights
 
     def __call__(self) -> Evaluation:
+        """Loss, distribution and weights at the current parameters."""
         distribution, weights = self.rows()
         batch = self.batch
         if batch.actions is None or batch.advantages is None:
