@@ -41,7 +41,7 @@ def test_a_fresh_environment_reaches_the_running_episode_bit_for_bit(steps: int)
     original.reset()
     drive(original, steps, np.random.default_rng(0))
     resumed = SeededEpisodes(Walk(length=100), seed=1, index=0)
-    _, over = resumed.replay([original.running_episode()])
+    *_, over = resumed.replay([original.running_episode()])
     assert not over
     follow = np.random.default_rng(1), np.random.default_rng(1)
     assert drive(original, 50, follow[0]) == drive(resumed, 50, follow[1])
@@ -63,7 +63,7 @@ def test_replay_of_mujoco_is_bit_for_bit() -> None:
         )
         if terminated or truncated:
             observation, _ = original.reset()
-    replayed, _ = resumed.replay([original.running_episode()])
+    replayed, *_ = resumed.replay([original.running_episode()])
     np.testing.assert_array_equal(replayed, observation)
 
 

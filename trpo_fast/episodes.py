@@ -152,22 +152,25 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """The running episode's number (-1 before the first) and its actions so far [n, ...]."""
         return self.episode, self._actions[: self._steps].copy()
 
-    def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]]) -> tuple[Any, bool]:
+    def replay(
+        self, episodes: Sequence[tuple[int, npt.NDArray[Any]]]
+    ) -> tuple[Any, dict[str, Any], bool]:
         """Enter this environment's entry of ``episodes``, one per environment of the vector.
 
         Returns:
-            The last observation and whether the episode is already over, which it must not be.
+            The last observation and info, and whether the episode is already over, which it must
+            not be.
         """
         episode, actions = episodes[self.index]
         self.episode = episode - 1
-        observation, _ = self.reset()
+        observation, info = self.reset()
         over = False
         for action in actions:
             if over:
                 break
-            observation, _, terminated, truncated, _ = self.step(action)
+            observation, _, terminated, truncated, info = self.step(action)
             over = terminated or truncated
-        return observation, over
+        return observation, info, over
 
 
 class WorkerEnvironments(AsyncVectorEnv):

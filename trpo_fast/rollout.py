@@ -131,7 +131,7 @@ class RolloutCollector:
         np.logical_not(transition.resetting, out=recording.valid[t])
         self._lengths += recording.valid[t]
         self._returns += transition.rewards
-        if not _all_finite(transition, following):
+        if not _all_finite(recording.rewards[t], following, transition.final_observations):
             self._faults(t, recording, transition, env_actions)
         ended = recording.terminated[t] | recording.truncated[t]
         if ended.any():
@@ -284,7 +284,6 @@ class RolloutCollector:
         ends = np.cumsum(state["action_counts"])
         actions = np.split(np.asarray(state["actions"]), ends[:-1])
         numbers = [int(number) for number in state["episodes"]]
-        self._masks = self.env.reset(self._observations)  # finds where masks come from
         self.env.replay(list(zip(numbers, actions, strict=True)), self._observations)
         if not np.array_equal(self._observations, state["observations"]):
             env = int(np.argwhere(self._observations != state["observations"])[0][0])
@@ -321,9 +320,5 @@ def _bad_rows(rows: npt.NDArray[np.float32]) -> Bool:
     return np.asarray(np.logical_not(np.isfinite(rows)).any(axis=1))
 
 
-def _all_finite(transition: Transition, following: npt.NDArray[np.float32]) -> bool:
-    return bool(
-        np.isfinite(following).all()
-        and np.isfinite(transition.rewards).all()
-        and np.isfinite(transition.final_observations).all()
-    )
+def _all_finite(*arrays: npt.NDArray[np.float32]) -> bool:
+    return all(np.isfinite(array).all() for array in arrays)

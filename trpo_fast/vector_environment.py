@@ -290,9 +290,12 @@ class VectorEnvironment:
             EnvironmentFault: an episode ends before its recorded actions do, so the environment
                 does not depend on its seed and actions alone.
         """
-        for env, (observation, over) in enumerate(
+        self._resetting = np.zeros(self.num_envs, bool)
+        for env, (observation, info, over) in enumerate(
             self._guard(self.vector.call, "replay", list(episodes))
         ):
+            if env == 0:
+                self._find_masks(info)
             if over:
                 raise EnvironmentFault(
                     f"environment {env} ended its episode while it was being replayed: it does "
