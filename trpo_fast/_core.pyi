@@ -25,3 +25,47 @@ def mlp_forward_f32(
 def mlp_forward_f64(
     layers: Sequence[LayerArg], x: TensorArg, out: TensorArg, workspace: int
 ) -> None: ...
+
+class _PolicyProblem:
+    def __init__(
+        self,
+        *,
+        obs: TensorArg | None,
+        layers: Sequence[LayerArg],
+        offsets: Sequence[tuple[int, int]],
+        parameters: int,
+        head: int,
+        action_dim: int,
+        nvec: Sequence[int],
+        log_std: TensorArg | None,
+        log_std_offset: int,
+        actions: TensorArg | None,
+        advantages: TensorArg | None,
+        old_log_prob: TensorArg | None,
+        weights: TensorArg | None,
+        action_mask: TensorArg | None,
+        fisher_obs: TensorArg | None,
+        fisher_weights: TensorArg | None,
+        fisher_action_mask: TensorArg | None,
+        kl_new_old: bool,
+        cache_bytes: int,
+        threads: int,
+    ) -> None: ...
+    def workspace_bytes(self) -> int: ...
+    def bind(self, workspace: int) -> None: ...
+    def gradient(self, g: TensorArg) -> float: ...
+    def prepare_fisher(self) -> None: ...
+    def fisher_product(self, v: TensorArg, damping: float, out: TensorArg) -> None: ...
+    def solve(
+        self,
+        g: TensorArg,
+        x: TensorArg,
+        work: TensorArg,
+        damping: float,
+        iterations: int,
+        tolerance: float,
+    ) -> tuple[int, int, float, float]: ...
+    def evaluate(self, theta: TensorArg) -> tuple[float, float]: ...
+
+class PolicyProblemF32(_PolicyProblem): ...
+class PolicyProblemF64(_PolicyProblem): ...

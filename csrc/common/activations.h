@@ -27,18 +27,11 @@ enum class Activation : int {
 };
 constexpr int kActivationCount = 10;
 
-// Where phi' can be computed from a = phi(z) alone, nothing but a need be kept for the backward
+// Activations whose slope costs nothing to compute from a = phi(z): only a is kept for the backward
 // pass.
-TRPO_FAST_HOST_DEVICE bool derivative_from_output(Activation activation) {
-  switch (activation) {
-    case Activation::identity:
-    case Activation::tanh:
-    case Activation::relu:
-    case Activation::sigmoid:
-      return true;
-    default:
-      return false;
-  }
+TRPO_FAST_HOST_DEVICE bool slope_from_output(Activation activation) {
+  return activation == Activation::identity || activation == Activation::tanh ||
+         activation == Activation::relu;
 }
 
 constexpr double kSoftplusThreshold = 20.0;  // torch.nn.Softplus's default

@@ -61,7 +61,14 @@ struct Kernels {
   void (*product)(const Product<T>& p);
   // z -> a in place and, where slope is not null, phi'(z); count is a multiple of kPadding.
   void (*activate)(Activation activation, T parameter, T* z, T* slope, Index count);
-  void (*exp)(const T* x, T* y, Index count);
+  // sums[0 .. width) += the columns of rows of width elements; width is a multiple of kPadding.
+  void (*column_sums)(const T* rows, Index count, Index width, T* sums);
+  // Vectors of any length; sums in double, in an order that the length alone fixes.
+  double (*dot)(const T* x, const T* y, Index n);
+  // y += alpha x
+  void (*add_scaled)(T alpha, const T* x, T* y, Index n);
+  // p = z + beta p
+  void (*direction)(T beta, const T* z, T* p, Index n);
 };
 
 struct KernelTable {

@@ -208,13 +208,70 @@ void activate_panel(Activation activation, T parameter, T* z, T* slope, Index co
 }
 
 template <class T>
-void exp_panel(const T* x, T* y, Index count) {
-  for (Index i = 0; i < count; i += kLanes<T>) store(y + i, vector_exp(load(x + i)));
+void column_sums(const T* rows, Index count, Index width, T* sums) {
+  for (Index column = 0; column < width; column += kLanes<T>) {
+    Vector<T> even = load(sums + column), odd{};
+    const T* row = rows + column;
+    Index r = 0;
+    for (; r + 2 <= count; r += 2, row += 2 * width) {
+      even += load(row);
+      odd += load(row + width);
+    }
+    if (r < count) even += load(row);
+    store(sums + column, even + odd);
+  }
+}
+
+// Half a vector of floats fills a vector of doubles.
+inline Vector<double> load_double(const double* from) {
+  return load(from);
+}
+inline Vector<double> load_double(const float* from) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  Half half;
+  std::memcpy(&half, from, sizeof half);
+  return __builtin_convertvector(half, Vector<double>);
+}
+
+inline double lanes_sum(Vector<double> v) {
+  double sum = 0;
+  for (int lane = 0; lane < kLanes<double>; ++lane) sum += v[lane];
+  return sum;
+}
+
+template <class T>
+double dot(const T* x, const T* y, Index n) {
+  constexpr int lanes = kLanes<double>;
+  Vector<double> sums[4] = {};
+  Index i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
+      sums[u] += load_double(x + i + u * lanes) * load_double(y + i + u * lanes);
+    }
+  }
+  double sum = lanes_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < n; ++i) sum += double(x[i]) * double(y[i]);
+  return sum;
+}
+
+template <class T>
+void add_scaled(T alpha, const T* x, T* y, Index n) {
+  Index i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(y + i, load(y + i) + alpha * load(x + i));
+  for (; i < n; ++i) y[i] += alpha * x[i];
+}
+
+template <class T>
+void direction(T beta, const T* z, T* p, Index n) {
+  Index i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(p + i, load(z + i) + beta * load(p + i));
+  for (; i < n; ++i) p[i] = z[i] + beta * p[i];
 }
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {product<T>, activate_panel<T>, exp_panel<T>};
+  return {product<T>, activate_panel<T>, column_sums<T>, dot<T>, add_scaled<T>, direction<T>};
 }
 
 }  // namespace

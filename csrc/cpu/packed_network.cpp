@@ -13,26 +13,41 @@ PackedNetwork<T>::PackedNetwork(const Layers<T>& source, Arena& arena) {
   }
 }
 
+namespace {
+
+// to[i, c] = from[c, i] for one slab of columns c; in tiles, so that both sides stay in cache.
+template <class T>
+void pack_slab(const Layer<T>& from, Index first, Index columns, Index width, T* to) {
+  constexpr Index kTile = 16;
+  for (Index start = 0; start < from.in; start += kTile) {
+    const Index stop = std::min(start + kTile, from.in);
+    for (Index c = 0; c < columns; ++c) {
+      const T* row = from.weight + (first + c) * from.weight_row_stride;
+      for (Index i = start; i < stop; ++i) to[i * width + c] = row[i * from.weight_col_stride];
+    }
+  }
+  for (Index i = 0; i < from.in && columns < width; ++i) {
+    std::fill(to + i * width + columns, to + (i + 1) * width, T(0));
+  }
+}
+
+}  // namespace
+
 template <class T>
 void PackedNetwork<T>::pack(const Layers<T>& source) {
   for (std::size_t l = 0; l < source.size(); ++l) {
     const Layer<T>& from = source[l];
     PackedLayer<T>& to = layers[l];
-    const Index width = to.out_slabs.width;
     std::fill_n(to.bias, to.out_slabs.size(1), T(0));
-    if (from.bias != nullptr) {
-      for (Index o = 0; o < to.out; ++o) to.bias[o] = from.bias[o * from.bias_stride];
+    for (Index o = 0; o < to.out && from.bias != nullptr; ++o) {
+      to.bias[o] = from.bias[o * from.bias_stride];
     }
-    for (Index slab = 0; slab < to.out_slabs.count; ++slab) {
-      T* packed = to.weight + slab * to.in * width;
+    const Index width = to.out_slabs.width;
+    if (from.weight == nullptr) std::fill_n(to.weight, to.out_slabs.size(to.in), T(0));
+    for (Index slab = 0; slab < to.out_slabs.count && from.weight != nullptr; ++slab) {
       const Index first = slab * width;
-      const Index columns = std::min(width, to.out - first);
-      for (Index i = 0; i < to.in; ++i) {
-        const T* column = from.weight + first * from.weight_row_stride + i * from.weight_col_stride;
-        for (Index c = 0; c < columns; ++c)
-          packed[i * width + c] = column[c * from.weight_row_stride];
-        std::fill(packed + i * width + columns, packed + (i + 1) * width, T(0));
-      }
+      pack_slab(from, first, std::min(width, to.out - first), width,
+                to.weight + slab * to.in * width);
     }
   }
 }

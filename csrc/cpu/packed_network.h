@@ -1,8 +1,7 @@
 // The weights of a network in the layout the kernels read, copied from wherever torch keeps them.
 #pragma once
 
-#include "../common/layers.h"
-#include "slabs.h"
+#include "panels.h"
 
 namespace trpo_fast {
 
@@ -41,9 +40,23 @@ struct PackedNetwork {
 
   // Takes the memory from the arena; the contents are undefined until pack().
   PackedNetwork(const Layers<T>& layers, Arena& arena);
+  // A layer whose weight is null is packed as zeros.
   void pack(const Layers<T>& layers);
   // Elements of the widest matrix of one row, input excluded.
   Index widest() const;
 };
+
+// a = phi(z) in place for the first rows of a panel and, where slope is not null, phi'(z) in a
+// panel like it.
+template <class T>
+void activate_rows(const Kernels<T>& kernels, const PackedLayer<T>& layer, const Panel<T>& z,
+                   Index rows, T* slope) {
+  if (layer.activation == Activation::identity && slope == nullptr) return;
+  for (Index slab = 0; slab < z.slabs.count; ++slab) {
+    const Index at = slab * z.slab_stride();
+    kernels.activate(layer.activation, layer.parameter, z.data + at, slope ? slope + at : nullptr,
+                     rows * z.slabs.width);
+  }
+}
 
 }  // namespace trpo_fast

@@ -4,4 +4,5 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled kernels of trpo_fast for the CPU. Use them through trpo_fast.backends.";
   trpo_fast::register_vector_math(m);
   trpo_fast::register_mlp_forward(m);
+  trpo_fast::register_policy_problem(m);
 }

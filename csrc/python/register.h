@@ -6,6 +6,7 @@
 namespace trpo_fast {
 
 void register_mlp_forward(pybind11::module_& m);
+void register_policy_problem(pybind11::module_& m);
 void register_vector_math(pybind11::module_& m);
 
 }  // namespace trpo_fast

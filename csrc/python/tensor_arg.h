@@ -5,6 +5,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
@@ -16,7 +17,8 @@ namespace py = pybind11;
 
 class TensorArg {
  public:
-  TensorArg(py::handle arg, const char* name, Index dimensions) : name_(name) {
+  TensorArg(py::handle arg, const char* name, int dimensions)
+      : name_(name), dimensions_(dimensions) {
     const auto fields = py::cast<py::tuple>(arg);
     if (fields.size() != 3)
       throw py::type_error(std::string(name) + ": expected (address, sizes, strides)");
@@ -27,7 +29,7 @@ class TensorArg {
       throw py::value_error(std::string(name) + " has " + std::to_string(sizes.size()) +
                             " dimensions, expected " + std::to_string(dimensions));
     }
-    for (Index d = 0; d < dimensions; ++d) {
+    for (int d = 0; d < dimensions; ++d) {
       sizes_[d] = sizes[d].cast<Index>();
       strides_[d] = strides[d].cast<Index>();
     }
@@ -44,6 +46,16 @@ class TensorArg {
     }
   }
 
+  void require_contiguous() const {
+    Index expected = 1;
+    for (int d = dimensions_ - 1; d >= 0; --d) {
+      if (sizes_[d] != 1 && strides_[d] != expected) {
+        throw py::value_error(std::string(name_) + " must be contiguous");
+      }
+      expected *= sizes_[d];
+    }
+  }
+
   template <class T>
   T* data() const {
     return reinterpret_cast<T*>(address_);
@@ -56,6 +68,7 @@ class TensorArg {
 
  private:
   const char* name_;
+  int dimensions_;
   std::uintptr_t address_ = 0;
   Index sizes_[3] = {}, strides_[3] = {};
 };

@@ -1,0 +1,273 @@
+#include <chrono>
+#include <memory>
+
+#include "../cpu/conjugate_gradient.h"
+#include "../cpu/dispatch.h"
+#include "../cpu/policy_problem.h"
+#include "register.h"
+#include "tensor_arg.h"
+
+namespace trpo_fast {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Lets Ctrl-C through during a long solve; the GIL is taken a few times a second only.
+class SignalPoll {
+ public:
+  bool operator()() {
+    const Clock::time_point now = Clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return false;
+    last_ = now;
+    py::gil_scoped_acquire held;
+    raised_ = PyErr_CheckSignals() != 0;
+    if (raised_) error_ = std::make_unique<py::error_already_set>();
+    return raised_;
+  }
+  // With the GIL held: raises what the handler raised.
+  void rethrow() const {
+    if (raised_) throw py::error_already_set(*error_);
+  }
+
+ private:
+  Clock::time_point last_ = Clock::now();
+  bool raised_ = false;
+  std::unique_ptr<py::error_already_set> error_;
+};
+
+// The views of one update. Holds addresses: Python keeps the tensors alive and in place meanwhile.
+template <class T>
+class BoundProblem {
+ public:
+  explicit BoundProblem(const py::kwargs& args) {
+    const TensorArg obs(args["obs"], "obs", 2);
+    rows_ = obs.size(0);
+    if (rows_ < 1) throw py::value_error("obs has no rows");
+    batch_.layers = layers_arg<T>(py::cast<py::sequence>(args["layers"]), obs.size(1));
+    batch_.parameters = args["parameters"].cast<Index>();
+    read_offsets(py::cast<py::sequence>(args["offsets"]));
+    read_head(args);
+    batch_.advantages = vector<T>(args["advantages"], "advantages", rows_);
+    batch_.old_log_prob = vector<double>(args["old_log_prob"], "old_log_prob", rows_);
+    batch_.rows = row_set(obs, args["weights"], args["action_mask"]);
+    batch_.fisher_is_all = args["fisher_obs"].is_none();
+    if (!batch_.fisher_is_all) {
+      const TensorArg fisher_obs(args["fisher_obs"], "fisher_obs", 2);
+      fisher_obs.require_size(1, obs.size(1));
+      if (fisher_obs.size(0) < 1) throw py::value_error("fisher_obs has no rows");
+      batch_.fisher_rows = row_set(fisher_obs, args["fisher_weights"], args["fisher_action_mask"]);
+    }
+    read_actions(args["actions"]);
+    batch_.kl_new_old = args["kl_new_old"].cast<bool>();
+    batch_.threads = args["threads"].cast<int>();
+    batch_.cache_bytes = args["cache_bytes"].cast<Index>();
+    if (batch_.threads < 1) throw py::value_error("threads must be at least 1");
+    if (batch_.cache_bytes < 0) throw py::value_error("cache_bytes must be at least 0");
+  }
+
+  std::size_t workspace_bytes() const { return PolicyProblem<T>::workspace_bytes(batch_); }
+
+  void bind(std::uintptr_t workspace) {
+    problem_ = std::make_unique<PolicyProblem<T>>(batch_, reinterpret_cast<void*>(workspace));
+  }
+
+  double gradient(py::handle g) {
+    if (batch_.advantages == nullptr || (!has_actions_)) {
+      throw py::value_error("the gradient needs actions and advantages");
+    }
+    T* const to = flat(g, "g");
+    py::gil_scoped_release released;
+    return problem_->gradient(to);
+  }
+
+  void prepare_fisher() {
+    py::gil_scoped_release released;
+    problem_->prepare_fisher();
+  }
+
+  void fisher_product(py::handle v, double damping, py::handle out) {
+    const T* const from = flat(v, "v");
+    T* const to = flat(out, "out");
+    py::gil_scoped_release released;
+    problem_->fisher_product(from, damping, to);
+  }
+
+  py::tuple solve(py::handle g, py::handle x, py::handle work, double damping, int iterations,
+                  double tolerance) {
+    const T* const b = flat(g, "g");
+    T* const to = flat(x, "x");
+    const TensorArg memory(work, "work", 2);
+    memory.require_size(0, 3);
+    memory.require_size(1, batch_.parameters);
+    memory.require_contiguous();
+    T* const r = memory.data<T>();
+    const Index n = batch_.parameters;
+    SignalPoll poll;
+    Solution s;
+    {
+      py::gil_scoped_release released;
+      s = conjugate_gradient<T>(
+          dense_kernels().get<T>(), n, b, {iterations, tolerance}, to, r, r + n, r + 2 * n,
+          [&](const T* p, T* Ap) { problem_->fisher_product(p, damping, Ap); },
+          [&] { return poll(); });
+    }
+    poll.rethrow();
+    return py::make_tuple(int(s.status), s.iterations, s.residual, s.curvature);
+  }
+
+  py::tuple evaluate(py::handle theta) {
+    const T* const from = flat(theta, "theta");
+    typename PolicyProblem<T>::Candidate candidate;
+    {
+      py::gil_scoped_release released;
+      candidate = problem_->evaluate(from);
+    }
+    return py::make_tuple(candidate.loss, candidate.kl);
+  }
+
+ private:
+  T* flat(py::handle arg, const char* name) const {
+    if (problem_ == nullptr) throw py::value_error("bind() a workspace first");
+    const TensorArg vector(arg, name, 1);
+    vector.require_size(0, batch_.parameters);
+    vector.require_contiguous();
+    return vector.data<T>();
+  }
+
+  template <class Element>
+  static const Element* vector(const py::object& arg, const char* name, Index size) {
+    if (arg.is_none()) return nullptr;
+    const TensorArg vector(arg, name, 1);
+    vector.require_size(0, size);
+    vector.require_contiguous();
+    return vector.data<const Element>();
+  }
+
+  void require_offset(Index offset, Index count) const {
+    if (offset < -1 || (offset >= 0 && offset + count > batch_.parameters)) {
+      throw py::value_error("a parameter's offset lies outside the flat vector");
+    }
+  }
+
+  void read_offsets(const py::sequence& arg) {
+    for (const py::handle item : arg) {
+      const auto pair = item.cast<std::pair<Index, Index>>();
+      batch_.offsets.push_back({pair.first, pair.second});
+    }
+    if (batch_.offsets.size() != batch_.layers.size()) {
+      throw py::value_error("offsets and layers differ in number");
+    }
+    for (std::size_t l = 0; l < batch_.layers.size(); ++l) {
+      require_offset(batch_.offsets[l].weight, batch_.layers[l].in * batch_.layers[l].out);
+      require_offset(batch_.offsets[l].bias, batch_.layers[l].out);
+    }
+  }
+
+  void read_head(const py::kwargs& args) {
+    const int kind = args["head"].cast<int>();
+    if (kind < 0 || kind >= kHeadCount) throw py::value_error("unknown head");
+    batch_.head_kind = HeadKind(kind);
+    batch_.actions = args["action_dim"].cast<Index>();
+    batch_.nvec = args["nvec"].cast<std::vector<Index>>();
+    const Index outputs = batch_.layers.back().out;
+    Index expected = batch_.actions;
+    if (batch_.head_kind == HeadKind::gaussian_state_std) expected *= 2;
+    if (categorical()) {
+      expected = 0;
+      for (const Index n : batch_.nvec) expected += n;
+      if (Index(batch_.nvec.size()) != batch_.actions) throw py::value_error("nvec is not [A]");
+    }
+    if (expected != outputs || batch_.layers.back().activation != Activation::identity) {
+      throw py::value_error("the last layer does not fit the head");
+    }
+    batch_.log_std = nullptr;
+    batch_.log_std_stride = 0;
+    batch_.log_std_offset = args["log_std_offset"].cast<Index>();
+    require_offset(batch_.log_std_offset, batch_.actions);
+    if (!args["log_std"].is_none()) {
+      const TensorArg log_std(args["log_std"], "log_std", 1);
+      log_std.require_size(0, batch_.actions);
+      batch_.log_std = log_std.data<const T>();
+      batch_.log_std_stride = log_std.stride(0);
+    }
+    if ((batch_.head_kind == HeadKind::gaussian) != (batch_.log_std != nullptr)) {
+      throw py::value_error("log_std belongs to the gaussian head, and only to it");
+    }
+  }
+
+  bool categorical() const {
+    return batch_.head_kind == HeadKind::categorical ||
+           batch_.head_kind == HeadKind::multi_categorical;
+  }
+
+  void read_actions(const py::object& arg) {
+    batch_.first_action = {nullptr, nullptr, 0};
+    batch_.action_row_stride = 0;
+    has_actions_ = !arg.is_none();
+    if (!has_actions_) return;
+    const TensorArg actions(arg, "actions", 2);
+    actions.require_size(0, rows_);
+    actions.require_size(1, batch_.actions);
+    batch_.action_row_stride = actions.stride(0);
+    batch_.first_action.stride = actions.stride(1);
+    if (!categorical()) {
+      batch_.first_action.real = actions.data<const T>();
+      return;
+    }
+    batch_.first_action.category = actions.data<const std::int64_t>();
+    for (Index row = 0; row < rows_; ++row) {
+      for (Index a = 0; a < batch_.actions; ++a) {
+        const std::int64_t chosen = batch_.action(row).category[a * actions.stride(1)];
+        if (chosen < 0 || chosen >= batch_.nvec[a]) {
+          throw py::index_error("actions[" + std::to_string(row) + ", " + std::to_string(a) +
+                                "] is " + std::to_string(chosen) + ", outside 0 .. " +
+                                std::to_string(batch_.nvec[a] - 1));
+        }
+      }
+    }
+  }
+
+  RowSet<T> row_set(const TensorArg& obs, const py::object& weights,
+                    const py::object& mask_arg) const {
+    const Index outputs = batch_.layers.back().out;
+    RowSet<T> set{obs.matrix<const T>(), vector<T>(weights, "weights", obs.size(0)), nullptr,
+                  outputs};
+    if (mask_arg.is_none()) return set;
+    const TensorArg mask(mask_arg, "action_mask", 2);
+    mask.require_size(0, obs.size(0));
+    mask.require_size(1, outputs);
+    mask.require_contiguous();
+    set.mask = mask.data<const std::uint8_t>();
+    return set;
+  }
+
+  Index rows_ = 0;
+  bool has_actions_ = false;
+  PolicyBatch<T> batch_;
+  std::unique_ptr<PolicyProblem<T>> problem_;
+};
+
+template <class T>
+void register_problem(py::module_& m, const char* name) {
+  using Problem = BoundProblem<T>;
+  py::class_<Problem>(m, name)
+      .def(py::init<const py::kwargs&>())
+      .def("workspace_bytes", &Problem::workspace_bytes)
+      .def("bind", &Problem::bind, py::arg("workspace"))
+      .def("gradient", &Problem::gradient, py::arg("g"))
+      .def("prepare_fisher", &Problem::prepare_fisher)
+      .def("fisher_product", &Problem::fisher_product, py::arg("v"), py::arg("damping"),
+           py::arg("out"))
+      .def("solve", &Problem::solve, py::arg("g"), py::arg("x"), py::arg("work"),
+           py::arg("damping"), py::arg("iterations"), py::arg("tolerance"))
+      .def("evaluate", &Problem::evaluate, py::arg("theta"));
+}
+
+}  // namespace
+
+void register_policy_problem(py::module_& m) {
+  register_problem<float>(m, "PolicyProblemF32");
+  register_problem<double>(m, "PolicyProblemF64");
+}
+
+}  // namespace trpo_fast

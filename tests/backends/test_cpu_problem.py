@@ -1,0 +1,315 @@
+"""The native update against the reference backend in float64: its own paths and hazards.
+
+The shared cases (every head, weights, masks, both KL directions) are in test_parity.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import Tensor
+
+from trpo_fast import _native
+from trpo_fast.batch import Batch, BatchReader, fused_batch
+from trpo_fast.flat import FlatParameters
+from trpo_fast.network import ACTIVATIONS, Network, network_of
+from trpo_fast.options import Options
+from trpo_fast.policies import MlpPolicy
+
+if _native.core is None:
+    pytest.skip(f"no native module: {_native.load_error}", allow_module_level=True)
+
+from trpo_fast.backends import cpu
+from trpo_fast.backends.reference import ReferenceProblem
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Case:
+    network: Network
+    parameters: FlatParameters
+    batch: Batch
+
+    def native(self, options: Options | None = None) -> cpu.CpuProblem:
+        return cpu.CpuProblem(self.network, self.parameters, self.batch, options or Options())
+
+
+def case(
+    rows: int = 200,
+    obs_dim: int = 17,
+    space: gym.spaces.Space | None = None,
+    hidden: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    dtype: torch.dtype = torch.float32,
+    frozen: tuple[str, ...] = (),
+) -> Case:
+    """A policy away from its initialisation, and a batch that it gave some updates ago."""
+    torch.manual_seed(rows)
+    space = space or gym.spaces.Box(-1, 1, (6,))
+    policy = MlpPolicy(gym.spaces.Box(-1, 1, (obs_dim,)), space, hidden, activation).to(dtype)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.3 * torch.randn_like(p) / p.shape[-1] ** 0.5)
+    obs = torch.randn(rows, obs_dim, dtype=dtype)
+    distribution = policy(obs)
+    actions = distribution.sample()
+    advantages = torch.randn(rows, dtype=dtype)
+    log_prob = distribution.log_prob(actions).detach() + 0.05 * torch.randn(rows, dtype=dtype)
+    network = network_of(policy)
+    assert isinstance(network, Network), network
+    named = {n: p for n, p in policy.named_parameters() if n not in frozen}
+    parameters = FlatParameters(list(named.values()), list(named))
+    reader = BatchReader(obs, None, dtype=dtype, device=CPU)
+    batch = reader.batch(actions, advantages, log_prob, None)
+    return Case(network, parameters, fused_batch(batch, network.head, obs_dim, dtype))
+
+
+def double(c: Case) -> tuple[ReferenceProblem, Case]:
+    """The same numbers in float64, for the reference to be exact on."""
+    tensors = {id(t): t.detach().double() for t in c.network.tensors()}
+    layers = tuple(
+        type(layer)(
+            tensors[id(layer.weight)],
+            None if layer.bias is None else tensors[id(layer.bias)],
+            layer.activation,
+            layer.parameter,
+        )
+        for layer in c.network.layers
+    )
+    log_std = None if c.network.log_std is None else tensors[id(c.network.log_std)]
+    network = Network(layers, c.network.head, log_std)
+    parameters = FlatParameters([tensors[id(t)] for t in c.parameters.tensors], c.parameters.names)
+    b = c.batch
+    actions = b.actions
+    if actions is not None and actions.is_floating_point():
+        actions = actions.double()
+    assert b.advantages is not None
+    assert b.old_log_prob is not None
+    batch = Batch(b.rows, b.obs.double(), actions, b.advantages.double(), b.old_log_prob.double())
+    return ReferenceProblem(network, parameters, batch, Options()), Case(network, parameters, batch)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def assert_matches_reference(c: Case, tolerance: float = 1e-5) -> None:
+    """Gradient, product and a candidate's figures against the reference in float64."""
+    native = c.native()
+    reference, _ = double(c)
+    loss, g = native.gradient()
+    exact_loss, exact_g = reference.gradient()
+    assert loss == pytest.approx(exact_loss, rel=tolerance, abs=tolerance)
+    assert relative(g, exact_g) < tolerance
+    v = torch.randn(len(g), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert relative(native.fisher_product(v.to(g.dtype)), reference.fisher_product(v)) < tolerance
+    theta = c.parameters.read() + 0.01 * g / g.norm()
+    candidate, kl = native.evaluate(theta)
+    exact_candidate, exact_kl = reference.evaluate(theta.double())
+    assert candidate == pytest.approx(exact_candidate, rel=10 * tolerance, abs=tolerance)
+    assert kl == pytest.approx(exact_kl, rel=100 * tolerance, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("obs_dim", "hidden", "actions"),
+    [
+        (1, (1,), 1),
+        (3, (), 2),
+        (17, (64, 64), 6),
+        (65, (17, 65), 3),
+        (348, (65, 348, 3), 17),
+        (5, (130, 16), 70),
+        (11, (640,), 3),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 97, 600])
+def test_any_width_and_depth(
+    rows: int, obs_dim: int, hidden: tuple[int, ...], actions: int
+) -> None:
+    assert_matches_reference(case(rows, obs_dim, gym.spaces.Box(-1, 1, (actions,)), hidden))
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_activation(activation: str) -> None:
+    assert_matches_reference(case(300, 9, None, (33, 20), activation))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "gelu"])
+def test_float64_is_correct_to_rounding(activation: str) -> None:
+    c = case(300, 9, None, (33, 20), activation, torch.float64)
+    assert_matches_reference(c, 1e-11)
+
+
+def test_solve_reaches_the_damped_solution() -> None:
+    c = case(400, 5, None, (12,), dtype=torch.float64)
+    native = c.native()
+    _, g = native.gradient()
+    columns = [native.fisher_product(e) for e in torch.eye(len(g), dtype=torch.float64)]
+    fisher = torch.stack(columns)
+    torch.testing.assert_close(fisher, fisher.T, rtol=0, atol=1e-12)
+    damped = fisher + 0.1 * torch.eye(len(g), dtype=torch.float64)
+    exact = torch.linalg.solve(damped, g)
+    solution = native.solve(g, Options(cg_iters=200, cg_tol=1e-12))
+    assert solution.status is None
+    assert solution.residual <= 1e-12
+    assert relative(solution.x, exact) < 1e-10
+    assert solution.quadratic == pytest.approx(float(exact @ damped @ exact), rel=1e-9)
+
+
+def test_a_relative_residual_stops_the_solve_at_any_scale() -> None:
+    native = case(400, 5).native()
+    _, g = native.gradient()
+    counts = {native.solve(g * s, Options(cg_iters=50, cg_tol=0.1)).cg_iters for s in (1, 2**20)}
+    assert len(counts) == 1
+    assert 0 < counts.pop() < 50
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+def test_recomputed_activations_change_no_bit(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = case(2000, 7, gym.spaces.MultiDiscrete([3, 4]), (40, 24), activation)
+
+    def results() -> list[Tensor]:
+        native = c.native(Options(fisher_fraction=0.5))
+        _, g = native.gradient()
+        return [g, native.fisher_product(g), native.solve(g, Options()).x]
+
+    kept = results()
+    for size in (0, 150_000):
+        monkeypatch.setattr(cpu, "CACHE_BYTES", size)
+        for a, b in zip(results(), kept, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    c = case(3000)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            native = c.native()
+            loss, g = native.gradient()
+            x = native.solve(g, Options()).x
+            found.append((loss, g, x, native.evaluate(c.parameters.read() + 1e-3 * x)))
+    finally:
+        torch.set_num_threads(before)
+    for loss, g, x, candidate in found[1:]:
+        assert loss == found[0][0]
+        assert torch.equal(g, found[0][1])
+        assert torch.equal(x, found[0][2])
+        assert candidate == found[0][3]
+
+
+def test_parallel_callers_get_the_serial_result() -> None:
+    cases = [case(500 + i) for i in range(8)]
+
+    def solve(c: Case) -> Tensor:
+        native = c.native()
+        _, g = native.gradient()
+        return native.solve(g, Options()).x
+
+    serial = [solve(c) for c in cases]
+    found: dict[int, list[Tensor]] = {i: [] for i in range(8)}
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            found[i].append(solve(cases[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        assert len(found[i]) == 5
+        assert all(torch.equal(x, serial[i]) for x in found[i])
+
+
+def test_frozen_parameters_get_no_step_and_shift_no_offsets() -> None:
+    names = [
+        n
+        for n, _ in MlpPolicy(
+            gym.spaces.Box(-1, 1, (9,)), gym.spaces.Box(-1, 1, (6,)), (20, 20)
+        ).named_parameters()
+    ]
+    for frozen in ((names[0],), (names[1], names[2]), (names[-1],)):
+        assert_matches_reference(case(200, 9, None, (20, 20), frozen=frozen))
+
+
+def test_parameters_of_any_strides_are_read_where_they_live() -> None:
+    c = case(200, 9, None, (20, 20))
+    _, g = c.native().gradient()
+    for t in c.parameters.tensors:
+        if t.ndim == 2:
+            t.data = t.data.t().contiguous().t()
+    _, strided = c.native().gradient()
+    assert torch.equal(g, strided)
+
+
+def test_category_out_of_range_is_an_index_error() -> None:
+    c = case(20, 4, gym.spaces.Discrete(3))
+    assert c.batch.actions is not None
+    c.batch.actions[7] = 3
+    with pytest.raises(IndexError, match=r"actions\[7, 0\] is 3"):
+        c.native()
+
+
+def test_the_gil_is_released_and_ctrl_c_is_answered() -> None:
+    code = """
+import os, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from test_cpu_problem import Options, case
+native = case(20000, 17).native()
+_, g = native.gradient()
+ticks = []
+def tick():
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        ticks.append(1)
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=tick).start()
+start = time.monotonic()
+try:
+    native.solve(g, Options(cg_iters=10**7, cg_tol=0.0, damping=1e-9))
+except KeyboardInterrupt:
+    print("interrupted", len(ticks) > 10)
+"""
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.strip() == "interrupted True", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes_the_same() -> None:
+    c = case(3000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        _, g = c.native().gradient()
+        child = os.fork()
+        if child == 0:
+            same = torch.equal(c.native().gradient()[1], g)
+            os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nothing_is_served_before_a_workspace_is_bound() -> None:
+    native = case(20).native()
+    assert native._native.workspace_bytes() > 0
+    with pytest.raises(ValueError, match="size 3 in dimension 0, expected"):
+        native.fisher_product(torch.zeros(3))
