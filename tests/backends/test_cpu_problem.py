@@ -11,6 +11,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -46,7 +47,7 @@ class Case:
 def case(
     rows: int = 200,
     obs_dim: int = 17,
-    space: gym.spaces.Space | None = None,
+    space: gym.spaces.Space[Any] | None = None,
     hidden: tuple[int, ...] = (64, 64),
     activation: str = "tanh",
     dtype: torch.dtype = torch.float32,

@@ -42,10 +42,17 @@ class Backend(NamedTuple):
     refusal: Refusal
 
 
-# Fastest first: "auto" takes the first that does not refuse.
-ANALYTIC: dict[str, Backend] = {
-    "reference": Backend(ReferenceProblem, lambda *_: None),
-}
+def _analytic() -> dict[str, Backend]:
+    """Fastest first: "auto" takes the first that does not refuse."""
+    backends = {"reference": Backend(ReferenceProblem, lambda *_: None)}
+    if _native.core is not None:
+        from trpo_fast.backends.cpu import CpuProblem, refusal
+
+        backends = {"cpu": Backend(CpuProblem, refusal), **backends}
+    return backends
+
+
+ANALYTIC = _analytic()
 
 
 def fused_problem(

@@ -81,6 +81,15 @@ def workspace(nbytes: int) -> tuple[Tensor, int]:
     return memory, address + -address % ALIGNMENT
 
 
+def refusal(network: Network, batch: Batch, options: Options) -> str | None:
+    """Why ``CpuProblem`` cannot serve, or None."""
+    del options
+    device = network.layers[0].weight.device
+    if device.type != "cpu" or batch.obs.device.type != "cpu":
+        return f"the parameters are on {device}, and it serves the CPU"
+    return None
+
+
 def mlp_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """The layers' output ``[N, out]`` for ``x`` ``[N, in]``, float32 or float64, no autograd.
 
