@@ -32,7 +32,7 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     for name, rows in runs.items():
         if not column(rows, "rollout/ep_rew_mean")[0].size:
             raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
-    figure, axes = _figure(panels=2 if len(runs) == 1 else 1)
+    figure, axes = _panels(2 if len(runs) == 1 else 1)
     for colour, (name, rows) in zip(_cycle(len(runs)), runs.items(), strict=True):
         steps, returns = column(rows, "rollout/ep_rew_mean")
         axes[0].plot(steps, returns, color=colour, linewidth=1.8, label=Path(name).name)
@@ -51,7 +51,7 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     axes[-1].set_xlabel("environment steps")
     if len(axes[0].lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
-    return _save(figure, Path(out))
+    return save_figure(figure, Path(out))
 
 
 def column(rows: Sequence[dict[str, str]], name: str) -> Series:
@@ -72,21 +72,29 @@ def style(axis: Any) -> None:
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
+def new_figure(
+    rows: int, columns: int = 1, *, size: tuple[float, float], **layout: Any
+) -> tuple[Any, list[Any]]:
+    """A figure of `size` inches and its styled axes, row by row."""
     # Not pyplot: no global state, no display, nothing to close.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 3.6 + 1.4 * (panels - 1)), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    ratios = [3, 1][:panels]
-    axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0])
+    axes = list(figure.subplots(rows, columns, squeeze=False, **layout).ravel())
     for axis in axes:
         style(axis)
     return figure, axes
 
 
-def _save(figure: Any, out: Path) -> Path:
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    ratios = [3, 1][:count]
+    return new_figure(count, size=(7.0, 2.2 + 1.4 * count), sharex=True, height_ratios=ratios)
+
+
+def save_figure(figure: Any, out: Path) -> Path:
+    """Write a PNG file, making its directory; returns its path. Raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     return out

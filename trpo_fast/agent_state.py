@@ -1,0 +1,207 @@
+"""The agent's whole state as plain data, and whether one fits an agent.
+
+The order of training is deterministic given this state: weights, optimiser and normaliser
+statistics, the random generator, and the running episodes (their number and actions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from trpo_fast.checkpoint import CheckpointError, state_differences
+from trpo_fast.config import OPTIONS, Config, ConfigError, is_json
+
+if TYPE_CHECKING:
+    from trpo_fast.agent import TRPO
+
+State = Mapping[str, Any]
+
+
+@dataclass
+class Progress:
+    """How far the training is."""
+
+    num_timesteps: int = 0
+    num_updates: int = 0
+    num_episodes: int = 0
+    dropped_episodes: int = 0
+    time_elapsed: float = 0.0
+    best_evaluation: float | None = None
+
+
+def state_of(agent: TRPO) -> dict[str, Any]:
+    """A copy of all that decides what the agent does next."""
+    collector = agent.pending_collector
+    return {
+        "agent": description(agent),
+        "config": _portable_config(agent),
+        "custom_networks": list(agent.custom_networks),
+        "progress": dataclasses.asdict(agent.progress),
+        "learner": agent.learner.state_dict(),
+        "rng": _rng_state(agent.rng),
+        "collector": agent.collector.state() if collector is None else dict(collector),
+        "recent_returns": list(agent.recent_returns),
+        "recent_lengths": list(agent.recent_lengths),
+    }
+
+
+def load_into(agent: TRPO, state: State, *, changed: frozenset[str] = frozenset()) -> None:
+    """Take the agent to a state; options in `changed` keep the agent's values.
+
+    The environments follow before the next rollout. Raises CheckpointError when the state cannot
+    be this agent's.
+    """
+    try:
+        progress = Progress(**state["progress"])
+        agent.learner.load_state_dict(state["learner"], keep=changed)
+        _load_rng(agent.rng, state["rng"])
+        returns, lengths = list(state["recent_returns"]), list(state["recent_lengths"])
+        collector = state["collector"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint does not fit this agent: {error}") from error
+    agent.progress = progress
+    agent.recent_returns = type(agent.recent_returns)(returns, agent.recent_returns.maxlen)
+    agent.recent_lengths = type(agent.recent_lengths)(lengths, agent.recent_lengths.maxlen)
+    agent.pending_collector = collector if _same_episodes(agent, state, changed) else None
+
+
+def _same_episodes(agent: TRPO, state: State, changed: frozenset[str]) -> bool:
+    """Whether the saved running episodes are those of this agent's environments."""
+    return (
+        state["config"].get("num_envs") == agent.config.num_envs
+        and not changed & {"seed", "env_kwargs", "vectorization"}
+        and state["agent"].get("environment") == agent.env_id
+    )
+
+
+def description(agent: TRPO) -> dict[str, Any]:
+    """What must agree between a checkpoint and an agent, as plain values."""
+    return {
+        "environment": agent.env_id,
+        "observation space": str(agent.observation_space),
+        "action space": str(agent.action_space),
+        "activation": agent.config.activation,
+        "squash": agent.config.squash,
+        "normalize_observations": agent.config.normalize_observations,
+        "normalize_rewards": agent.config.normalize_rewards,
+        "policy": _shapes(agent.policy),
+        "value function": _shapes(agent.value_function),
+    }
+
+
+def check_fits(agent: TRPO, state: State) -> None:
+    """CheckpointError listing the differences, when the state is of another kind of agent."""
+    saved, here = state.get("agent"), description(agent)
+    if not isinstance(saved, Mapping):
+        raise CheckpointError("the checkpoint does not describe an agent of trpo_fast")
+    if agent.env_id is None or saved.get("environment") is None:
+        # An environment given as an object is the user's word that it is the right one.
+        saved = {**saved, "environment": None}
+        here["environment"] = None
+    lines = state_differences(saved, here)
+    if lines:
+        listed = "\n  ".join(lines)
+        raise CheckpointError(f"the checkpoint is of another agent:\n  {listed}")
+
+
+def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:
+    """CheckpointError when the agent had modules of the user's own that were not given again."""
+    wanted = state.get("custom_networks", [])
+    missing = [name for name, module in given.items() if module is None and name in wanted]
+    if missing:
+        words = " and ".join(f"{name}=" for name in missing)
+        raise CheckpointError(
+            f"the agent was trained with modules of your own: pass {words} to load "
+            "(a checkpoint holds weights, never code)"
+        )
+
+
+def recipe(state: State, path: Path, env: Any, changes: Mapping[str, Any]) -> tuple[Any, Config]:
+    """The environment and the options with which to build the agent of a checkpoint.
+
+    Raises CheckpointError when the file does not say, or when it would import code.
+    """
+    saved = state.get("config")
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path} holds no configuration")
+    try:
+        config = Config.from_options(saved)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} holds a configuration that cannot be used: {error}"
+        ) from None
+    if env is None:
+        env = saved_environment(state, path)
+    return env, config.replace(**changes)
+
+
+def saved_environment(state: State, path: Path) -> str:
+    """The environment id in a checkpoint, which must not import code.
+
+    gymnasium imports the module before a colon in an id: a file is never reason enough to.
+    """
+    described = state.get("agent")
+    name = described.get("environment") if isinstance(described, Mapping) else None
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{path} does not name its environment (it was given as an object or a function): "
+            "pass env="
+        )
+    if ":" in name:
+        raise CheckpointError(
+            f"{path} names the environment {name!r}, which imports the module "
+            f"{name.split(':')[0]!r}: if you trust it, pass env={name!r}"
+        )
+    return name
+
+
+def config_document(agent: TRPO) -> dict[str, Any]:
+    """What config.json holds."""
+    from trpo_fast import __version__
+
+    return {
+        "trpo_fast": __version__,
+        "environment": agent.env_id,
+        "options": _portable_config(agent),
+        "networks": dict.fromkeys(agent.custom_networks, "given as a module"),
+    }
+
+
+def _portable_config(agent: TRPO) -> dict[str, Any]:
+    options = agent.config.to_json()
+    if not is_json(options["env_kwargs"]):
+        # Objects among the environment's arguments cannot be written: load needs env= then.
+        options["env_kwargs"] = {}
+    return {name: options[name] for name in OPTIONS}
+
+
+def _shapes(module: nn.Module) -> dict[str, list[int]]:
+    tensors = ((k, v) for k, v in module.state_dict().items() if isinstance(v, Tensor))
+    return {name: list(value.shape) for name, value in tensors}
+
+
+def _rng_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The Philox generator's state as JSON: its counters are 64-bit numbers, written as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    state: dict[str, Any] = plain(rng.bit_generator.state)
+    return state
+
+
+def _load_rng(rng: np.random.Generator, state: State) -> None:
+    if state["bit_generator"] != "Philox":
+        raise ValueError(f"the random generator is {state['bit_generator']!r}, not Philox")
+    arrays = {key: np.array(value, np.uint64) for key, value in state["state"].items()}
+    buffer = np.array(state["buffer"], np.uint64)
+    rng.bit_generator.state = {**state, "state": arrays, "buffer": buffer}

@@ -1,0 +1,306 @@
+"""What learns from a rollout: policy, value function, their optimisers, running statistics.
+
+One update: value the rollout in one batch, estimate advantages, take one trust-region step, fit
+the critic, and only then let the new observation statistics apply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from trpo_fast.config import OPTIONS, Config, ConfigError
+from trpo_fast.critic import Critic, explained_variance
+from trpo_fast.gae import compute_gae
+from trpo_fast.normalization import ObservationNormalizer, ReturnScaler
+from trpo_fast.optimizer import TRPOOptimizer
+from trpo_fast.policies import MlpPolicy
+from trpo_fast.rollout import Rollout, bootstrap_values
+from trpo_fast.trust_region import TrustRegionResult
+from trpo_fast.value_function import ValueFunction
+
+OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
+# Rows on which the entropy is estimated for the log.
+ENTROPY_ROWS = 1024
+# Below this share of the largest advantage, their deviation is rounding, not signal.
+CONSTANT_SHARE = 1e-6
+
+
+class Learner:
+    """Everything an update reads and changes, and nothing about environments or files.
+
+    Args:
+        config: the options; `seed` must be set.
+        observation_space: of one observation.
+        action_space: of one action.
+        observation_width: O, of the flattened observation.
+        policy: module whose forward(obs) gives a distribution; MlpPolicy without one.
+        value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        observation_width: int,
+        *,
+        policy: nn.Module | None = None,
+        value_function: nn.Module | None = None,
+    ) -> None:
+        self.config = config
+        self.device = _device(config.device)
+        generator = torch.Generator().manual_seed(int(config.seed or 0))
+        with _mistakes_are_the_users():
+            if policy is None:
+                policy = _make_policy(config, observation_space, action_space, generator)
+            if value_function is None:
+                sizes, activation = config.value_hidden_sizes, config.activation
+                value_function = ValueFunction(
+                    observation_space, sizes, activation, generator=generator
+                )
+            self.policy = policy.to(self.device)
+            self.value_function = value_function.to(self.device)
+            options = {name: getattr(config, name) for name in OPTIMIZER_OPTIONS}
+            self.optimizer = TRPOOptimizer(self.policy, **options)
+        self.normalizer: ObservationNormalizer | None = None
+        if config.normalize_observations:
+            self.normalizer = ObservationNormalizer((observation_width,), config.observation_clip)
+        self.return_scaler: ReturnScaler | None = None
+        if config.normalize_rewards:
+            self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
+        self.critic = Critic(
+            self.value_function,
+            learning_rate=config.critic_lr,
+            epochs=config.critic_epochs,
+            batch_size=config.critic_batch_size,
+        )
+        self.counters = {"train/unscaled_advantages": 0, "train/skipped_critic_rows": 0}
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, Any]:
+        """Learn from a rollout of the current policy; the figures for the log.
+
+        `rng` shuffles the critic's rows; the same state of it gives the same bits.
+        """
+        values, last_values, final_values = bootstrap_values(rollout, self._values)
+        rewards = rollout.rewards
+        if self.return_scaler is not None:
+            rewards = self.return_scaler(rewards)
+        advantages, returns = compute_gae(
+            rewards,
+            values,
+            rollout.terminated,
+            rollout.truncated,
+            last_values,
+            final_values=final_values,
+            gamma=self.config.gamma,
+            lam=self.config.lam,
+        )
+        observations = self._normalized(rollout.select(rollout.observations))
+        masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
+        # The rollout's own log-probabilities are those of the current policy: None computes them
+        # as the step itself does, so that the ratio is 1 to the last bit.
+        self.optimizer.step(
+            obs=observations,
+            actions=rollout.select(rollout.actions).to(self.device),
+            advantages=self._scaled(rollout.select(advantages)).to(self.device),
+            old_log_prob=None,
+            action_mask=masks,
+        )
+        returns = rollout.select(returns)
+        fit = self.critic.fit(observations, returns.to(self.device), rng)
+        if fit.skipped_rows:
+            text = "the critic skipped rows that were not finite, or gave such gradients"
+            self._count("train/skipped_critic_rows", fit.skipped_rows, text)
+        self._learn_statistics(rollout)
+        return {
+            **self._step_figures(),
+            **self._policy_figures(observations, masks),
+            "train/value_loss": fit.loss,
+            "train/explained_variance": explained_variance(rollout.select(values), returns),
+            **self.counters,
+        }
+
+    def _values(self, observations: Tensor) -> Tensor:
+        """V of raw observations [N, O], on the CPU."""
+        with torch.no_grad():
+            values: Tensor = self.value_function(self._normalized(observations))
+        return values.cpu()
+
+    def _normalized(self, observations: Tensor) -> Tensor:
+        observations = observations.to(self.device)
+        return observations if self.normalizer is None else self.normalizer(observations)
+
+    def _scaled(self, advantages: Tensor) -> Tensor:
+        if not self.config.normalize_advantages:
+            return advantages
+        scaled, ok = normalize_advantages(advantages)
+        if not ok:
+            text = "the batch's advantages are all equal: they are not scaled"
+            self._count("train/unscaled_advantages", 1, text)
+        return scaled
+
+    def _learn_statistics(self, rollout: Rollout) -> None:
+        """What this rollout showed applies from the next one on."""
+        if self.normalizer is not None:
+            self.normalizer.observe(rollout.observations.numpy(), rollout.valid.numpy())
+            self.normalizer.commit()
+        if self.return_scaler is not None:
+            ended = (rollout.terminated | rollout.truncated).numpy()
+            self.return_scaler.observe(rollout.rewards.numpy(), ended, rollout.valid.numpy())
+            self.return_scaler.commit()
+
+    def _count(self, name: str, amount: int, text: str) -> None:
+        """Count something that was survived, and warn of its first time."""
+        if not self.counters[name]:
+            warnings.warn(f"{text} (warned of once, counted as {name})", stacklevel=2)
+        self.counters[name] += amount
+
+    def _step_figures(self) -> dict[str, Any]:
+        result = cast("TrustRegionResult", self.optimizer.last_result)
+        names = (
+            "accepted",
+            "kl",
+            "loss_before",
+            "loss_after",
+            "expected_improvement",
+            "actual_improvement",
+            "step_size",
+            "backtracks",
+            "cg_iters",
+            "cg_residual",
+            "gradient_norm",
+            "backend",
+        )
+        return {
+            "train/status": result.status.name.lower(),
+            **{f"train/{name}": getattr(result, name) for name in names},
+            "train/is_line_search_success": result.accepted,
+            "train/kl_divergence_loss": result.kl,
+            "train/policy_objective": -result.loss_after,
+        }
+
+    def _policy_figures(self, observations: Tensor, masks: Tensor | None) -> dict[str, Any]:
+        stride = max(len(observations) // ENTROPY_ROWS, 1)
+        keywords = {} if masks is None else {"action_mask": masks[::stride]}
+        figures: dict[str, Any] = {}
+        with torch.no_grad():
+            try:
+                distribution = self.policy(observations[::stride], **keywords)
+                figures["train/entropy"] = float(distribution.entropy().mean())
+            except NotImplementedError:
+                figures["train/entropy"] = None
+        log_std = getattr(self.policy, "log_std", None)
+        if isinstance(log_std, Tensor):
+            figures["train/std"] = float(log_std.detach().exp().mean())
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, as copies: tensors, arrays, plain values."""
+        group = self.optimizer.param_groups[0]
+        plain = {k: v for k, v in group.items() if isinstance(v, bool | int | float | str)}
+        normalizers = {"observations": self.normalizer, "returns": self.return_scaler}
+        return {
+            "policy": _copies(self.policy),
+            "value_function": _copies(self.value_function),
+            "optimizer": plain,
+            "critic": _cloned(self.critic.state_dict()),
+            "statistics": {k: n.state_dict() for k, n in normalizers.items() if n is not None},
+            "counters": dict(self.counters),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, keep: frozenset[str]) -> None:
+        """Restore what `state_dict` gave; optimizer options named in `keep` stay as they are.
+
+        Raises ValueError, KeyError or RuntimeError when the state is not of this architecture.
+        """
+        self.policy.load_state_dict(state["policy"])
+        self.value_function.load_state_dict(state["value_function"])
+        group = self.optimizer.param_groups[0]
+        saved = {k: v for k, v in state["optimizer"].items() if k in group and k not in keep}
+        group.update(saved)
+        self.critic.load_state_dict(_cloned(state["critic"]))
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["statistics"]["observations"])
+        scaler = self.return_scaler
+        if scaler is not None:
+            self._load_returns(scaler, state["statistics"]["returns"])
+        self.counters.update({k: int(v) for k, v in state["counters"].items()})
+
+    def _load_returns(self, scaler: ReturnScaler, saved: Mapping[str, Any]) -> None:
+        current = scaler.state_dict()
+        if np.shape(saved["returns"]) != np.shape(current["returns"]):
+            # Another number of environments: their episodes start anew, the statistics stay.
+            saved = {**saved, "returns": np.zeros_like(current["returns"])}
+        scaler.load_state_dict(saved)
+
+
+def normalize_advantages(advantages: Tensor) -> tuple[Tensor, bool]:
+    """Advantages [N] less their mean, over their deviation, and whether they could be scaled.
+
+    A single advantage, or equal ones, have no deviation to divide by: those come back unscaled.
+    """
+    wide = advantages.double()
+    centred = wide - wide.mean()
+    deviation = float(centred.square().mean().sqrt()) if len(wide) else 0.0
+    if not deviation > CONSTANT_SHARE * float(wide.abs().max() if len(wide) else 0.0):
+        return advantages, False
+    return (centred / deviation).to(advantages.dtype), True
+
+
+def _make_policy(
+    config: Config,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    generator: torch.Generator,
+) -> MlpPolicy:
+    return MlpPolicy(
+        observation_space,
+        action_space,
+        config.hidden_sizes,
+        config.activation,
+        log_std_init=config.log_std_init,
+        state_dependent_std=config.state_dependent_std,
+        squash=config.squash,
+        generator=generator,
+    )
+
+
+@contextlib.contextmanager
+def _mistakes_are_the_users() -> Iterator[None]:
+    """What the networks and the optimizer refuse was asked for by an option."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _device(name: str) -> torch.device:
+    """The torch device; "auto" is the CPU, since a rollout's batches are small."""
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+    except RuntimeError:
+        raise ConfigError(f'device is "auto", "cpu" or "cuda", got {name!r}') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: torch finds no CUDA device here; use device='cpu'")
+    return device
+
+
+def _copies(module: nn.Module) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
+        for key, entry in state.items()
+    }
