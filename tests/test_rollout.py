@@ -301,19 +301,37 @@ def test_a_state_of_another_shape_is_refused(change: dict[str, Any], message: st
 
 
 def test_an_environment_that_does_not_repeat_itself_is_announced() -> None:
-    class Unseeded(Walk):
-        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            return super().reset(seed=None, options=options)
-
-    def make() -> RolloutCollector:
-        return RolloutCollector(make_vector_env(lambda: Unseeded(length=1000), num_envs=1, seed=0))
-
-    original, resumed = make(), make()
-    policy = policy_for(original)
-    while not (state := original.state()) or state["action_counts"][0] == 0:
-        original.collect(policy, None, 1, philox())
+    """Scripted counts its resets, whatever their seeds."""
+    collector = RolloutCollector(
+        make_vector_env(lambda: Scripted(((9, TERMINATED),)), num_envs=1, seed=0)
+    )
+    collect(collector, 4)
     with pytest.warns(RuntimeWarning, match="led to another observation than recorded"):
-        resumed.restore(state)
+        collector.restore(collector.state())
+
+
+def test_worker_processes_survive_an_interrupt_in_the_middle_of_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Answers that nobody read must not be taken for those of a later step."""
+    collector, undisturbed = walks(vectorization="async"), walks()
+    policy = policy_for(collector)
+    for it in (collector, undisturbed):
+        it.collect(policy, None, 9, philox())
+    inner = collector.env.vector
+
+    def interrupted() -> Any:
+        inner.parent_pipes[0].recv()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inner, "step_wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collector.collect(policy, None, 5, philox(1))
+    rollouts = [it.collect(policy, None, 6, philox(2)) for it in (collector, undisturbed)]
+    assert_same(*rollouts)
+    assert not any(process.is_alive() for process in inner.processes)
+    collector.env.close()
 
 
 @pytest.mark.parametrize("fault", ["interrupt", "raise"])

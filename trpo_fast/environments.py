@@ -81,7 +81,7 @@ def make_vector_env(
     name = environment_name(env)
     if isinstance(env, VectorEnv):
         _refuse_kwargs(env_kwargs, name)
-        return VectorEnvironment(env, name=name, seed=seed, seeded=False)
+        return VectorEnvironment(env, name=name, seed=seed)
     if vectorization == "envpool":
         raise _no_envpool()
     if isinstance(env, gym.Env):
@@ -94,7 +94,9 @@ def make_vector_env(
         num_envs = 1
     factories = [_Factory(env, dict(env_kwargs or {}), name, seed, i) for i in range(num_envs)]
     vector = _vector(factories, vectorization)
-    return VectorEnvironment(vector, name=name, seed=seed, seeded=True)
+    return VectorEnvironment(
+        vector, name=name, seed=seed, remake=lambda: _vector(factories, vectorization)
+    )
 
 
 def environment_name(env: Environment) -> str:

@@ -67,14 +67,20 @@ class VectorEnvironment:
         vector: a gymnasium vector environment.
         name: what to call it in messages.
         seed: of the first reset.
-        seeded: whether the sub-environments are :class:`SeededEpisodes`.
+        remake: makes the same vector afresh; given where its members are :class:`SeededEpisodes`,
+            whose episodes can be replayed.
 
     Raises:
         UnsupportedSpaceError: no policy here can serve one of its spaces.
     """
 
     def __init__(
-        self, vector: VectorEnv[Any, Any, Any], *, name: str, seed: int, seeded: bool
+        self,
+        vector: VectorEnv[Any, Any, Any],
+        *,
+        name: str,
+        seed: int,
+        remake: Callable[[], VectorEnv[Any, Any, Any]] | None = None,
     ) -> None:
         self.vector: Any = vector
         self.name = name
@@ -88,7 +94,8 @@ class VectorEnvironment:
         )
         self._flatten = ObservationFlattener(self.observation_space)
         self.autoreset_mode = _autoreset_mode(vector)
-        self._seeded = seeded
+        self._remake = remake
+        self._seeded = remake is not None
         self._mask_from: str | None = None
         self._resetting = np.zeros(self.num_envs, bool)
 
@@ -116,6 +123,7 @@ class VectorEnvironment:
         Raises:
             EnvironmentFault: an environment raised.
         """
+        self._revive()
         batch, infos = self._guard(self.vector.reset, seed=None if self._seeded else self.seed)
         self._resetting = np.zeros(self.num_envs, bool)
         self._find_masks(infos)
@@ -290,6 +298,7 @@ class VectorEnvironment:
             EnvironmentFault: an episode ends before its recorded actions do, so the environment
                 does not depend on its seed and actions alone.
         """
+        self._revive()
         self._resetting = np.zeros(self.num_envs, bool)
         for env, (observation, info, over) in enumerate(
             self._guard(self.vector.call, "replay", list(episodes))
@@ -325,6 +334,15 @@ class VectorEnvironment:
                 env_index=env,
                 trace="".join(traceback.format_exception(error)),
             ) from error
+
+    def _revive(self) -> None:
+        """Replace worker processes that a fault ended, or an interrupt left with answers unread."""
+        inner = self.vector.unwrapped
+        if self._remake is None or not isinstance(inner, AsyncVectorEnv):
+            return
+        if inner.closed or inner._state.value != "default":
+            self._terminate_workers()
+            self.vector = self._remake()
 
     def _terminate_workers(self) -> None:
         inner = self.vector.unwrapped
