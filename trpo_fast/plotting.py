@@ -35,18 +35,18 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     figure, axes = _panels(2 if len(runs) == 1 else 1)
     for colour, (name, rows) in zip(_cycle(len(runs)), runs.items(), strict=True):
         steps, returns = column(rows, "rollout/ep_rew_mean")
-        axes[0].plot(steps, returns, color=colour, linewidth=1.8, label=Path(name).name)
+        label = _printable(Path(name).name)
+        axes[0].plot(steps, returns, color=colour, linewidth=1.8, label=label)
         evaluated, scores = column(rows, "eval/mean_reward")
         if evaluated.size:
-            label = f"{Path(name).name}, evaluation"
-            axes[0].plot(evaluated, scores, "o", color=colour, markersize=4, label=label)
+            dots = {"color": colour, "markersize": 4, "label": f"{label}, evaluation"}
+            axes[0].plot(evaluated, scores, "o", **dots)
         if len(axes) > 1:
             axes[1].plot(*column(rows, "train/kl"), color=GREY, linewidth=1.0)
             axes[1].set_ylabel("KL of the update")
             axes[1].set_ylim(bottom=0)
-    axes[0].set_title(
-        title or (Path(next(iter(runs))).name if len(runs) == 1 else "Learning curves")
-    )
+    names = [_printable(Path(name).name) for name in runs]
+    axes[0].set_title(title or (names[0] if len(names) == 1 else "Learning curves"))
     axes[0].set_ylabel("mean return of the last 100 episodes")
     axes[-1].set_xlabel("environment steps")
     if len(axes[0].lines) > 1:
@@ -98,6 +98,11 @@ def save_figure(figure: Any, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     return out
+
+
+def _printable(name: str) -> str:
+    """A file name that a font can draw: bytes outside the locale reach Python as surrogates."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _cycle(count: int) -> list[str]:

@@ -100,6 +100,10 @@ class RunRecorder:
         except PlotError as error:
             # A run too short to finish an episode has no curve: nothing is missing.
             warnings.warn(str(error), stacklevel=2)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 (a picture is no reason to fail a training)
+            warnings.warn(f"no learning curve: {error}", stacklevel=2)
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
