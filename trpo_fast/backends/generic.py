@@ -85,7 +85,9 @@ class GenericProblem:
             with torch.enable_grad():
                 found = term.call()
                 rows = (found.distribution, found.weights)
-                kl_slopes = _slopes(self._mean_kl(rows, strided=keep), tensors, twice=keep)
+                kl_slopes = _slopes(
+                    self._mean_kl(rows, strided=keep), tensors, retain=True, twice=keep
+                )
                 loss_slopes = _slopes(term.share * found.loss, tensors, retain=keep)
             for index, (by_kl, by_loss) in enumerate(zip(kl_slopes, loss_slopes, strict=True)):
                 dependent = by_kl is not None or (by_loss is not None and not self.by_dependence)
@@ -110,6 +112,8 @@ class GenericProblem:
 
     def fisher_product(self, v: Tensor) -> Tensor:
         """``F v`` ``[P]``, without damping, over the Fisher's share of the rows."""
+        if self.kl_slopes is None and self.fisher_terms is None:
+            self.gradient()
         if self.kl_slopes is not None:
             return self._hessian_product(self.kl_slopes, v)
         terms = self.fisher_terms or []

@@ -277,10 +277,9 @@ def _jvp(layers: Sequence[Layer], point: Linearisation, tangents: Sequence[Pair]
 def _vjp(layers: Sequence[Layer], point: Linearisation, delta: Tensor) -> list[Pair]:
     """``J' delta``, summed over rows, for each layer's weight and bias."""
     pairs: list[Pair] = []
-    for layer, a, slope in zip(
-        reversed(layers), reversed(point.inputs), reversed(point.slopes), strict=True
-    ):
-        delta = delta * slope
-        pairs.append((delta.T @ a, delta.sum(0)))
-        delta = delta @ layer.weight
+    for index in reversed(range(len(layers))):
+        delta = delta * point.slopes[index]
+        pairs.append((delta.T @ point.inputs[index], delta.sum(0)))
+        if index > 0:
+            delta = delta @ layers[index].weight
     return pairs[::-1]

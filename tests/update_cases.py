@@ -1,0 +1,234 @@
+"""Heads, batches and a float64 dense oracle that the tests of the update share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+from torch.func import functional_call, jacrev, vmap
+
+from trpo_fast import MlpPolicy
+from trpo_fast.batch import Batch, BatchReader, fused_batch
+from trpo_fast.distributions import in_double
+from trpo_fast.flat import FlatParameters
+from trpo_fast.network import Network, network_of
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of action distribution."""
+
+    name: str
+    action_space: spaces.Space
+    keywords: dict[str, Any]
+    masked: bool = False
+
+
+CASES = [
+    Case("gaussian", spaces.Box(-2.0, 3.0, (3,)), {"log_std_init": -0.3}),
+    Case("gaussian_state_std", spaces.Box(-2.0, 3.0, (2,)), {"state_dependent_std": True}),
+    Case("squashed", spaces.Box(-2.0, 3.0, (2,)), {"squash": True}),
+    Case(
+        "squashed_state_std",
+        spaces.Box(-2.0, 3.0, (2,)),
+        {"squash": True, "state_dependent_std": True},
+    ),
+    Case("categorical", spaces.Discrete(4), {}),
+    Case("categorical_masked", spaces.Discrete(5), {}, masked=True),
+    Case("multi_categorical", spaces.MultiDiscrete([2, 4, 3]), {}),
+    Case("multi_categorical_masked", spaces.MultiDiscrete([3, 4]), {}, masked=True),
+    Case("bernoulli", spaces.MultiBinary(3), {}),
+]
+BY_NAME = {case.name: case for case in CASES}
+OBS_WIDTH = 5
+
+
+class Wrapped(nn.Module):
+    """A user's module that the recogniser has never seen: always the generic path."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        return self.inner(obs, action_mask=action_mask)
+
+
+def make_policy(
+    case: Case,
+    hidden: tuple[int, ...] = (7, 6),
+    activation: str = "tanh",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    obs_width: int = OBS_WIDTH,
+) -> MlpPolicy:
+    """A policy whose last layer is not small, so that every head is far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    observation_space = spaces.Box(-1.0, 1.0, (obs_width,))
+    policy = MlpPolicy(
+        observation_space,
+        case.action_space,
+        hidden,
+        activation,
+        generator=generator,
+        **case.keywords,
+    )
+    with torch.no_grad():
+        last = policy.body[-1]
+        last.weight.mul_(50)
+        last.bias.add_(0.2 * torch.randn(last.bias.shape, generator=generator))
+    return policy.to(dtype)
+
+
+def make_data(
+    policy: MlpPolicy, case: Case, rows: int = 40, seed: int = 0, *, weighted: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments of ``step``; old log-probabilities are those of the policy itself."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    dtype = policy.body[0].weight.dtype
+    obs = torch.randn(rows, policy.obs_width, generator=generator).to(dtype)
+    mask = None
+    if case.masked:
+        mask = torch.rand(rows, sum(policy.head.nvec), generator=generator) > 0.4
+        for block in mask.split(list(policy.head.nvec), dim=1):
+            block[:, 0] = True
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        distribution = policy(obs, action_mask=mask)
+        actions = distribution.sample()
+        old_log_prob = distribution.log_prob(actions)
+    data = {
+        "obs": obs,
+        "actions": actions,
+        "advantages": torch.randn(rows, generator=generator).to(dtype),
+        "old_log_prob": old_log_prob,
+    }
+    if mask is not None:
+        data["action_mask"] = mask
+    if weighted:
+        weights = torch.rand(rows, generator=generator).to(dtype)
+        weights[::5] = 0
+        data["weights"] = weights
+    return data
+
+
+def flat_of(policy: nn.Module) -> FlatParameters:
+    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    return FlatParameters([p for _, p in named], [name for name, _ in named])
+
+
+def read_batch(policy: nn.Module, data: dict[str, Any]) -> Batch:
+    flat = flat_of(policy)
+    reader = BatchReader(data["obs"], data.get("weights"), dtype=flat.dtype, device=flat.device)
+    return reader.batch(
+        data["actions"], data["advantages"], data.get("old_log_prob"), data.get("action_mask")
+    )
+
+
+def recognised(policy: MlpPolicy, data: dict[str, Any]) -> tuple[Network, Batch]:
+    network = network_of(policy)
+    assert isinstance(network, Network), network
+    batch = read_batch(policy, data)
+    dtype = network.layers[0].weight.dtype
+    return network, fused_batch(batch, network.head, policy.obs_width, dtype)
+
+
+def shares(data: dict[str, Any]) -> Tensor:
+    """``w_n / sum(w)`` ``[N]`` in float64."""
+    rows = len(data["advantages"])
+    weights = data.get("weights")
+    w = torch.ones(rows, dtype=torch.float64) if weights is None else weights.double()
+    return w / w.sum()
+
+
+def head_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    """Dense Fisher matrices ``[N, K, K]`` of the head's outputs, written out from textbooks."""
+    kind = policy.head.kind
+    if kind == "gaussian":
+        variance = torch.exp(2 * policy.log_std.double())
+        return torch.diag(1 / variance).expand(len(outputs), -1, -1)
+    if kind == "gaussian_state_std":
+        mean, log_std = outputs.chunk(2, dim=1)
+        diagonal = torch.cat([torch.exp(-2 * log_std), torch.full_like(mean, 2.0)], dim=1)
+        return torch.diag_embed(diagonal)
+    if kind == "bernoulli":
+        p = 1 / (1 + torch.exp(-outputs))
+        return torch.diag_embed(p * (1 - p))
+    dense = torch.zeros(len(outputs), outputs.shape[1], outputs.shape[1], dtype=torch.float64)
+    start = 0
+    for size in policy.head.nvec:
+        block = slice(start, start + size)
+        weight = torch.exp(outputs[:, block])
+        if mask is not None:
+            weight = weight * mask[:, block]
+        p = weight / weight.sum(1, keepdim=True)
+        dense[:, block, block] = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+        start += size
+    return dense
+
+
+@torch.no_grad()
+def dense_fisher(policy: MlpPolicy, data: dict[str, Any]) -> Tensor:
+    """F ``[P, P]`` in float64, from per-sample Jacobians of the network's outputs."""
+    body = {
+        name: p.detach().double()
+        for name, p in policy.named_parameters()
+        if name.startswith("body.")
+    }
+    stripped = {name.removeprefix("body."): p for name, p in body.items()}
+
+    def outputs_of(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+        return functional_call(policy.body, parameters, (row.unsqueeze(0),)).squeeze(0)
+
+    obs = data["obs"].double()
+    weight = shares(data)
+    counted = weight > 0
+    obs, weight = obs[counted], weight[counted]
+    mask = None if "action_mask" not in data else data["action_mask"][counted]
+    jacobians = vmap(jacrev(outputs_of), in_dims=(None, 0))(stripped, obs)
+    J = torch.cat([jacobians[name].flatten(2) for name in stripped], dim=2)  # [N, K, P_body]
+    outputs = vmap(outputs_of, in_dims=(None, 0))(stripped, obs)
+    M = head_fisher(policy, outputs, mask)
+    F = torch.einsum("n,nkp,nkl,nlq->pq", weight, J, M, J)
+    if policy.log_std is None:
+        return F
+    return torch.block_diag(2 * torch.eye(len(policy.log_std), dtype=torch.float64), F)
+
+
+def loss_and_kl(
+    policy: nn.Module,
+    data: dict[str, Any],
+    old: Distribution,
+    direction: str = "old_new",
+) -> tuple[Tensor, Tensor]:
+    """Loss and mean KL at the policy's present parameters, from the definition, differentiable."""
+    extra = {} if "action_mask" not in data else {"action_mask": data["action_mask"]}
+    new = in_double(policy(data["obs"], **extra))
+    w = shares(data)
+    ratio = torch.exp(new.log_prob(data["actions"]) - data["old_log_prob"].double())
+    kl = kl_divergence(old, new) if direction == "old_new" else kl_divergence(new, old)
+    return -(w * ratio * data["advantages"].double()).sum(), (w * kl).sum()
+
+
+def old_distribution(policy: nn.Module, data: dict[str, Any]) -> Distribution:
+    extra = {} if "action_mask" not in data else {"action_mask": data["action_mask"]}
+    with torch.no_grad():
+        return in_double(policy(data["obs"], **extra))
+
+
+def bits(module: nn.Module) -> list[Tensor]:
+    """Copies of every parameter and buffer, to be compared bit for bit."""
+    return [t.detach().clone() for t in (*module.parameters(), *module.buffers())]
+
+
+def same_bits(module: nn.Module, before: list[Tensor]) -> bool:
+    now = [t.detach() for t in (*module.parameters(), *module.buffers())]
+    return all(_raw(a) == _raw(b) for a, b in zip(now, before, strict=True))
+
+
+def _raw(t: Tensor) -> bytes:
+    return t.contiguous().numpy().tobytes()
