@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trpo_fast.agent import TRPO
 from trpo_fast.distributions import MaskedCategorical, MultiCategorical
 from trpo_fast.errors import FallbackWarning
 from trpo_fast.functional import fisher_vector_product, natural_gradient
@@ -14,6 +15,7 @@ from trpo_fast.value_function import ValueFunction
 __version__ = "0.1.0"
 
 __all__ = [
+    "TRPO",
     "FallbackWarning",
     "MaskedCategorical",
     "MlpPolicy",
