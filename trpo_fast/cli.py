@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trpo_fast import __version__
 from trpo_fast.cli_options import add_agent_options, agent_options, non_negative, parse, positive
 from trpo_fast.interrupts import INTERRUPTED, interrupt_guard
 
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trpo-fast", description="Train and inspect TRPO agents.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"trpo-fast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_train(commands)
     _add_eval(commands)
