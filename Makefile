@@ -7,6 +7,8 @@ TRAIN_ENV ?= HalfCheetah-v5
 TRAIN_STEPS ?= 200000
 TRAIN_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8
+# "": the best that the machine has.
+SANITIZE_ISAS ?= baseline ""
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamps
@@ -16,7 +18,7 @@ INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test lint format bench wheel ci clean
+.PHONY: help build train test sanitize lint format bench wheel ci clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -49,17 +51,23 @@ train: $(STAMP)/native $(STAMP)/extra-mujoco  ## train TRAIN_ENV for TRAIN_STEPS
 test: $(STAMP)/native $(STAMP)/extra-test,mujoco  ## run the test suite; the native module must load
 	TRPO_FAST_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and UBSan, without Python
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/sanitize -G Ninja \
+	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(BIN)/cmake --build build/sanitize
+	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
+
 lint: $(STAMP)/native $(STAMP)/extra-dev  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' | \
 	  xargs -r $(BIN)/clang-format --dry-run -Werror
 
 format: $(STAMP)/native $(STAMP)/extra-dev  ## rewrite the sources as the linters want them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' | \
 	  xargs -r $(BIN)/clang-format -i
 
 bench: $(STAMP)/native $(STAMP)/extra-bench  ## time the library beside torch and its peers

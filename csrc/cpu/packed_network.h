@@ -1,11 +1,16 @@
 // The weights of a network in the layout the kernels read, copied from wherever torch keeps them.
 #pragma once
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "panels.h"
 
 namespace trpo_fast {
 
-// Hands out aligned pieces of one block of memory; with a null base it only counts.
+// Hands out aligned pieces of one block of memory; with a null base it only counts. Under
+// AddressSanitizer a poisoned gap follows each piece, so that running over one is seen.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
@@ -13,13 +18,28 @@ class Arena {
   template <class T>
   T* take(Index count) {
     const std::size_t at = used_;
-    used_ +=
-        (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    const Index bytes = count * Index(sizeof(T));
+    used_ += static_cast<std::size_t>(round_up(bytes, kAlignment)) + kGap;
+#if defined(__SANITIZE_ADDRESS__)
+    if (base_) __asan_poison_memory_region(base_ + used_ - kGap, kGap);
+#endif
     return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
   }
   std::size_t used() const { return used_; }
 
+#if defined(__SANITIZE_ADDRESS__)
+  // Before the block goes back to its allocator.
+  static void release(void* base, std::size_t bytes) { __asan_unpoison_memory_region(base, bytes); }
+#else
+  static void release(void*, std::size_t) {}
+#endif
+
  private:
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr std::size_t kGap = kAlignment;
+#else
+  static constexpr std::size_t kGap = 0;
+#endif
   char* base_;
   std::size_t used_ = 0;
 };

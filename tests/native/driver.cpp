@@ -1,0 +1,241 @@
+// Drives csrc/cpu without Python, for AddressSanitizer and UndefinedBehaviorSanitizer (`make
+// sanitize`). Every head, odd widths, several threads, weights, masks, strided inputs, with and
+// without cached activations. The answers are checked by identities that need no oracle: F is
+// symmetric and positive semi-definite, 2 KL(theta, theta + h v) / h^2 -> v'Fv, the surrogate's
+// slope along g is |g|^2.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+
+#include "../../csrc/cpu/conjugate_gradient.h"
+#include "../../csrc/cpu/dispatch.h"
+#include "../../csrc/cpu/mlp_forward.h"
+#include "../../csrc/cpu/policy_problem.h"
+
+using namespace trpo_fast;
+
+namespace {
+
+int checks = 0, failures = 0;
+
+void check(bool good, const char* what, double value, double expected) {
+  ++checks;
+  if (good) return;
+  ++failures;
+  std::printf("FAILED %s: %.17g, expected %.17g\n", what, value, expected);
+}
+
+void check_close(const char* what, double value, double expected, double tolerance) {
+  check(std::fabs(value - expected) <= tolerance * (1 + std::fabs(expected)), what, value,
+        expected);
+}
+
+// Exactly the bytes asked for, aligned, so that one byte beyond is seen.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes)
+      : size_(bytes), raw_(std::aligned_alloc(kAlignment, round_up(Index(bytes), kAlignment))) {}
+  ~Memory() {
+    Arena::release(raw_, std::size_t(round_up(Index(size_), kAlignment)));
+    std::free(raw_);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* get() const { return raw_; }
+
+ private:
+  std::size_t size_;
+  void* raw_;
+};
+
+struct Shape {
+  Index rows, obs;
+  std::vector<Index> hidden;
+  HeadKind head;
+  Index actions;
+  std::vector<Index> nvec;
+  Activation activation;
+  bool weighted, masked, subset;
+  Index cache_bytes;
+  int threads;
+};
+
+std::mt19937 engine(1);
+
+template <class T>
+std::vector<T> normal(Index n, double scale) {
+  std::normal_distribution<double> draw(0, scale);
+  std::vector<T> v(static_cast<std::size_t>(n));
+  for (T& x : v) x = T(draw(engine));
+  return v;
+}
+
+template <class T>
+struct Fixture {
+  std::vector<T> theta, obs, real, advantages, weights;
+  std::vector<std::int64_t> categories;
+  std::vector<std::uint8_t> mask;
+  PolicyBatch<T> batch;
+
+  explicit Fixture(const Shape& s) {
+    const bool categorical =
+        s.head == HeadKind::categorical || s.head == HeadKind::multi_categorical;
+    Index outputs = s.head == HeadKind::gaussian_state_std ? 2 * s.actions : s.actions;
+    if (categorical) {
+      outputs = 0;
+      for (const Index n : s.nvec) outputs += n;
+    }
+    std::vector<Index> widths{s.obs};
+    widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());
+    widths.push_back(outputs);
+    Index size = s.head == HeadKind::gaussian ? s.actions : 0;
+    for (std::size_t l = 0; l + 1 < widths.size(); ++l) size += (widths[l] + 1) * widths[l + 1];
+    theta = normal<T>(size, 0.2);
+    Index at = s.head == HeadKind::gaussian ? s.actions : 0;
+    for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
+      const Index in = widths[l], out = widths[l + 1], bias = at + in * out;
+      const bool last = l + 2 == widths.size();
+      // Small outputs where they are log stds: their exponentials bend the loss over the step
+      // taken.
+      const double scale = last && s.head == HeadKind::gaussian_state_std ? 0.2 : 2;
+      for (Index i = at; i < bias; ++i) theta[i] *= T(scale / std::sqrt(double(in)));
+      batch.layers.push_back({theta.data() + at, in, 1, theta.data() + bias, 1, in, out,
+                              last ? Activation::identity : s.activation, T(0.5)});
+      batch.offsets.push_back({at, bias});
+      at = bias + out;
+    }
+    const Index n = s.rows;
+    obs = normal<T>(n * (s.obs + 2), 1);  // two columns that are not read: a strided view
+    real = normal<T>(n * s.actions, 1);
+    advantages = normal<T>(n, 1);
+    for (Index i = 0; i < n * s.actions && s.head == HeadKind::bernoulli; ++i) real[i] = i % 3 == 0;
+    categories.assign(std::size_t(n * s.actions), 0);
+    for (Index i = 0; i < n * s.actions && categorical; ++i) {
+      categories[i] = (i * 7) % s.nvec[i % s.actions];
+    }
+    if (s.weighted) {
+      weights = normal<T>(n, 1);
+      for (T& w : weights) w = w * w + T(0.1);
+    }
+    batch.parameters = size;
+    batch.head_kind = s.head;
+    batch.actions = s.actions;
+    batch.nvec = s.nvec;
+    batch.log_std = s.head == HeadKind::gaussian ? theta.data() : nullptr;
+    batch.log_std_stride = 1;
+    batch.log_std_offset = s.head == HeadKind::gaussian ? 0 : -1;
+    batch.rows = {{obs.data(), n, s.obs, s.obs + 2, 1},
+                  s.weighted ? weights.data() : nullptr,
+                  nullptr,
+                  outputs};
+    if (s.masked && categorical) {
+      mask.assign(std::size_t(n * outputs), 1);
+      for (Index row = 0; row < n; ++row) {
+        Index block = 0;
+        for (Index a = 0; a < s.actions; block += s.nvec[a++]) {
+          const Index other = (categories[row * s.actions + a] + 1) % s.nvec[a];
+          if (s.nvec[a] > 1) mask[row * outputs + block + other] = 0;
+        }
+      }
+      batch.rows.mask = mask.data();
+    }
+    batch.fisher_is_all = !s.subset;
+    batch.fisher_rows = batch.rows;
+    batch.fisher_rows.obs.rows = (n + 1) / 2;
+    batch.first_action = {real.data(), categories.data(), 1};
+    batch.action_row_stride = s.actions;
+    batch.advantages = advantages.data();
+    batch.old_log_prob = nullptr;
+    batch.kl_new_old = s.weighted;
+    batch.cache_bytes = s.cache_bytes;
+    batch.threads = s.threads;
+  }
+};
+
+template <class T>
+void drive(const Shape& shape) {
+  Fixture<T> f(shape);
+  const Memory memory(PolicyProblem<T>::workspace_bytes(f.batch));
+  PolicyProblem<T> problem(f.batch, memory.get());
+  const Kernels<T>& kernels = dense_kernels().get<T>();
+  const Index n = f.batch.parameters;
+  const double tolerance = sizeof(T) == 4 ? 2e-3 : 1e-6;
+
+  std::vector<T> g(n), u = normal<T>(n, 1), v = normal<T>(n, 1), Fu(n), Fv(n), moved(n);
+  const double loss = problem.gradient(g.data());
+  problem.fisher_product(u.data(), 0, Fu.data());
+  problem.fisher_product(v.data(), 0, Fv.data());
+  const double uFv = kernels.dot(u.data(), Fv.data(), n);
+  const double vFu = kernels.dot(v.data(), Fu.data(), n);
+  const double vFv = kernels.dot(v.data(), Fv.data(), n);
+  check_close("symmetry of F", uFv, vFu, tolerance);
+  check(vFv >= 0, "v'Fv >= 0", vFv, 0);
+
+  const double length = std::sqrt(kernels.dot(v.data(), v.data(), n));
+  const double h = (sizeof(T) == 4 ? 1e-2 : 1e-6) / length;
+  for (Index i = 0; i < n; ++i) moved[i] = f.theta[i] + T(h) * v[i];
+  const auto at_v = problem.evaluate(moved.data());
+  if (!shape.subset) {  // the KL is over all rows, F over half of them
+    check_close("2 KL / h^2", 2 * at_v.kl / (h * h), vFv, sizeof(T) == 4 ? 0.2 : 1e-3);
+  }
+  const double slope = kernels.dot(g.data(), v.data(), n);
+  for (Index i = 0; i < n; ++i) moved[i] = f.theta[i] - T(h) * v[i];
+  const auto back = problem.evaluate(moved.data());
+  check_close("slope of the loss", (back.loss - at_v.loss) / (2 * h), slope,
+              sizeof(T) == 4 ? 5e-2 : 1e-4);
+  const auto same = problem.evaluate(f.theta.data());
+  check_close("loss at theta", same.loss, loss, 1e-6);
+  check_close("KL at theta", same.kl, 0, 1e-12);
+
+  std::vector<T> x(n), r(n), p(n), Ap(n);
+  const Solution s = conjugate_gradient<T>(
+      kernels, n, g.data(), {20, 1e-3}, x.data(), r.data(), p.data(), Ap.data(),
+      [&](const T* from, T* to) { problem.fisher_product(from, 0.1, to); }, [] { return false; });
+  check(s.status == SolveStatus::done, "status of the solve", int(s.status), 0);
+  check(s.curvature >= 0, "x'Ax >= 0", s.curvature, 0);
+
+  const MatrixView<const T> obs = f.batch.rows.obs;
+  std::vector<T> out(std::size_t(obs.rows * f.batch.layers.back().out));
+  const Memory forward(mlp_forward_workspace(f.batch.layers));
+  const Index outputs = f.batch.layers.back().out;
+  mlp_forward<T>({f.batch.layers, obs, {out.data(), obs.rows, outputs, outputs, 1}, forward.get()});
+  for (const T value : out) check(std::isfinite(value), "forward", value, 0);
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<std::vector<Index>> networks{{}, {1}, {64, 64}, {17, 65}, {130}, {3, 3, 3}};
+  const Activation activations[] = {Activation::tanh,     Activation::relu, Activation::silu,
+                                    Activation::softplus, Activation::elu,  Activation::gelu};
+  int i = 0;
+  for (const Index rows : {Index(1), Index(95), Index(97), Index(700)}) {
+    for (const auto& hidden : networks) {
+      for (int kind = 0; kind < kHeadCount; ++kind, ++i) {
+        const HeadKind head = HeadKind(kind);
+        Shape shape{rows,
+                    Index(1 + i % 19),
+                    hidden,
+                    head,
+                    1 + i % 5,
+                    {},
+                    activations[i % 6],
+                    i % 2 == 0,
+                    i % 3 == 0,
+                    i % 4 == 0,
+                    i % 5 == 0 ? 0 : Index(1) << 20,
+                    1 + i % 4};
+        if (head == HeadKind::categorical) shape.actions = 1;
+        for (Index a = 0; a < shape.actions && (kind == 2 || kind == 3); ++a) {
+          shape.nvec.push_back(2 + (i + a) % 70);
+        }
+        drive<float>(shape);
+        drive<double>(shape);
+      }
+    }
+  }
+  std::printf("native driver on %s: %d checks, %d failed\n", dense_kernels().isa, checks, failures);
+  return failures == 0 ? 0 : 1;
+}
