@@ -341,6 +341,19 @@ def _runs(pid: int) -> bool:
     return state != "Z"
 
 
+COPIES = """
+from trpo_fast.environments import make_vector_env
+make_vector_env("HalfCheetah-v5", num_envs=4, seed=0)
+"""
+
+
+def test_mujocos_warnings_about_a_model_are_not_repeated(run_python: RunPython) -> None:
+    pytest.importorskip("mujoco")
+    done = run_python(COPIES)
+    assert done.returncode == 0
+    assert done.stderr.count("settotalmass") <= 1
+
+
 def test_walks_differ_between_environments_and_episodes() -> None:
     env = make_vector_env(Walk, num_envs=2, seed=0)
     starts = np.concatenate(observe(env, 40))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,6 +40,7 @@ Environment = (
 )
 VECTORIZATIONS = ("sync", "async", "envpool")
 # The module whose absence an environment complains of, and the extra that brings it.
+_MADE: set[str] = set()  # names of the environments made in this process
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "pygame": "video", "moviepy": "video"}
 
 
@@ -142,6 +145,25 @@ def _no_envpool() -> EnvironmentSetupError:
     )
 
 
+@contextmanager
+def model_warnings_once(name: str) -> Iterator[None]:
+    """Within, MuJoCo's warnings about the model of ``name`` are kept quiet, but for the first time.
+
+    MuJoCo prints them, and appends them to a file in the working directory, for every copy.
+    """
+    mujoco = sys.modules.get("mujoco")
+    if name not in _MADE or mujoco is None or not hasattr(mujoco, "set_mju_user_warning"):
+        yield
+        _MADE.add(name)
+        return
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda _: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
 class _Factory:
     """Makes environment ``index``; picklable, for worker processes that are not forked."""
 
@@ -167,9 +189,10 @@ class _Factory:
     def _make(self) -> Any:
         if isinstance(self.env, gym.Env):
             return self.env
-        if isinstance(self.env, (str, EnvSpec)):
-            return gym.make(self.env, **self.kwargs)
-        return self.env(**self.kwargs)
+        with model_warnings_once(self.name):
+            if isinstance(self.env, (str, EnvSpec)):
+                return gym.make(self.env, **self.kwargs)
+            return self.env(**self.kwargs)
 
 
 def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any, Any, Any]:

@@ -14,7 +14,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from trpo_fast.environments import EnvironmentSetupError, MissingExtraError
+from trpo_fast.environments import (
+    EnvironmentSetupError,
+    MissingExtraError,
+    environment_name,
+    model_warnings_once,
+)
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 # (raw observations of n environments, their infos) -> n actions for env.step.
@@ -109,10 +114,17 @@ def environment_factory(env: Any, env_kwargs: dict[str, Any]) -> EnvFactory:
 
     Raises ValueError for an environment object that carries no recipe for another one.
     """
+
+    def make() -> gymnasium.Env[Any, Any]:
+        with model_warnings_once(environment_name(env)):
+            made: gymnasium.Env[Any, Any]
+            made = gymnasium.make(env, **env_kwargs) if isinstance(env, str) else env(**env_kwargs)
+            return made
+
     if isinstance(env, str):
-        return lambda: gymnasium.make(env, **env_kwargs)
+        return make
     if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) and callable(env):
-        return lambda: env(**env_kwargs)
+        return make
     spec = getattr(env, "spec", None)
     if spec is None:
         raise ValueError(
