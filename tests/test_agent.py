@@ -508,3 +508,13 @@ def test_pitfall_03_statistics_of_a_rollout_apply_from_the_next_one_on():
         assert [count for _, count in seen] == [0, 64]
         assert float(seen[0][0][:, :2].norm(dim=1).sub(1).abs().max()) < 1e-5
         assert normalizer.statistics.count == 128
+
+
+def test_options_named_again_with_the_same_value_change_nothing(tmp_path):
+    with small(Walk, env_kwargs={"length": 5}) as agent:
+        agent.learn(100, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+        agent.learn(100, progress_bar=False)
+    with TRPO.load(path, Walk, **SMALL, env_kwargs={"length": 5}) as loaded:
+        loaded.learn(100, progress_bar=False)
+        assert torch.equal(weights(loaded), weights(agent))

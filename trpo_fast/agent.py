@@ -343,14 +343,14 @@ class TRPO:
         """
         path = _with_suffix(path)
         state = load_checkpoint(path)
-        source, config = agent_state.recipe(state, path, env, changes)
+        source, config, changed = agent_state.recipe(state, path, env, changes)
         options = {name: getattr(config, name) for name in OPTIONS}
         networks = {"policy": policy, "value_function": value_function}
         agent_state.check_networks(state, networks)
         agent = cls(source, run_dir=run_dir, **networks, **options)
         try:
             agent_state.check_fits(agent, state)
-            agent_state.load_into(agent, state, changed=frozenset(changes))
+            agent_state.load_into(agent, state, changed=changed)
         except CheckpointError:
             agent.close()
             raise

@@ -123,9 +123,12 @@ def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:
         )
 
 
-def recipe(state: State, path: Path, env: Any, changes: Mapping[str, Any]) -> tuple[Any, Config]:
-    """The environment and the options with which to build the agent of a checkpoint.
+def recipe(
+    state: State, path: Path, env: Any, changes: Mapping[str, Any]
+) -> tuple[Any, Config, frozenset[str]]:
+    """How to build the agent of a checkpoint.
 
+    Returns the environment, the options, and the names of those that differ from the saved ones.
     Raises CheckpointError when the file does not say, or when it would import code.
     """
     saved = state.get("config")
@@ -139,7 +142,9 @@ def recipe(state: State, path: Path, env: Any, changes: Mapping[str, Any]) -> tu
         ) from None
     if env is None:
         env = saved_environment(state, path)
-    return env, config.replace(**changes)
+    wanted = config.replace(**changes)
+    changed = {name for name in OPTIONS if getattr(wanted, name) != getattr(config, name)}
+    return env, wanted, frozenset(changed)
 
 
 def saved_environment(state: State, path: Path) -> str:

@@ -172,7 +172,7 @@ def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> TRPO | None:
     if directory is None or found is None:
         return None
     path, state = found
-    _, saved = recipe(state, path, options.env_id, {})
+    _, saved, _ = recipe(state, path, options.env_id, {})
     wanted = saved.replace(**given)
     if state["agent"].get("environment") == options.env_id:
         refused = differences(saved, wanted, fixed=True)

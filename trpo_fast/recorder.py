@@ -97,9 +97,8 @@ class RunRecorder:
     def _draw(self) -> None:
         try:
             plot_runs([self.directory.path], self.directory.picture_file)
-        except PlotError as error:
-            # A run too short to finish an episode has no curve: nothing is missing.
-            warnings.warn(str(error), stacklevel=2)
+        except PlotError:
+            return  # a run too short to finish an episode has no curve: nothing is missing
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 (a picture is no reason to fail a training)

@@ -1,0 +1,165 @@
+"""A resumed run is the uninterrupted one, to the last bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+from training_process import (
+    Training,
+    assert_identical,
+    final_state,
+    iterations,
+    rows_of,
+    train,
+)
+
+# What the wall clock decides.
+TIMED = {"time/fps", "time/time_elapsed"}
+
+
+def untimed(directory):
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows_of(directory)]
+
+
+def assert_same_run(one, other):
+    assert_identical(final_state(one), final_state(other))
+    assert untimed(one) == untimed(other)
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("CartPole-v1", ()),
+        ("Pendulum-v1", ()),
+        ("Pendulum-v1", ("--no-normalize-observations", "--no-normalize-rewards")),
+        ("CartPole-v1", ("--constraint", "penalty", "--eval-every", "128", "--eval-episodes", "1")),
+    ],
+)
+def test_stopping_and_resuming_changes_no_bit(tmp_path, env, options):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, 640, *options, env=env) == 0
+    for steps in (64, 320, 384, 640):
+        assert train(parts, steps, *options, env=env) == 0
+    assert_same_run(whole, parts)
+    assert iterations(parts) == list(range(1, 11))
+
+
+def test_resuming_an_older_checkpoint_computes_the_lost_rows_again(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    saving = ("--save-every", "5", "--keep-checkpoints", "9")
+    assert train(whole, 640, *saving) == 0
+    assert train(parts, 512, *saving) == 0
+    newest = max((parts / "checkpoints").iterdir())
+    newest.unlink()
+    assert iterations(parts) == list(range(1, 9))
+    assert train(parts, 640) == 0  # with the saved options
+    assert_same_run(whole, parts)
+
+
+def test_sigkill_at_any_time_loses_at_most_one_save_interval(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps, every = 9600, 7
+    assert train(whole, steps, "--save-every", str(every)) == 0
+    generator = random.Random(time.time_ns())
+    reached = []
+    for target in (generator.randint(1, 30), generator.randint(40, 90)):
+        training = Training(killed, steps, "--save-every", str(every))
+        training.wait_for_rows(target)
+        time.sleep(generator.uniform(0, 0.02))
+        training.send(signal.SIGKILL)
+        training.finish()
+        rows = iterations(killed)
+        assert rows == list(range(1, len(rows) + 1))
+        saved = final_state(killed)["progress"]["num_updates"] if len(rows) >= every else 0
+        assert saved >= len(rows) - every
+        reached.append(len(rows))
+    assert train(killed, steps, "--save-every", str(every)) == 0
+    assert_same_run(whole, killed)
+    assert iterations(killed) == list(range(1, 151)), reached
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_exits_130_within_two_seconds_and_resumes(tmp_path, number):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    env, slow = "slow_environment:Slow-v0", ("--env-kwargs", "pause=0.005")
+    assert train(whole, 256, "--env-kwargs", "pause=0.005", env=env) == 0
+    training = Training(cut, 256, *slow, env=env)
+    training.wait_for_rows(2)
+    time.sleep(0.05)  # into the next rollout
+    began = time.monotonic()
+    training.send(number)
+    code, _, err = training.finish()
+    assert time.monotonic() - began < 2
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert "--resume" in err
+    assert final_state(cut)["progress"]["num_updates"] == len(rows_of(cut)) < 4
+    assert train(cut, 256, *slow, env=env) == 0
+    assert_same_run(whole, cut)
+
+
+def test_two_interrupts_stop_at_once_and_leave_a_good_checkpoint(tmp_path):
+    training = Training(tmp_path, 10_000_000, "--save-every", "1")
+    training.wait_for_rows(3)
+    training.send(signal.SIGINT)
+    training.send(signal.SIGINT)
+    code, _, err = training.finish()
+    assert code == 130
+    assert "Traceback" not in err
+    rows = iterations(tmp_path)
+    assert rows == list(range(1, len(rows) + 1))
+    assert final_state(tmp_path)["progress"]["num_updates"] >= len(rows) - 1
+
+
+@pytest.mark.parametrize("phase", ["rollout", "solve", "critic", "evaluation", "save", "row"])
+def test_an_interrupt_in_any_phase_leaves_a_whole_update(tmp_path, monkeypatch, phase):
+    """The signal arrives deep inside each phase of the third update."""
+    import os
+
+    from trpo_fast.agent import TRPO
+    from trpo_fast.checkpoint import load_checkpoint
+
+    options = {"num_envs": 2, "rollout_steps": 32, "hidden_sizes": (8,), "seed": 0}
+    options |= {"eval_every": 64, "eval_episodes": 1, "save_every": 1}
+    with TRPO("CartPole-v1", run_dir=tmp_path / "whole", **options) as whole:
+        whole.learn(320, progress_bar=False)
+    agent = TRPO("CartPole-v1", run_dir=tmp_path / "cut", **options)
+    owner, name = {
+        "rollout": (agent.env, "step"),
+        "solve": (agent.optimizer, "step"),
+        "critic": (agent.learner.critic._adam, "step"),
+        "evaluation": (agent.actor, "act_each"),
+        "save": (os, "replace"),
+        "row": (os, "fsync"),
+    }[phase]
+    if phase == "save":
+        owner, name = type(tmp_path), "replace"
+    original = getattr(owner, name)
+    armed = {"at": None}
+
+    def interrupting(*arguments, **keywords):
+        result = original(*arguments, **keywords)
+        if agent.progress.num_updates == armed["at"]:
+            armed["at"] = None
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, name, interrupting)
+    # Rollout, solve and critic come before the counter moves, the other phases after.
+    armed["at"] = 2 if phase in ("rollout", "solve", "critic") else 3
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(320, progress_bar=False)
+    monkeypatch.undo()
+    done = agent.progress.num_updates
+    assert done == (3 if phase in ("save", "row") else 2)
+    assert iterations(tmp_path / "cut") == list(range(1, done + 1))
+    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*"))
+    assert load_checkpoint(newest)["progress"]["num_updates"] == done
+    # The agent itself is usable, and goes on as if nothing had been.
+    agent.learn(320 - agent.num_timesteps, progress_bar=False)
+    agent.close()
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")

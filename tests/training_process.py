@@ -1,0 +1,115 @@
+"""Trainings in a process of their own, for tests that kill them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trpo_fast import cli
+from trpo_fast.logger import read_progress
+from trpo_fast.run_directory import RunDirectory
+
+TINY = [
+    *("--num-envs", "2", "--rollout-steps", "32", "--hidden-sizes", "8"),
+    *("--value-hidden-sizes", "8", "--critic-epochs", "1"),
+]
+# How long a process may take to start (importing torch) on a busy machine.
+PATIENCE = 60.0
+
+
+def train(directory: Path, steps: int, *arguments: str, env: str = "CartPole-v1") -> int:
+    """Train in this process, resuming where there is something to resume."""
+    common = ["--total-steps", str(steps), "--run-dir", str(directory), "--resume", "--quiet"]
+    return cli.main(["train", env, *TINY, *common, *arguments])
+
+
+class Training:
+    """`trpo-fast train` in a child process, in a session of its own."""
+
+    def __init__(
+        self, directory: Path, steps: int, *arguments: str, env: str = "CartPole-v1", **popen: Any
+    ) -> None:
+        common = ["--total-steps", str(steps), "--run-dir", str(directory), "--resume"]
+        tests = str(Path(__file__).parent)
+        path = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
+        self.directory = directory
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trpo_fast", "train", env, *TINY, *common, *arguments],
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **popen,
+        )
+
+    def wait_for_rows(self, count: int) -> None:
+        """Wait until progress.csv has this many rows, or the process has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while len(rows_of(self.directory)) < count and self.process.poll() is None:
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise TimeoutError("the training does not get going")
+            time.sleep(0.005)
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, err
+
+    def group_is_gone(self) -> bool:
+        """Whether no process of its session is left."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+
+def rows_of(directory: Path) -> list[dict[str, str]]:
+    return read_progress(directory / "progress.csv")
+
+
+def iterations(directory: Path) -> list[int]:
+    return [int(row["time/iterations"]) for row in rows_of(directory)]
+
+
+def final_state(directory: Path) -> dict[str, Any]:
+    """The newest checkpoint, without the wall clock."""
+    found = RunDirectory(directory).latest()
+    assert found is not None
+    state = found[1]
+    del state["progress"]["time_elapsed"]
+    return state
+
+
+def assert_identical(a: Any, b: Any, where: str = "") -> None:
+    """Equal to the last bit, tensors, arrays and plain values alike."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_identical(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype, where
+        assert a.tobytes() == b.tobytes(), where
+    else:
+        assert a == b, where
