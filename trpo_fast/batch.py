@@ -75,7 +75,7 @@ class BatchReader:
         return Batch(
             rows,
             self.obs,
-            self.per_row("actions", actions),
+            self._cast(self.per_row("actions", actions)),
             advantages.to(self.dtype),
             old_log_prob,
             self.weights,
@@ -133,6 +133,9 @@ class BatchReader:
             self.rows = len(tensor)
         if len(tensor) != self.rows:
             raise ValueError(f"{name} has {len(tensor)} rows, expected {self.rows}")
+        return self._cast(tensor)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def _select_tree(self, name: str, tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
@@ -268,9 +269,14 @@ class TRPOOptimizer(torch.optim.Optimizer):
     def _options(self) -> Options:
         group = self.param_groups[0]
         values = tuple(group.get(name) for name in option_table.NAMES)
-        if self._checked is None or self._checked[0] != values:
-            self._checked = values, option_table.from_group(group)
-        return self._checked[1]
+        if self._checked is not None:
+            known, options = self._checked
+            # By identity: 1 == True, and NaN != NaN.
+            if all(map(operator.is_, values, known)):
+                return options
+        options = option_table.from_group(group)
+        self._checked = values, options
+        return options
 
     def _flat_parameters(self) -> FlatParameters:
         """The parameters to step, checked.
