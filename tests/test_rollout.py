@@ -528,6 +528,22 @@ def test_a_nan_from_an_environment_stops_the_rollout(
     assert "action 0" in str(caught.value)
 
 
+def test_an_action_that_is_not_finite_is_the_policys_fault() -> None:
+    class Echo(Scripted):
+        action_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+        def step(self, action: Any) -> Any:
+            return (action.copy(), *super().step(action)[1:])
+
+    class Overflowing(nn.Module):
+        def forward(self, obs: Tensor) -> Distribution:
+            return Independent(Normal(obs * torch.inf, 1.0, validate_args=False), 1)
+
+    collector = RolloutCollector(make_vector_env(Echo, num_envs=1, seed=0))
+    with pytest.raises(EnvironmentFault, match="The policy gave that action"):
+        collect(collector, 3, Overflowing())
+
+
 def test_pitfall_23_a_nan_reward_with_finite_observations_is_caught() -> None:
     collector = RolloutCollector(poisoned("reward", (0, 2), None))
     with pytest.raises(EnvironmentFault, match="NaN or infinite reward"):

@@ -216,9 +216,10 @@ def test_a_mask_of_the_wrong_width_is_an_error() -> None:
         env.reset(np.empty((1, 1), np.float32))
 
 
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_some_environments_can_be_reset_in_mid_episode(mode: AutoresetMode) -> None:
-    env = vector(mode)
+def test_some_environments_can_be_reset_in_mid_episode(mode: AutoresetMode, kind: Any) -> None:
+    env = vector(mode, kind)
     out = np.empty((2, 3), np.float32)
     env.reset(out)
     env.step(np.zeros(2, np.int64), out)
@@ -226,6 +227,7 @@ def test_some_environments_can_be_reset_in_mid_episode(mode: AutoresetMode) -> N
     assert out.tolist() == [[0, 1, 0], [1, 0, 1]]
     transition = env.step(np.zeros(2, np.int64), out)
     assert transition.rewards.tolist() == [11, 2]
+    env.close()
 
 
 def test_other_vector_environments_cannot_reset_some() -> None:
