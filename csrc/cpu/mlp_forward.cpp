@@ -3,23 +3,12 @@
 #include <algorithm>
 
 #include "dispatch.h"
-#include "panels.h"
+#include "parallel.h"
 
 namespace trpo_fast {
 namespace {
 
 constexpr Index kPanelRows = 48;  // a multiple of the kernels' row tiles (6 and 12)
-
-// The packed weights and two panels that the layers write in turn.
-template <class T>
-struct Workspace {
-  PackedNetwork<T> network;
-  T* panels[2];
-
-  Workspace(const Layers<T>& layers, Arena& arena) : network(layers, arena) {
-    for (T*& panel : panels) panel = arena.take<T>(network.widest() * kPanelRows);
-  }
-};
 
 template <class T>
 void copy_out(const Panel<T>& panel, Index rows, const MatrixView<T>& out, Index first) {
@@ -32,31 +21,40 @@ void copy_out(const Panel<T>& panel, Index rows, const MatrixView<T>& out, Index
 }  // namespace
 
 template <class T>
-std::size_t mlp_forward_workspace(const Layers<T>& layers) {
+MlpForward<T>::MlpForward(const Layers<T>& layers, int threads, Arena&& arena)
+    : kernels_(dense_kernels().get<T>()),
+      network_(layers, arena),
+      panel_size_(network_.widest() * kPanelRows),
+      panels_(arena.take<T>(2 * panel_size_ * threads)),
+      threads_(threads) {}
+
+template <class T>
+MlpForward<T>::MlpForward(const Layers<T>& layers, int threads, void* workspace)
+    : MlpForward(layers, threads, Arena(workspace)) {
+  network_.pack(layers);
+}
+
+template <class T>
+std::size_t MlpForward<T>::workspace_bytes(const Layers<T>& layers, int threads) {
   Arena arena(nullptr);
-  Workspace<T> counted(layers, arena);
+  const MlpForward<T> counted(layers, threads, static_cast<Arena&&>(arena));
   return arena.used();
 }
 
 template <class T>
-void mlp_forward(const MlpForwardArgs<T>& args) {
-  const Kernels<T>& kernels = dense_kernels().get<T>();
-  Arena arena(args.workspace);
-  Workspace<T> workspace(args.layers, arena);
-  workspace.network.pack(args.layers);
-  for (Index first = 0; first < args.x.rows; first += kPanelRows) {
-    const Index rows = std::min(kPanelRows, args.x.rows - first);
-    MatrixView<const T> x = args.x;
-    x.data += first * x.row_stride;
-    const Panel<T> z =
-        forward_panel<T>(kernels, workspace.network, x, rows, kPanelRows, workspace.panels);
-    copy_out(z, rows, args.out, first);
-  }
+void MlpForward<T>::operator()(const MatrixView<const T>& x, const MatrixView<T>& out) const {
+  parallel_for((x.rows + kPanelRows - 1) / kPanelRows, threads_, [&](Index panel, int worker) {
+    const Index first = panel * kPanelRows, rows = std::min(kPanelRows, x.rows - first);
+    MatrixView<const T> part = x;
+    part.data += first * x.row_stride;
+    T* const base = panels_ + 2 * panel_size_ * worker;
+    T* const panels[2] = {base, base + panel_size_};
+    copy_out(forward_panel<T>(kernels_, network_, part, rows, kPanelRows, panels), rows, out,
+             first);
+  });
 }
 
-template std::size_t mlp_forward_workspace(const Layers<float>&);
-template std::size_t mlp_forward_workspace(const Layers<double>&);
-template void mlp_forward(const MlpForwardArgs<float>&);
-template void mlp_forward(const MlpForwardArgs<double>&);
+template class MlpForward<float>;
+template class MlpForward<double>;
 
 }  // namespace trpo_fast

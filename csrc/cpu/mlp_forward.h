@@ -7,14 +7,6 @@
 
 namespace trpo_fast {
 
-template <class T>
-struct MlpForwardArgs {
-  Layers<T> layers;
-  MatrixView<const T> x;  // [rows, in]
-  MatrixView<T> out;      // [rows, out]
-  void* workspace;        // kAlignment-aligned, mlp_forward_workspace(layers) bytes
-};
-
 // One panel of rows through the network, nothing kept: the layers write the two panels in turn.
 // Returns the one with the outputs.
 template <class T>
@@ -36,11 +28,24 @@ Panel<T> forward_panel(const Kernels<T>& kernels, const PackedNetwork<T>& networ
   return z;
 }
 
+// A network packed once for any number of calls. Holds pointers into the caller's workspace.
 template <class T>
-std::size_t mlp_forward_workspace(const Layers<T>& layers);
+class MlpForward {
+ public:
+  MlpForward(const Layers<T>& layers, int threads, void* workspace);
+  static std::size_t workspace_bytes(const Layers<T>& layers, int threads);
 
-// out = layers(x). Allocates nothing but a few words a layer; x and out must not overlap.
-template <class T>
-void mlp_forward(const MlpForwardArgs<T>& args);
+  // out [rows, outputs] = layers(x [rows, in]); x and out must not overlap.
+  void operator()(const MatrixView<const T>& x, const MatrixView<T>& out) const;
+
+ private:
+  MlpForward(const Layers<T>& layers, int threads, Arena&& arena);
+
+  const Kernels<T>& kernels_;
+  PackedNetwork<T> network_;
+  Index panel_size_;
+  T* panels_;  // two for each thread, which the layers write in turn
+  int threads_;
+};
 
 }  // namespace trpo_fast

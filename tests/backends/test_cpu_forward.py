@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trpo_fast import _native
-from trpo_fast.backends import mlp_forward
+from trpo_fast.backends import forward_function, mlp_forward
 from trpo_fast.network import ACTIVATIONS, Layer, forward
 
 if _native.core is None:
@@ -105,23 +105,46 @@ def test_no_rows() -> None:
 
 
 def test_wrong_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"weight has size 3 in dimension 1, expected 4"):
+    with pytest.raises(ValueError, match=r"x has size 4 in dimension 1, expected 3"):
         cpu.mlp_forward(layers((3, 4, 2), "tanh", torch.float32), torch.zeros(5, 4))
 
 
-def test_the_door_takes_the_native_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    native = cpu.mlp_forward
+def test_layers_that_do_not_fit_are_refused() -> None:
+    net = layers((3, 4, 2), "tanh", torch.float32)
+    with pytest.raises(ValueError, match=r"weight has size 3 in dimension 1, expected 4"):
+        cpu.PackedForward((net[0], net[0]))
 
-    def counted(layers: tuple[Layer, ...], x: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        return native(layers, x)
 
-    monkeypatch.setattr(cpu, "mlp_forward", counted)
+def test_the_door_takes_the_native_path() -> None:
+    net = layers((3, 4, 2), "tanh", torch.float32)
+    assert isinstance(forward_function(net), cpu.PackedForward)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(forward_function(net)(x), forward(net, x))
+
+
+def test_packed_weights_are_those_of_their_time() -> None:
     net = layers((3, 4, 2), "tanh", torch.float32)
     x = torch.randn(5, 3)
+    packed = cpu.PackedForward(net)
+    before = packed(x)
+    net[0].weight.add_(1)
+    assert torch.equal(packed(x), before)
     torch.testing.assert_close(mlp_forward(net, x), forward(net, x))
-    assert calls == [1]
+
+
+def test_rows_are_the_same_for_any_number_of_threads() -> None:
+    net = layers((17, 64, 64, 6), "tanh", torch.float32)
+    x = torch.randn(1000, 17, generator=torch.Generator().manual_seed(4))
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(cpu.mlp_forward(net, x))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def run(code: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -198,9 +198,10 @@ void drive(const Shape& shape) {
 
   const MatrixView<const T> obs = f.batch.rows.obs;
   std::vector<T> out(std::size_t(obs.rows * f.batch.layers.back().out));
-  const Memory forward(mlp_forward_workspace(f.batch.layers));
   const Index outputs = f.batch.layers.back().out;
-  mlp_forward<T>({f.batch.layers, obs, {out.data(), obs.rows, outputs, outputs, 1}, forward.get()});
+  const Memory packed(MlpForward<T>::workspace_bytes(f.batch.layers, shape.threads));
+  const MlpForward<T> forward(f.batch.layers, shape.threads, packed.get());
+  forward(obs, {out.data(), obs.rows, outputs, outputs, 1});
   for (const T value : out) check(std::isfinite(value), "forward", value, 0);
 }
 

@@ -80,24 +80,21 @@ def fused_problem(
     raise ValueError("no backend serves this batch")
 
 
-def mlp_forward(layers: Sequence[network.Layer], x: Tensor) -> Tensor:
-    """The layers' output ``[N, out]`` for ``x`` ``[N, in]``, outside autograd.
+def forward_function(layers: Sequence[network.Layer]) -> Callable[[Tensor], Tensor]:
+    """``x`` ``[N, in]`` -> outputs ``[N, out]``, outside autograd, at the parameters of now.
 
-    Native where the module is there and the tensors are float32 or float64 on the CPU; the same
-    in pure torch otherwise.
+    For many calls at fixed parameters, a rollout's: native where the module is there and the
+    weights are float32 or float64 on the CPU, the same in pure torch otherwise.
     """
-    if _native.core is not None and _native_serves(layers, x):
+    weight = layers[0].weight
+    native = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+    if _native.core is not None and native:
         from trpo_fast.backends import cpu
 
-        return cpu.mlp_forward(layers, x)
-    with torch.no_grad():
-        return network.forward(layers, x)
+        return cpu.PackedForward(layers)
+    return torch.no_grad()(lambda x: network.forward(layers, x))
 
 
-def _native_serves(layers: Sequence[network.Layer], x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.ndim == 2
-        and x.dtype in (torch.float32, torch.float64)
-        and x.dtype == layers[0].weight.dtype
-    )
+def mlp_forward(layers: Sequence[network.Layer], x: Tensor) -> Tensor:
+    """The layers' output ``[N, out]`` for ``x`` ``[N, in]``, once; see ``forward_function``."""
+    return forward_function(layers)(x)

@@ -90,29 +90,50 @@ def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     return None
 
 
-def mlp_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """The layers' output ``[N, out]`` for ``x`` ``[N, in]``, float32 or float64, no autograd.
+class PackedForward:
+    """A network's forward pass, its weights packed once for any number of calls.
+
+    Later changes of the parameters are not seen.
+
+    Args:
+        layers: float32 or float64 tensors on the CPU, any strides.
 
     Raises:
-        TypeError: x and the weights are not of one dtype, float32 or float64, on the CPU.
+        TypeError: the weights are not of one dtype, float32 or float64, on the CPU.
         ValueError: the widths do not fit together.
     """
-    dtype = x.dtype
-    if dtype is torch.float32:
-        size_of, forward = _core.mlp_forward_workspace_f32, _core.mlp_forward_f32
-    elif dtype is torch.float64:
-        size_of, forward = _core.mlp_forward_workspace_f64, _core.mlp_forward_f64
-    else:
-        raise TypeError(f"x is {dtype}; the native CPU backend serves float32 and float64")
-    args = layer_args(layers, dtype)
-    x_arg = tensor_arg(x, dtype)
-    if x.ndim != 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, in]")
-    memory, address = workspace(size_of(args, x.shape[1]))
-    out = torch.empty(x.shape[0], layers[-1].weight.shape[0], dtype=dtype)
-    forward(args, x_arg, tensor_arg(out, dtype), address)
-    del memory
-    return out
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._dtype = layers[0].weight.dtype
+        if self._dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"weights are {self._dtype}; the native CPU backend serves float32 and float64"
+            )
+        native = _core.MlpForwardF32 if self._dtype is torch.float32 else _core.MlpForwardF64
+        args = layer_args(layers, self._dtype)
+        self._native = native(args, layers[0].weight.shape[1], torch.get_num_threads())
+        self._memory, address = workspace(self._native.workspace_bytes())
+        self._native.bind(address)
+        self._outputs = layers[-1].weight.shape[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The outputs ``[N, out]`` for ``x`` ``[N, in]``, no autograd.
+
+        Raises:
+            TypeError: x has another dtype than the weights.
+            ValueError: x has a wrong shape.
+        """
+        x_arg = tensor_arg(x, self._dtype)
+        if x.ndim != 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, in]")
+        out = torch.empty(x.shape[0], self._outputs, dtype=self._dtype)
+        self._native(x_arg, tensor_arg(out, self._dtype))
+        return out
+
+
+def mlp_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """The layers' output ``[N, out]`` for ``x`` ``[N, in]``; see ``PackedForward``."""
+    return PackedForward(layers)(x)
 
 
 class CpuProblem:
