@@ -264,6 +264,19 @@ def test_a_constructor_that_fails_in_a_worker_only_is_reported(tmp_path: Path) -
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_dies_while_starting_is_reported() -> None:
+    parent = os.getpid()
+
+    def make() -> Scripted:
+        if os.getpid() != parent:
+            os._exit(3)
+        return Scripted()
+
+    with pytest.raises(EnvironmentSetupError, match="processes of make could not be started"):
+        make_vector_env(make, num_envs=2, vectorization="async")
+    assert not multiprocessing.active_children()
+
+
 def test_a_worker_that_dies_is_named() -> None:
     class Dying(Scripted):
         def step(self, action: Any) -> Any:

@@ -628,6 +628,61 @@ def test_an_environment_that_only_gives_nan_stops_even_when_dropping() -> None:
         collect(collector, 8)
 
 
+def test_an_environment_that_cannot_be_started_stops_even_when_dropping() -> None:
+    class Stillborn(Scripted):
+        def _observation(self) -> Any:
+            return super()._observation() * np.nan
+
+    for kind in (Stillborn, _NeverAgain):
+        collector = RolloutCollector(make_vector_env(kind, num_envs=1, seed=0), on_fault="drop")
+        with (
+            pytest.warns(RuntimeWarning, match="dropped"),
+            pytest.raises(EnvironmentFault, match="observation at its reset"),
+        ):
+            collect(collector, 8)
+
+
+class _NeverAgain(Scripted):
+    """Gives NaN from its second episode on."""
+
+    def _observation(self) -> Any:
+        return super()._observation() * (1.0 if self.episode == 0 else np.nan)
+
+
+@pytest.mark.parametrize("place", ["observation", "info", "method"])
+def test_masks_after_a_dropped_episode_are_those_of_the_new_one(place: str) -> None:
+    class Faulty(Masked):
+        resets = 0
+
+        def reset(self, **options: Any) -> Any:
+            self.resets += 1
+            return super().reset(**options)
+
+        def step(self, action: Any) -> Any:
+            observation, reward, *rest = super().step(action)
+            return (observation, np.nan if (self.resets, self.time) == (1, 3) else reward, *rest)
+
+    env = make_vector_env(lambda: Faulty(place), num_envs=2, seed=0)
+    collector = RolloutCollector(env, on_fault="drop")
+    with pytest.warns(RuntimeWarning, match="dropped"):
+        rollout = collector.collect(policy_for(collector), None, 12, philox())
+    assert rollout.dropped_episodes == 2
+    assert rollout.num_valid == 24 - 6
+    assert rollout.action_masks is not None
+    expected = torch.nn.functional.one_hot(rollout.observations[..., 0].long() % 4, 4).bool()
+    assert torch.equal(rollout.action_masks, expected)
+
+
+def test_a_users_vector_environment_begins_anew_when_restored() -> None:
+    collector = in_mode(AutoresetMode.SAME_STEP)
+    collect(collector, 4)
+    state = collector.state()
+    assert "episodes" not in state
+    collector.restore(state)
+    rollout = collect(collector, 2)
+    assert rollout.observations[0, :, 2].tolist() == [0, 0, 0]
+
+
 def test_only_the_first_dropped_episode_is_announced() -> None:
     class Often(Scripted):
         def step(self, action: Any) -> Any:

@@ -181,6 +181,54 @@ def test_a_vector_environments_own_mask_method() -> None:
     assert masks.tolist() == [[True, False], [False, True]]
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_an_environment_that_gives_no_mask_allows_everything(mode: AutoresetMode) -> None:
+    class Sometimes(Masked):
+        def _info(self) -> dict[str, Any]:
+            return super()._info() if self.time % 2 == 0 else {}
+
+    for count in (1, 2):
+        kinds = [lambda: Sometimes("info"), lambda: Masked("info")][:count]
+        env = make_vector_env(SyncVectorEnv(kinds, autoreset_mode=mode), seed=0)
+        out = np.empty((count, 1), np.float32)
+        masks = env.reset(out)
+        assert masks is not None
+        assert masks.tolist() == [[True, False, False, False]] * count
+        masks = env.step(np.zeros(count, np.int64), out).action_masks
+        assert masks is not None
+        assert masks.tolist() == [[True] * 4, [False, True, False, False]][:count]
+
+
+def test_final_observations_may_come_as_a_batch() -> None:
+    class Composite(Scripted):
+        observation_space = spaces.Dict({"x": Scripted.observation_space})
+
+        def _observation(self) -> Any:
+            return {"x": super()._observation()}
+
+    class Batching(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            *most, infos = super().step(actions)
+            if "final_obs" in infos:
+                rows = [np.zeros(3) if o is None else o["x"] for o in infos["final_obs"]]
+                infos["final_obs"] = {"x": np.stack(rows)}
+            return (*most, infos)
+
+    factories = [lambda i=i: Composite(SCRIPTS[i], i) for i in range(2)]
+    env = make_vector_env(Batching(factories, autoreset_mode=AutoresetMode.SAME_STEP), seed=0)
+    finals = [t.final_observations.tolist() for t, _ in rows(env, 3)[0]]
+    assert finals == [[], [], [[0, 1, 1], [1, 0, 3]]]
+
+
+def test_closing_with_a_call_under_way_ends_the_processes() -> None:
+    env = make_vector_env(Scripted, num_envs=2, seed=0, vectorization="async")
+    env.reset(np.empty((2, 3), np.float32))
+    env.vector.step_async(np.zeros(2, np.int64))
+    processes = env.vector.processes
+    env.close()
+    assert not any(process.is_alive() for process in processes)
+
+
 def test_no_masks_for_actions_that_cannot_be_masked() -> None:
     class Continuous(Masked):
         def __init__(self) -> None:

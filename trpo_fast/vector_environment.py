@@ -254,8 +254,9 @@ class VectorEnvironment:
             given = self._guard(self.vector.call, "action_masks")
         elif self._mask_from == "action_masks() of the vector environment":
             given = self._guard(self.vector.action_masks)
-        else:
-            given = infos.get(MASK_KEY, [None] * self.num_envs)
+        else:  # what an environment does not forbid is allowed
+            said = infos.get(f"_{MASK_KEY}", [MASK_KEY in infos] * self.num_envs)
+            given = [infos[MASK_KEY][env] if said[env] else None for env in range(self.num_envs)]
         width = sum(self._blocks)
         masks = np.ones((self.num_envs, width), bool)
         for env, mask in enumerate(given):
