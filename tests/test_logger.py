@@ -101,7 +101,7 @@ def test_failing_event_files_are_switched_off_with_a_warning(tmp_path, monkeypat
     def broken(*_):
         raise OSError("disk gone")
 
-    monkeypatch.setattr(logger._events, "add_scalar", broken)
+    monkeypatch.setattr(logger._events, "write", broken)
     with pytest.warns(UserWarning, match="TensorBoard events are switched off"):
         logger.write(row(1))
     logger.write(row(2))

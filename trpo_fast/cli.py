@@ -40,8 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         _complain("interrupted", interrupt)
         code = INTERRUPTED
+        if arguments is None:
+            # All is saved and closed; taking the interpreter apart can take a second.
+            os._exit(code)
     except EnvironmentFault as fault:
-        _complain(f"error: {fault}", fault)
+        # The environment's own traceback helps its author; ours would not.
+        _complain(f"{fault.traceback}error: {fault}", fault)
         code = 1
     except ValueError as error:
         if not _is_users(error):

@@ -6,15 +6,17 @@ rows of updates later than the checkpoint are dropped, and they are computed aga
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trpo_fast.checkpoint import write_atomically
+from trpo_fast.event_file import EventFile
 
 ITERATION = "time/iterations"
 TIMESTEPS = "time/total_timesteps"
@@ -69,7 +71,7 @@ class RunLogger:
         self._path = directory / "progress.csv"
         self._pending: list[bytes] = []
         self._end = _start_csv(self._path, last_iteration)
-        self._events: Any = None
+        self._events: EventFile | None = None
         self._open_events(directory, last_timesteps + 1 if last_iteration else None)
 
     @property
@@ -113,30 +115,25 @@ class RunLogger:
         self._end += len(data)
 
     def _open_events(self, directory: Path, purge_step: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         def start() -> None:
-            self._events = SummaryWriter(str(directory), purge_step=purge_step)
+            self._events = EventFile(directory, purge_step)
 
         self._guard_events(start)
 
     def _write_events(self, row: Row) -> None:
-        if self._events is None:
-            return
-        step = int(row[TIMESTEPS])
-        numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
+        events = self._events
+        if events is not None:
+            numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+            self._guard_events(lambda: events.write(int(row[TIMESTEPS]), numbers))
 
-        def add() -> None:
-            for name, value in numbers.items():
-                self._events.add_scalar(name, float(value), step)
-
-        self._guard_events(add)
-
-    def _guard_events(self, action: Any) -> None:
+    def _guard_events(self, action: Callable[[], None]) -> None:
         """TensorBoard is a convenience: when its files fail, it is switched off with a warning."""
         try:
             action()
-        except Exception as error:  # noqa: BLE001 (its writer thread passes on anything)
+        except (OSError, ValueError) as error:
+            if self._events is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._events.close()
             self._events = None
             warnings.warn(f"TensorBoard events are switched off: {error}", stacklevel=4)
 

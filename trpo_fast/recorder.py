@@ -14,7 +14,7 @@ from typing import Any
 from trpo_fast.checkpoint import save_checkpoint
 from trpo_fast.logger import ITERATION, TIMESTEPS, Row, RunLogger
 from trpo_fast.plotting import PlotError, plot_runs
-from trpo_fast.run_directory import RunDirectory
+from trpo_fast.run_directory import RunDirectory, RunDirectoryError
 
 State = Mapping[str, Any]
 
@@ -47,10 +47,15 @@ class RunRecorder:
         self._keep = keep
         self._unsaved: dict[str, Callable[[], None]] = {}
         self._saved_at = -1
-        directory.write_config(document)
-        self._logger = RunLogger(
-            directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
-        )
+        try:
+            directory.write_config(document)
+            self._logger = RunLogger(
+                directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
+            )
+        except OSError as error:
+            # Before the first update nothing is lost by saying so.
+            reason = error.strerror or error
+            raise RunDirectoryError(f"cannot write to {directory.path}: {reason}") from error
 
     @property
     def missing(self) -> list[str]:
