@@ -16,9 +16,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tools are in $(VENV) already, so a rebuild reuses the build directory.
 INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
+CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test sanitize lint format bench wheel ci clean
+.PHONY: help build train test sanitize lint format bench smoke wheel ci clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -61,17 +62,18 @@ lint: $(STAMP)/native $(STAMP)/extra-dev  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' | \
-	  xargs -r $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(STAMP)/native $(STAMP)/extra-dev  ## rewrite the sources as the linters want them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' | \
-	  xargs -r $(BIN)/clang-format -i
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 bench: $(STAMP)/native $(STAMP)/extra-bench  ## time the library beside torch and its peers
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+smoke: $(STAMP)/native $(STAMP)/extra-bench  ## run each benchmark once, for its answer only
+	TRPO_FAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest benchmarks --benchmark-disable
 
 wheel: $(STAMP)/build-tools  ## build dist/: the sdist, and a wheel from that sdist
 	rm -rf dist
