@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trpo_fast.distributions import mode
 from trpo_fast.flattening import ObservationFlattener, action_converter
 from trpo_fast.normalization import ObservationNormalizer
+from trpo_fast.threads import one_thread_if_small
 
 MASK_KEY = "action_mask"
 
@@ -85,7 +86,7 @@ class Actor:
         training = self.policy.training
         self.policy.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), one_thread_if_small(self.policy, len(obs)):
                 distribution = self._distribution(obs, masks)
                 actions: Tensor = mode(distribution) if deterministic else distribution.sample()
         finally:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trpo_fast import __version__
+from trpo_fast import __version__, mujoco_warnings
 from trpo_fast.cli_options import add_agent_options, agent_options, non_negative, parse, positive
 from trpo_fast.interrupts import INTERRUPTED, interrupt_guard
 
@@ -127,6 +127,7 @@ def _add_eval(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     given = agent_options(options)
+    mujoco_warnings.show_once(options.env_id)
     agent = _resumed(options, given) if options.resume else None
     if agent is None:
         agent = _fresh(options, given)
@@ -218,9 +219,12 @@ def _report(agent: TRPO, directory: RunDirectory) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     from trpo_fast.agent import TRPO
+    from trpo_fast.checkpoint import load_checkpoint
 
     path = _checkpoint_of(options.run_dir, best=options.best)
     # One environment tells the spaces; the episodes are played in others.
+    described = load_checkpoint(path).get("agent")
+    mujoco_warnings.show_once(options.env or (described or {}).get("environment"))
     changes: dict[str, Any] = {"num_envs": 1, "vectorization": "sync"}
     if options.seed is not None:
         changes["seed"] = options.seed

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trpo_fast.threads import one_thread_if_small
+
 
 @dataclass(frozen=True)
 class CriticResult:
@@ -55,15 +57,22 @@ class Critic:
         skipped = int((~usable).sum())
         if skipped:
             observations, returns = observations[usable], returns[usable]
-        loss = None
+        with one_thread_if_small(self.value_function, self.batch_size):
+            loss, refused = self._fit(observations, returns, rng)
+        return CriticResult(loss, skipped + refused)
+
+    def _fit(
+        self, observations: Tensor, returns: Tensor, rng: np.random.Generator
+    ) -> tuple[float | None, int]:
+        """All passes: the last one's mean loss, and the most rows refused in one of them."""
+        loss, most_refused = None, 0
         count = len(returns)
         for _ in range(self.epochs if count else 0):
             order = torch.from_numpy(rng.permutation(count)).to(returns.device)
-            shuffled = observations[order], returns[order]
-            total, refused = self._epoch(*shuffled)
-            skipped = max(skipped, int((~usable).sum()) + refused)
-            loss = total / max(count - refused, 1) if refused < count else None
-        return CriticResult(loss, skipped)
+            total, refused = self._epoch(observations[order], returns[order])
+            most_refused = max(most_refused, refused)
+            loss = total / (count - refused) if refused < count else None
+        return loss, most_refused
 
     def _epoch(self, observations: Tensor, returns: Tensor) -> tuple[float, int]:
         """One pass; returns the summed squared error and the rows whose step was refused."""

@@ -23,6 +23,7 @@ from trpo_fast.normalization import ObservationNormalizer, ReturnScaler
 from trpo_fast.optimizer import TRPOOptimizer
 from trpo_fast.policies import MlpPolicy
 from trpo_fast.rollout import Rollout, bootstrap_values
+from trpo_fast.threads import one_thread_if_small
 from trpo_fast.trust_region import TrustRegionResult
 from trpo_fast.value_function import ValueFunction
 
@@ -130,7 +131,8 @@ class Learner:
 
     def _values(self, observations: Tensor) -> Tensor:
         """V of raw observations [N, O], on the CPU."""
-        with torch.no_grad():
+        threads = one_thread_if_small(self.value_function, len(observations))
+        with torch.no_grad(), threads:
             values: Tensor = self.value_function(self._normalized(observations))
         return values.cpu()
 
@@ -191,7 +193,7 @@ class Learner:
         stride = max(len(observations) // ENTROPY_ROWS, 1)
         keywords = {} if masks is None else {"action_mask": masks[::stride]}
         figures: dict[str, Any] = {}
-        with torch.no_grad():
+        with torch.no_grad(), one_thread_if_small(self.policy, ENTROPY_ROWS):
             try:
                 distribution = self.policy(observations[::stride], **keywords)
                 figures["train/entropy"] = float(distribution.entropy().mean())
