@@ -1,0 +1,62 @@
+"""Sizes, turns and contenders of a benchmark run, and what every record says of the machine.
+
+``--full`` takes all sizes, three turns each: within a turn every contender runs once after the
+other, so that ratios are between neighbours in time. Without it: two small sizes, one turn.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from functools import cache
+
+import fma_peak
+import pytest
+import torch
+from cases import FULL, SMOKE
+from contenders import CONTENDERS
+
+from trpo_fast import _native
+
+TURNS = 3
+PACKAGES = ("trpo_fast", "torch", "numpy", "sb3-contrib", "stable-baselines3", "tianshou")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all sizes, every contender three times")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The first parameter varies slowest."""
+    full = metafunc.config.getoption("--full")
+    if "size" in metafunc.fixturenames:
+        metafunc.parametrize("size", FULL if full else SMOKE, ids=str)
+    if "turn" in metafunc.fixturenames:
+        metafunc.parametrize("turn", range(TURNS if full else 1))
+    if "contender" in metafunc.fixturenames:
+        metafunc.parametrize("contender", CONTENDERS)
+
+
+def pytest_report_header() -> str:
+    known = machine()
+    return ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+
+
+@cache
+def machine() -> dict[str, str | int | float | None]:
+    """Threads, instruction set, versions, and the FMA peak of all threads in GF/s."""
+    versions: dict[str, str | int | float | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    threads = torch.get_num_threads()
+    isa = None if _native.core is None else _native.core.isa()
+    peak = fma_peak.measure(threads)
+    return {"threads": threads, "isa": isa, "fma_peak_gflops": peak, **versions}
+
+
+@pytest.fixture
+def facts() -> dict[str, str | int | float | None]:
+    """A copy of ``machine``, for ``benchmark.extra_info``."""
+    return dict(machine())

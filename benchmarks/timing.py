@@ -1,0 +1,73 @@
+"""One contender's turn: the answer first, then the clock, then what the record says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from cases import Size
+from torch import Tensor
+
+SECONDS = 0.25  # of one turn, where more than one round fits in
+MAX_ROUNDS = 200
+
+# Largest relative error against float64: rounding over ten CG iterations, with room for hidden
+# layers of 1024. sb3-contrib's CG starts at random noise, which shows in what it finds.
+PRODUCT_TOLERANCE = 1e-5
+SOLVE_TOLERANCE = {"sb3-contrib": 1e-3}
+DEFAULT_SOLVE_TOLERANCE = 3e-5
+KL_TOLERANCE = 1e-3
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def time_turn(
+    benchmark: Any,
+    call: Callable[[], object],
+    *,
+    operation: str,
+    size: Size,
+    turn: int,
+    contender: str,
+    flop: int,
+    facts: dict[str, Any],
+    reset: Callable[[], None] | None = None,
+) -> None:
+    """Time ``call``, which has run once already, for about ``SECONDS``.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        call: What is timed.
+        operation: Name of the table it belongs to.
+        size: Its row.
+        turn: Which of the interleaved turns.
+        contender: Its column.
+        flop: Floating-point operations of the method, the same for every contender.
+        facts: Of the machine.
+        reset: Run before each call, off the clock.
+    """
+    if reset is not None:
+        reset()
+    start = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    rounds = max(1, min(MAX_ROUNDS, int(SECONDS / seconds)))
+    benchmark.group = f"{operation} {size}"
+    benchmark.extra_info.update(
+        operation=operation, size=str(size), rows=size.rows, turn=turn, contender=contender, **facts
+    )
+    with torch.enable_grad():
+        # The keyword is omitted, not None: pedantic calls whatever it is given.
+        setup = {} if reset is None else {"setup": reset}
+        benchmark.pedantic(call, rounds=rounds, iterations=1, **setup)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    gflops = flop / benchmark.stats.stats.median / 1e9
+    peak = facts["fma_peak_gflops"]
+    benchmark.extra_info.update(
+        flop=flop, gflops=gflops, share_of_fma_peak=gflops / peak if peak else None
+    )
