@@ -158,8 +158,8 @@ class TRPOOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            for name in option_table.NAMES:
+                group.setdefault(name, self.defaults[name])
 
     def step(  # type: ignore[override]
         self,
