@@ -15,6 +15,7 @@ from trpo_fast.flattening import action_converter
 from trpo_fast.normalization import ObservationNormalizer
 from trpo_fast.recording import Recording, Rollout, bootstrap_values
 from trpo_fast.sampling import Sampler, sampling
+from trpo_fast.threads import one_thread_if_small
 from trpo_fast.vector_environment import Transition, VectorEnvironment
 
 __all__ = ["Rollout", "RolloutCollector", "RolloutInterrupted", "bootstrap_values"]
@@ -82,7 +83,11 @@ class RolloutCollector:
         recording = Recording(self.env, steps)
         sampler = Sampler(policy, normalizer, self.env.num_envs)
         to_env = action_converter(policy, self.env.action_space)
-        with sampling(policy, seed), np.errstate(over="ignore"):
+        with (
+            sampling(policy, seed),
+            one_thread_if_small(policy, self.env.num_envs),
+            np.errstate(over="ignore"),
+        ):
             for t in range(steps):
                 if should_stop is not None and should_stop():
                     raise RolloutInterrupted

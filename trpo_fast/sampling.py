@@ -53,6 +53,8 @@ class Sampler:
         self._envs = envs
         network = network_of(policy)
         self._network = network if isinstance(network, Network) else None
+        if self._network is not None:
+            self._forward = backends.forward_function(self._network.layers)
         parameter = next(policy.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
         self._scratch: npt.NDArray[np.float32] | None = None
@@ -70,7 +72,7 @@ class Sampler:
         mask = None if masks is None else torch.from_numpy(masks)
         if self._network is not None:
             x = x.to(device=self._device, dtype=self._dtype)
-            outputs = backends.mlp_forward(self._network.layers, x)
+            outputs = self._forward(x)
             self._kept.append(outputs)
             mask = None if mask is None else mask.to(self._device)
             return draw(self._network, outputs, mask).cpu()
