@@ -49,6 +49,11 @@ def test_one_run_and_several_runs_become_pictures(tmp_path):
 def test_nothing_to_plot_is_said_in_words(tmp_path):
     with pytest.raises(PlotError, match="nothing to plot"):
         plot_runs([tmp_path], tmp_path / "x.png")
+    damaged = make_run(tmp_path / "damaged")
+    file = damaged / "progress.csv"
+    file.write_text(file.read_text().replace("0.01", "oops"))
+    with pytest.raises(PlotError, match="damaged"):
+        plot_runs([damaged], tmp_path / "x.png")
     short = make_run(tmp_path / "short", rows=2)
     with pytest.raises(PlotError, match="finished episode"):
         plot_runs([short], tmp_path / "x.png")

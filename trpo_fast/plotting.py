@@ -32,22 +32,21 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     for name, rows in runs.items():
         if not column(rows, "rollout/ep_rew_mean")[0].size:
             raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
+    names = _names(list(runs))
     figure, axes = _panels(2 if len(runs) == 1 else 1)
-    for colour, (name, rows) in zip(_cycle(len(runs)), runs.items(), strict=True):
-        steps, returns = column(rows, "rollout/ep_rew_mean")
-        label = _printable(Path(name).name)
-        axes[0].plot(steps, returns, color=colour, linewidth=1.8, label=label)
-        evaluated, scores = column(rows, "eval/mean_reward")
-        if evaluated.size:
-            dots = {"color": colour, "markersize": 4, "label": f"{label}, evaluation"}
-            axes[0].plot(evaluated, scores, "o", **dots)
-        if len(axes) > 1:
-            axes[1].plot(*column(rows, "train/kl"), color=GREY, linewidth=1.0)
-            axes[1].set_ylabel("KL of the update")
-            axes[1].set_ylim(bottom=0)
-    names = [_printable(Path(name).name) for name in runs]
+    labels = names if len(runs) > 1 else ["training"]
+    for colour, label, rows in zip(_cycle(len(runs)), labels, runs.values(), strict=True):
+        axes[0].plot(*column(rows, "rollout/ep_rew_mean"), color=colour, lw=1.8, label=label)
+        scores = column(rows, "eval/mean_reward")
+        if scores[0].size:
+            dots = "evaluation" if len(runs) == 1 else f"{label}, evaluation"
+            axes[0].plot(*scores, "o", color=colour, markersize=4, label=dots)
+    if len(runs) == 1:
+        axes[1].plot(*column(next(iter(runs.values())), "train/kl"), color=GREY, lw=1.0)
+        axes[1].set_ylabel("KL of the update")
+        axes[1].set_ylim(bottom=0)
     axes[0].set_title(title or (names[0] if len(names) == 1 else "Learning curves"))
-    axes[0].set_ylabel("mean return of the last 100 episodes")
+    axes[0].set_ylabel("mean return of 100 episodes")
     axes[-1].set_xlabel("environment steps")
     if len(axes[0].lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
@@ -55,10 +54,16 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
 
 
 def column(rows: Sequence[dict[str, str]], name: str) -> Series:
-    """Steps and values of one column, rows without a value left out."""
+    """Steps and values of one column, rows without a value left out.
+
+    Raises PlotError for a cell that is not a number.
+    """
     pairs = [(row[TIMESTEPS], row[name]) for row in rows if row.get(name) not in (None, "")]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(steps, np.float64), np.array(values, np.float64)
+    try:
+        return np.array(steps, np.float64), np.array(values, np.float64)
+    except ValueError as error:
+        raise PlotError(f"the column {name} of a progress.csv is damaged: {error}") from None
 
 
 def style(axis: Any) -> None:
@@ -98,6 +103,12 @@ def save_figure(figure: Any, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     return out
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Directory names, or whole paths where those alone would not tell the runs apart."""
+    short = [_printable(Path(path).resolve().name) for path in paths]
+    return short if len(set(short)) == len(short) else [_printable(path) for path in paths]
 
 
 def _printable(name: str) -> str:
