@@ -41,6 +41,14 @@ class FlatParameters:
                 if used:
                     t.copy_(view)
 
+    def replace(self, theta: Tensor, candidate: Tensor) -> None:
+        """``write(candidate)``, or ``theta`` put back where that is interrupted half-way."""
+        try:
+            self.write(candidate)
+        except BaseException:
+            self.write(theta)
+            raise
+
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of ``vector`` ``[P]`` in the parameters' shapes."""
         pieces = vector.split(self.sizes)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -117,6 +117,14 @@ class TrustRegionResult:
     solve_status: Status | None = None
 
 
+@runtime_checkable
+class WholeUpdate(Protocol):
+    """A problem that can do all of ``update`` itself, by the same steps, in one native call."""
+
+    def update(self, options: Options, unit: float) -> TrustRegionResult:
+        """As ``trust_region.update``."""
+
+
 class Problem(Protocol):
     """One batch at theta_old, as a backend sees it. The loss is to fall; P-vectors are flat.
 
@@ -190,6 +198,8 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
         options: Checked options.
         unit: What the problem's loss is multiplied by in every figure and decision.
     """
+    if isinstance(problem, WholeUpdate):
+        return problem.update(options, unit)
     theta = problem.parameters.read()
     loss, g = problem.gradient()
     search = _Search(problem, options, theta, unit, loss * unit, norm(g) * unit)
@@ -273,12 +283,7 @@ class _Search:
     def _accepted(
         self, candidate: Tensor, loss: float, kl: float, step: float, expected: float
     ) -> TrustRegionResult:
-        parameters = self.problem.parameters
-        try:
-            parameters.write(candidate)
-        except BaseException:  # an interrupt between two tensors
-            parameters.write(self.theta)
-            raise
+        self.problem.parameters.replace(self.theta, candidate)
         self.expected = expected
         return self._result(Status.accepted, kl, loss, step / self.gradient_norm)
 

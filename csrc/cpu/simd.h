@@ -58,7 +58,8 @@ inline void store(T* to, Vector<T> v) {
 
 template <class T>
 inline Vector<T> broadcast(T value) {
-  // x - 0 is x for every x, -0 included, so this is a broadcast and no arithmetic; 0 + x would not be.
+  // x - 0 is x for every x, -0 included, so this is a broadcast and no arithmetic; 0 + x would not
+  // be.
   return value - Vector<T>{};
 }
 

@@ -3,7 +3,7 @@
 
 #include "../cpu/conjugate_gradient.h"
 #include "../cpu/dispatch.h"
-#include "../cpu/policy_problem.h"
+#include "../cpu/trust_region.h"
 #include "register.h"
 #include "tensor_arg.h"
 
@@ -96,11 +96,7 @@ class BoundProblem {
                   double tolerance) {
     const T* const b = flat(g, "g");
     T* const to = flat(x, "x");
-    const TensorArg memory(work, "work", 2);
-    memory.require_size(0, 3);
-    memory.require_size(1, batch_.parameters);
-    memory.require_contiguous();
-    T* const r = memory.data<T>();
+    T* const r = work_rows(work, 3);
     const Index n = batch_.parameters;
     SignalPoll poll;
     Solution s;
@@ -125,7 +121,55 @@ class BoundProblem {
     return py::make_tuple(candidate.loss, candidate.kl);
   }
 
+  // (status, loss before, loss after, kl, expected, step, gradient norm, backtracks, solve status,
+  // iterations, residual)
+  py::tuple update(py::handle theta, py::handle candidate, py::handle work, const py::dict& args) {
+    const T* const from = flat(theta, "theta");
+    T* const to = flat(candidate, "candidate");
+    T* const memory = work_rows(work, 5);
+    const Index n = batch_.parameters;
+    const UpdateOptions options = update_options(args);
+    if (batch_.advantages == nullptr || !has_actions_) {
+      throw py::value_error("an update needs actions and advantages");
+    }
+    SignalPoll poll;
+    UpdateResult u;
+    {
+      py::gil_scoped_release released;
+      TrustRegion<T, SignalPoll> region(*problem_, dense_kernels().get<T>(), n, options, poll);
+      u = region.update(from, {memory, memory + n, memory + 2 * n, memory + 3 * n, memory + 4 * n},
+                        to);
+    }
+    poll.rethrow();
+    return py::make_tuple(int(u.status), u.loss_before, u.loss_after, u.kl, u.expected, u.step,
+                          u.gradient_norm, u.backtracks, int(u.solution.status),
+                          u.solution.iterations, u.solution.residual);
+  }
+
  private:
+  static UpdateOptions update_options(const py::dict& args) {
+    const auto number = [&](const char* name) { return args[name].template cast<double>(); };
+    return {Constraint(args["constraint"].template cast<int>()),
+            number("max_kl"),
+            number("damping"),
+            number("beta"),
+            number("lr"),
+            number("backtrack_coeff"),
+            number("accept_ratio"),
+            args["max_backtracks"].template cast<int>(),
+            {args["cg_iters"].template cast<int>(), number("cg_tol")},
+            number("unit")};
+  }
+
+  // [rows, P], contiguous.
+  T* work_rows(py::handle arg, Index rows) const {
+    const TensorArg memory(arg, "work", 2);
+    memory.require_size(0, rows);
+    memory.require_size(1, batch_.parameters);
+    memory.require_contiguous();
+    return memory.data<T>();
+  }
+
   T* flat(py::handle arg, const char* name) const {
     if (problem_ == nullptr) throw py::value_error("bind() a workspace first");
     const TensorArg vector(arg, name, 1);
@@ -260,7 +304,9 @@ void register_problem(py::module_& m, const char* name) {
            py::arg("out"))
       .def("solve", &Problem::solve, py::arg("g"), py::arg("x"), py::arg("work"),
            py::arg("damping"), py::arg("iterations"), py::arg("tolerance"))
-      .def("evaluate", &Problem::evaluate, py::arg("theta"));
+      .def("evaluate", &Problem::evaluate, py::arg("theta"))
+      .def("update", &Problem::update, py::arg("theta"), py::arg("candidate"), py::arg("work"),
+           py::arg("options"));
 }
 
 }  // namespace

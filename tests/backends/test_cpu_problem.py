@@ -24,6 +24,7 @@ from trpo_fast.flat import FlatParameters
 from trpo_fast.network import ACTIVATIONS, Network, network_of
 from trpo_fast.options import Options
 from trpo_fast.policies import MlpPolicy
+from trpo_fast.trust_region import update
 
 if _native.core is None:
     pytest.skip(f"no native module: {_native.load_error}", allow_module_level=True)
@@ -314,3 +315,55 @@ def test_nothing_is_served_before_a_workspace_is_bound() -> None:
     assert native._native.workspace_bytes() > 0
     with pytest.raises(ValueError, match="size 3 in dimension 0, expected"):
         native.fisher_product(torch.zeros(3))
+
+
+class InPython:
+    """A native problem without its whole-update call: ``trust_region.update`` does the steps."""
+
+    def __init__(self, native: cpu.CpuProblem) -> None:
+        self.backend, self.parameters = native.backend, native.parameters
+        self.gradient, self.solve = native.gradient, native.solve
+        self.fisher_product, self.evaluate = native.fisher_product, native.evaluate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(max_kl=1.0, damping=1e-3),
+        Options(constraint="penalty", beta=0.5),
+        Options(constraint="none", lr=0.01),
+        Options(lr=0.0),
+        Options(accept_ratio=0.99, max_backtracks=1),
+        Options(kl_direction="new_old", fisher_fraction=0.3, cg_iters=3),
+    ],
+)
+@pytest.mark.parametrize("unit", [1.0, 2.0**40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_native_update_takes_the_steps_of_the_python_one(
+    options: Options, unit: float, dtype: torch.dtype
+) -> None:
+    c = case(300, 9, None, (33, 20), dtype=dtype)
+    start = c.parameters.read()
+    native = update(c.native(options), options, unit=unit)
+    ended = c.parameters.read()
+    c.parameters.write(start)
+    stepwise = update(InPython(c.native(options)), options, unit=unit)
+    assert native.status is stepwise.status
+    assert native.backtracks == stepwise.backtracks
+    assert native.cg_iters == stepwise.cg_iters
+    rtol, atol = (2e-3, 1e-5) if dtype is torch.float32 else (1e-9, 1e-12)
+    torch.testing.assert_close(ended, c.parameters.read(), rtol=rtol, atol=atol)
+    assert torch.equal(ended, start) == (not native.accepted)
+    for name in (
+        "kl",
+        "loss_before",
+        "loss_after",
+        "expected_improvement",
+        "step_size",
+        "gradient_norm",
+        "cg_residual",
+        "actual_improvement",
+    ):
+        value, expected = getattr(native, name), getattr(stepwise, name)
+        assert value == pytest.approx(expected, rel=10 * rtol, abs=atol), name

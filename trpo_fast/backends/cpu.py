@@ -14,7 +14,7 @@ from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import HEAD_KINDS, Layer, Network
 from trpo_fast.options import Options
-from trpo_fast.trust_region import Solution, Status
+from trpo_fast.trust_region import Solution, Status, TrustRegionResult
 
 if TYPE_CHECKING:
     from trpo_fast._core import LayerArg, TensorArg
@@ -41,6 +41,9 @@ ACTIVATION_CODES = {
 HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
 # The order of SolveStatus in csrc/cpu/conjugate_gradient.h; an interrupt raises instead.
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
+# The order of UpdateStatus and Constraint in csrc/cpu/trust_region.h.
+UPDATE_STATUS = tuple(Status)
+CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 # Activations of the whole batch are kept up to this size; those of further rows are computed again
 # by each product, for about a quarter more work, so that memory stays bounded.
 CACHE_BYTES = 256 << 20
@@ -168,6 +171,8 @@ class CpuProblem:
         parameters.used = [index in used for index in range(len(parameters.tensors))]
         native = _core.PolicyProblemF32 if dtype is torch.float32 else _core.PolicyProblemF64
         head = network.head
+        # A module may keep it [1, A]; the view has the parameter's own memory.
+        log_std = None if network.log_std is None else network.log_std.detach().reshape(-1)
         self._native = native(
             obs=self._arg(batch.obs, dtype),
             layers=layer_args(network.layers, dtype),
@@ -176,7 +181,7 @@ class CpuProblem:
             head=HEAD_CODES[head.kind],
             action_dim=len(head.nvec) or head.action_dim,
             nvec=list(head.nvec),
-            log_std=self._arg(network.log_std, dtype),
+            log_std=self._arg(log_std, dtype),
             log_std_offset=place(network.log_std),
             actions=self._actions(batch, head.nvec),
             advantages=self._vector(batch.advantages, dtype),
@@ -191,6 +196,51 @@ class CpuProblem:
         self._memory, address = workspace(self._native.workspace_bytes())
         self._native.bind(address)
         self._prepared = False
+
+    def update(self, options: Options, unit: float) -> TrustRegionResult:
+        """``trust_region.update``'s steps up to the accepted parameters, in one native call."""
+        theta = self.parameters.read()
+        candidate, work = torch.empty_like(theta), theta.new_empty(5, self._size)
+        figures = self._native.update(
+            tensor_arg(theta, self._dtype),
+            tensor_arg(candidate, self._dtype),
+            tensor_arg(work, self._dtype),
+            {
+                "constraint": CONSTRAINT_CODES[options.constraint],
+                "max_kl": options.max_kl,
+                "damping": options.damping,
+                "beta": options.beta,
+                "lr": float(options.lr),
+                "backtrack_coeff": options.backtrack_coeff,
+                "accept_ratio": options.accept_ratio,
+                "max_backtracks": options.max_backtracks,
+                "cg_iters": options.cg_iters,
+                "cg_tol": options.cg_tol,
+                "unit": unit,
+            },
+        )
+        code, before, after, kl, expected, step, norm, backtracks, solved, cg_iters, residual = (
+            figures
+        )
+        status = UPDATE_STATUS[code]
+        if status is Status.accepted:
+            self.parameters.replace(theta, candidate)
+        return TrustRegionResult(
+            status=status,
+            accepted=status is Status.accepted,
+            kl=kl,
+            loss_before=before,
+            loss_after=after,
+            expected_improvement=expected,
+            actual_improvement=before - after,
+            step_size=step,
+            backtracks=backtracks,
+            cg_iters=cg_iters,
+            cg_residual=residual,
+            gradient_norm=norm,
+            backend=self.backend,
+            solve_status=SOLVE_STATUS[solved],
+        )
 
     def gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
@@ -252,9 +302,9 @@ class CpuProblem:
         return self._arg(mask.contiguous().view(torch.uint8), torch.uint8)
 
     def _fisher_rows(self, batch: Batch, fraction: float) -> dict[str, TensorArg | None]:
-        chosen = strided_rows(batch.rows, fraction, batch.obs.device)
-        if len(chosen) == batch.rows:
+        if fraction == 1.0:
             return dict.fromkeys(("fisher_obs", "fisher_weights", "fisher_action_mask"))
+        chosen = strided_rows(batch.rows, fraction, batch.obs.device)
         weights = None if batch.weights is None else batch.weights[chosen]
         mask = None if batch.action_mask is None else batch.action_mask[chosen]
         return {

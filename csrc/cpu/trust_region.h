@@ -1,0 +1,159 @@
+// The whole update: gradient -> solve -> scale -> line search (Schulman et al. 2015, section 6 and
+// appendix C), the same steps as trpo_fast/trust_region.py, in one call.
+#pragma once
+
+#include "conjugate_gradient.h"
+#include "policy_problem.h"
+
+namespace trpo_fast {
+
+enum class Constraint : int { hard = 0, penalty = 1, none = 2 };
+
+// The numbers are those of UPDATE_STATUS in backends/cpu.py.
+enum class UpdateStatus : int {
+  accepted = 0,
+  zero_gradient = 1,
+  zero_step = 2,
+  line_search_failed = 3,
+  negative_curvature = 4,
+  breakdown = 5,
+  non_finite = 6,
+  interrupted = 7,
+};
+
+struct UpdateOptions {
+  Constraint constraint;
+  double max_kl, damping, beta, lr, backtrack_coeff, accept_ratio;
+  int max_backtracks;
+  SolveOptions solve;
+  double unit;  // a power of two that every loss is multiplied by
+};
+
+struct UpdateResult {
+  UpdateStatus status;
+  double loss_before, loss_after, kl, expected, step;  // the accepted candidate's
+  double gradient_norm;
+  int backtracks;
+  Solution solution;
+};
+
+// Memory of one update: P elements each.
+template <class T>
+struct UpdateWork {
+  T *g, *x, *r, *p, *Ap;
+};
+
+// theta [P]: the parameters; candidate [P]: on acceptance what they become.
+template <class T, class Interrupted>
+class TrustRegion {
+ public:
+  TrustRegion(PolicyProblem<T>& problem, const Kernels<T>& kernels, Index parameters,
+              const UpdateOptions& options, Interrupted& interrupted)
+      : problem_(problem), kernels_(kernels), n_(parameters), o_(options), stop_(interrupted) {}
+
+  UpdateResult update(const T* theta, const UpdateWork<T>& work, T* candidate) {
+    UpdateResult& u = result_;
+    u.loss_before = u.loss_after = problem_.gradient(work.g) * o_.unit;
+    const double norm = std::sqrt(kernels_.dot(work.g, work.g, n_));
+    u.gradient_norm = norm * o_.unit;
+    if (!std::isfinite(u.loss_before) || !std::isfinite(u.gradient_norm)) {
+      return rejected(UpdateStatus::non_finite);
+    }
+    if (norm == 0) return rejected(UpdateStatus::zero_gradient);
+
+    // x solves (F + damping I) x = g / |g|
+    for (Index i = 0; i < n_; ++i) work.g[i] = T(double(work.g[i]) / norm);
+    u.solution = conjugate_gradient<T>(
+        kernels_, n_, work.g, o_.solve, work.x, work.r, work.p, work.Ap,
+        [&](const T* v, T* Av) { problem_.fisher_product(v, o_.damping, Av); }, stop_);
+    if (u.solution.status == SolveStatus::interrupted) return rejected(UpdateStatus::interrupted);
+    const double slope = kernels_.dot(work.g, work.x, n_), quadratic = u.solution.curvature;
+    if (!std::isfinite(slope) || !std::isfinite(quadratic)) {
+      return rejected(UpdateStatus::non_finite);
+    }
+    if (quadratic <= 0 || slope <= 0) return rejected(failed_solve());
+    return search(theta, work.x, o_.lr * scale(quadratic), slope, quadratic, candidate);
+  }
+
+ private:
+  double scale(double quadratic) const {
+    // scale^2 x'(F + dI)x / 2 = max_kl
+    if (o_.constraint == Constraint::hard) return std::sqrt(2 * o_.max_kl / quadratic);
+    // maximises g.sx - beta s^2 x'(F + dI)x / 2
+    if (o_.constraint == Constraint::penalty) return result_.gradient_norm / o_.beta;
+    return result_.gradient_norm;  // theta + lr (F + dI)^-1 g
+  }
+
+  // Candidates theta + size * backtrack_coeff^j * x, the first acceptable one taken.
+  UpdateResult search(const T* theta, const T* x, double size, double slope, double quadratic,
+                      T* candidate) {
+    UpdateResult& u = result_;
+    bool finite = false;
+    const int candidates = o_.constraint == Constraint::none ? 1 : o_.max_backtracks + 1;
+    for (int j = 0; j < candidates; ++j) {
+      u.backtracks = j;
+      const double step = size * std::pow(o_.backtrack_coeff, j);
+      double expected = step * slope * u.gradient_norm;
+      if (o_.constraint == Constraint::penalty) expected -= 0.5 * o_.beta * step * step * quadratic;
+      if (j == 0) u.expected = expected;
+      bool moved = false;
+      for (Index i = 0; i < n_; ++i) {
+        candidate[i] = theta[i] + T(step) * x[i];
+        moved |= !(candidate[i] == theta[i]);
+      }
+      if (!moved) {
+        if (j == 0) return rejected(UpdateStatus::zero_step);
+        break;
+      }
+      if (stop_()) return rejected(UpdateStatus::interrupted);
+      const auto found = problem_.evaluate(candidate);
+      const double loss = found.loss * o_.unit;
+      if (!std::isfinite(loss) || !std::isfinite(found.kl)) continue;
+      finite = true;
+      if (!acceptable(loss, found.kl, expected)) continue;
+      u.status = UpdateStatus::accepted;
+      u.loss_after = loss;
+      u.kl = found.kl;
+      u.expected = expected;
+      u.step = step / u.gradient_norm;
+      return u;
+    }
+    return rejected(finite ? UpdateStatus::line_search_failed : UpdateStatus::non_finite);
+  }
+
+  bool acceptable(double loss, double kl, double expected) const {
+    double improvement = result_.loss_before - loss;
+    if (o_.constraint == Constraint::none) return true;
+    if (o_.constraint == Constraint::penalty) {
+      improvement -= o_.beta * kl;
+    } else if (kl > o_.max_kl) {
+      return false;
+    }
+    return improvement > 0 && improvement >= o_.accept_ratio * expected;
+  }
+
+  UpdateStatus failed_solve() const {
+    switch (result_.solution.status) {
+      case SolveStatus::negative_curvature:
+        return UpdateStatus::negative_curvature;
+      case SolveStatus::non_finite:
+        return UpdateStatus::non_finite;
+      default:
+        return UpdateStatus::breakdown;
+    }
+  }
+
+  UpdateResult rejected(UpdateStatus status) {
+    result_.status = status;
+    return result_;
+  }
+
+  PolicyProblem<T>& problem_;
+  const Kernels<T>& kernels_;
+  Index n_;
+  const UpdateOptions& o_;
+  Interrupted& stop_;
+  UpdateResult result_{UpdateStatus::non_finite, 0, 0, 0, 0, 0, 0, 0, {SolveStatus::done, 0, 0, 0}};
+};
+
+}  // namespace trpo_fast
