@@ -44,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # All is saved and closed; taking the interpreter apart can take a second.
             os._exit(code)
     except EnvironmentFault as fault:
-        # The environment's own traceback helps its author; ours would not.
-        _complain(f"{fault.traceback}error: {fault}", fault)
+        # The environment's own traceback helps its author; ours would not. One from another
+        # process is among the notes already.
+        noted = any(fault.traceback in note for note in getattr(fault, "__notes__", []))
+        _complain(f"{'' if noted else fault.traceback}error: {fault}", fault)
         code = 1
     except ValueError as error:
         if not _is_users(error):
