@@ -42,15 +42,23 @@ def observation_width(space: spaces.Space) -> int:  # type: ignore[type-arg]
     Raises:
         ValueError: for a space that has no fixed width, or no entry at all.
     """
-    try:
-        width = int(spaces.flatdim(space))
-    except (NotImplementedError, ValueError) as error:
+    if not _flattens(space):
         raise ValueError(
             f"observation space {space} is not supported; supported: {SUPPORTED_OBSERVATIONS}"
-        ) from error
+        )
+    width = int(spaces.flatdim(space))
     if width < 1:
         raise ValueError(f"observation space {space} is empty")
     return width
+
+
+def _flattens(space: spaces.Space) -> bool:  # type: ignore[type-arg]
+    if isinstance(space, spaces.Dict):
+        return all(_flattens(part) for part in space.spaces.values())
+    if isinstance(space, spaces.Tuple):
+        return all(_flattens(part) for part in space.spaces)
+    kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    return isinstance(space, kinds)
 
 
 def perceptron(
