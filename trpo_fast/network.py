@@ -230,7 +230,7 @@ def _activation_of(module: nn.Module) -> tuple[str, float] | None:
         return ("leaky_relu", float(module.negative_slope)) if kind is nn.LeakyReLU else None
     if isinstance(module, nn.ELU):
         return ("elu", float(module.alpha)) if kind is nn.ELU else None
-    if isinstance(module, nn.GELU):
+    if isinstance(module, nn.GELU) and kind is nn.GELU:
         return ("gelu_tanh" if module.approximate == "tanh" else "gelu", 0.0)
     if isinstance(module, nn.Softplus):
         usual = kind is nn.Softplus and module.threshold == SOFTPLUS_THRESHOLD
@@ -248,6 +248,8 @@ def _sequential_layers(body: nn.Sequential) -> tuple[Layer, ...] | str:
             layers.append(Layer(module.weight, module.bias, *activation))
         elif _activation_of(module) is None or not layers:
             return f"the layer {type(module).__name__} is not one that the fused path knows"
+        elif _activation_of(following) is not None:
+            return f"{type(following).__name__} follows {type(module).__name__} directly"
     widths = [(layer.weight.shape[1], layer.weight.shape[0]) for layer in layers]
     if any(a[1] != b[0] for a, b in pairwise(widths)):
         return "the widths of consecutive layers do not match"
