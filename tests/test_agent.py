@@ -180,6 +180,24 @@ def test_predict_has_the_signature_that_sb3_calls():
     assert names == ["observation", "state", "episode_start", "deterministic"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_sb3_evaluate_policy_and_callbacks_run_on_the_agent():
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.n_calls < 2
+
+    with small() as agent:
+        agent.learn(1000, Stop(), progress_bar=False)
+        assert agent.num_timesteps == 128
+        mean, _ = evaluate_policy(agent, make_vec_env("CartPole-v1", n_envs=2), n_eval_episodes=2)
+        assert mean >= 8
+
+
 def test_evaluate_is_reproducible_and_changes_nothing():
     with small() as agent, small() as other:
         scores = [agent.evaluate(3) for _ in range(2)]
@@ -270,6 +288,87 @@ def test_any_module_serves_as_a_policy(tmp_path):
         TRPO.load(path)
     with TRPO.load(path, policy=Mixture()) as loaded:
         assert torch.equal(weights(loaded), weights(agent))
+
+
+class Trunk(nn.Module):
+    """Policy and value head on one trunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(4, 6)
+        self.actor = nn.Linear(6, 2)
+        self.value = nn.Linear(6, 1)
+
+    def forward(self, obs):
+        return torch.distributions.Categorical(logits=self.actor(torch.tanh(self.trunk(obs))))
+
+
+class TrunkValue(nn.Module):
+    def __init__(self, policy, with_head=True):
+        super().__init__()
+        self.policy = policy
+        self.with_head = with_head
+
+    def forward(self, obs):
+        features = torch.tanh(self.policy.trunk(obs))
+        return self.policy.value(features).squeeze(-1) if self.with_head else features.sum(-1)
+
+
+@pytest.mark.filterwarnings("ignore:TRPOOptimizer takes the generic path")
+def test_pitfall_12_the_critic_never_moves_a_shared_trunk():
+    torch.manual_seed(0)
+    policy = Trunk()
+    with pytest.warns(
+        UserWarning, match="4 parameter tensors of the value function belong to the policy"
+    ):
+        agent = small(policy=policy, value_function=TrunkValue(policy))
+    step, after_step = agent.optimizer.step, []
+
+    def spy(**keywords):
+        result = step(**keywords)
+        after_step.append([p.detach().clone() for p in policy.parameters()])
+        return result
+
+    agent.optimizer.step = spy
+    head = policy.value.weight.detach().clone()
+    trunk = policy.trunk.weight.detach().clone()
+    agent.learn(64, progress_bar=False)
+    assert not torch.equal(policy.trunk.weight, trunk)
+    assert not torch.equal(policy.value.weight, head)
+    names = [name for name, _ in policy.named_parameters()]
+    for name, before, now in zip(names, after_step[-1], policy.parameters(), strict=True):
+        assert torch.equal(before, now) != name.startswith("value."), name
+    agent.close()
+
+
+def test_a_value_function_without_a_parameter_of_its_own_is_refused():
+    policy = Trunk()
+    del policy.value
+    told = pytest.warns(UserWarning, match="belong to the policy")
+    with told, pytest.raises(ValueError, match="no parameter of its own"):
+        small(policy=policy, value_function=TrunkValue(policy, with_head=False))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("action_counts", None),
+        ("actions", np.zeros(3)),
+        ("episodes", np.zeros(7, np.int64)),
+        ("observations", np.zeros((2, 9), np.float32)),
+    ],
+)
+def test_saved_episodes_that_cannot_be_replayed_are_refused_in_words(tmp_path, key, value):
+    with small() as agent:
+        agent.learn(64, progress_bar=False)
+        state = load_checkpoint(agent.save(tmp_path / "agent"))
+    if value is None:
+        del state["collector"][key]
+    else:
+        state["collector"][key] = value
+    path = save_checkpoint(tmp_path / "bad.safetensors", state)
+    with TRPO.load(path) as loaded, pytest.raises(CheckpointError, match="cannot be replayed"):
+        loaded.learn(64, progress_bar=False)
 
 
 # callbacks

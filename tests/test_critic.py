@@ -116,3 +116,28 @@ def test_explained_variance_of_constant_returns_is_undefined():
     returns = torch.tensor([1.0, 2.0, 3.0])
     assert explained_variance(returns, returns) == 1.0
     assert explained_variance(torch.zeros(3), returns) == 0.0
+
+
+def test_a_parameter_the_values_do_not_depend_on_stays_as_it_is():
+    class Spare(Linear):
+        def __init__(self):
+            super().__init__()
+            self.spare = nn.Linear(2, 2)
+
+    torch.manual_seed(0)
+    net = Spare()
+    before = net.spare.weight.detach().clone()
+    Critic(net, learning_rate=1e-2, epochs=2, batch_size=32).fit(*data(), np.random.default_rng(0))
+    assert torch.equal(net.spare.weight, before)
+
+
+def test_parameters_that_are_not_the_critics_to_move_stay_as_they_are():
+    torch.manual_seed(0)
+    net = Linear()
+    bias, weight = net.layer.bias.detach().clone(), net.layer.weight.detach().clone()
+    critic = Critic(net, learning_rate=1e-2, epochs=2, batch_size=32, leave=[net.layer.bias])
+    critic.fit(*data(), np.random.default_rng(0))
+    assert torch.equal(net.layer.bias, bias)
+    assert not torch.equal(net.layer.weight, weight)
+    with pytest.raises(ValueError, match="no parameter of its own"):
+        Critic(net, learning_rate=1e-2, epochs=1, batch_size=1, leave=list(net.parameters()))

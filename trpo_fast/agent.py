@@ -216,9 +216,13 @@ class TRPO:
 
     def _enter_environment(self) -> None:
         """Take the environments to where the agent's state has them, if they are elsewhere."""
-        if self.pending_collector is not None:
+        if self.pending_collector is None:
+            return
+        try:
             self.collector.restore(self.pending_collector)
-            self.pending_collector = None
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(f"the saved episodes cannot be replayed: {error}") from error
+        self.pending_collector = None
 
     def _open_recorder(self) -> RunRecorder | None:
         directory = self.run_directory

@@ -6,7 +6,7 @@ stepped on, and both are counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,15 +37,29 @@ class Critic:
         learning_rate: of torch.optim.Adam.
         epochs: passes over the rows of each fit.
         batch_size: rows in a minibatch.
+        leave: parameters that are not this optimiser's to move.
+
+    Raises ValueError when nothing is left to fit.
     """
 
     def __init__(
-        self, value_function: nn.Module, *, learning_rate: float, epochs: int, batch_size: int
+        self,
+        value_function: nn.Module,
+        *,
+        learning_rate: float,
+        epochs: int,
+        batch_size: int,
+        leave: Collection[nn.Parameter] = (),
     ) -> None:
         self.value_function = value_function
         self.epochs = epochs
         self.batch_size = batch_size
-        self._parameters = [p for p in value_function.parameters() if p.requires_grad]
+        left = {id(parameter) for parameter in leave}
+        self._parameters = [
+            p for p in value_function.parameters() if p.requires_grad and id(p) not in left
+        ]
+        if not self._parameters:
+            raise ValueError("the value function has no parameter of its own to fit")
         self._adam = torch.optim.Adam(self._parameters, lr=learning_rate, eps=1e-5, foreach=True)
 
     def fit(self, observations: Tensor, returns: Tensor, rng: np.random.Generator) -> CriticResult:
@@ -82,13 +96,15 @@ class Critic:
         )
         for batch, targets in batches:
             loss = (self.value_function(batch) - targets).square().mean()
-            gradients = torch.autograd.grad(loss, self._parameters)
+            found: tuple[Tensor | None, ...]
+            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            gradients = [gradient for gradient in found if gradient is not None]
             # One number that is finite only if the loss and every gradient are.
             norm = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach()
             if not bool(torch.isfinite(norm)):
                 refused += len(targets)
                 continue
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            for parameter, gradient in zip(self._parameters, found, strict=True):
                 parameter.grad = gradient
             self._adam.step()
             total += float(loss.detach()) * len(targets)

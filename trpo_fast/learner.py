@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trpo_fast.config import OPTIONS, Config, ConfigError
 from trpo_fast.critic import Critic, explained_variance
+from trpo_fast.distributions import mode
 from trpo_fast.gae import compute_gae
 from trpo_fast.normalization import ObservationNormalizer, ReturnScaler
 from trpo_fast.optimizer import TRPOOptimizer
@@ -71,18 +72,19 @@ class Learner:
             self.value_function = value_function.to(self.device)
             options = {name: getattr(config, name) for name in OPTIMIZER_OPTIONS}
             self.optimizer = TRPOOptimizer(self.policy, **options)
+            self.critic = Critic(
+                self.value_function,
+                learning_rate=config.critic_lr,
+                epochs=config.critic_epochs,
+                batch_size=config.critic_batch_size,
+                leave=shared_parameters(self.policy, self.value_function, observation_width),
+            )
         self.normalizer: ObservationNormalizer | None = None
         if config.normalize_observations:
             self.normalizer = ObservationNormalizer((observation_width,), config.observation_clip)
         self.return_scaler: ReturnScaler | None = None
         if config.normalize_rewards:
             self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
-        self.critic = Critic(
-            self.value_function,
-            learning_rate=config.critic_lr,
-            epochs=config.critic_epochs,
-            batch_size=config.critic_batch_size,
-        )
         self.counters = {"train/unscaled_advantages": 0, "train/skipped_critic_rows": 0}
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, Any]:
@@ -242,6 +244,31 @@ class Learner:
             # Another number of environments: their episodes start anew, the statistics stay.
             saved = {**saved, "returns": np.zeros_like(current["returns"])}
         scaler.load_state_dict(saved)
+
+
+def shared_parameters(policy: nn.Module, value: nn.Module, width: int) -> list[nn.Parameter]:
+    """Parameters of both networks on which the policy's distribution depends.
+
+    The critic must not move them: that would move the policy without asking its trust region. A
+    warning says that they learn from the policy's step alone.
+    """
+    of_policy = {id(p) for p in policy.parameters()}
+    both = [p for p in value.parameters() if id(p) in of_policy and p.requires_grad]
+    if not both:
+        return []
+    distribution = policy(torch.zeros(1, width, dtype=both[0].dtype, device=both[0].device))
+    probe = distribution.log_prob(mode(distribution)).sum()
+    gradients = torch.autograd.grad(probe, both, allow_unused=True)
+    used: list[Tensor | None] = list(gradients)
+    shared = [p for p, g in zip(both, used, strict=True) if g is not None]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} parameter tensors of the value function belong to the policy: the "
+            "trust-region step moves them, the critic's fit does not. Separate networks learn "
+            "values better.",
+            stacklevel=4,
+        )
+    return shared
 
 
 def normalize_advantages(advantages: Tensor) -> tuple[Tensor, bool]:
