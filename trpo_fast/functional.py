@@ -140,7 +140,7 @@ def _products(
     policy: nn.Module, parameters: FlatParameters, obs: Any, weights: Any, options: Options
 ) -> Problem:
     batch = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device).inputs()
-    network = network_of(policy)
+    network = network_of(policy, batch.obs, batch.action_mask)
     if isinstance(network, Network):
         width = network.layers[0].weight.shape[1]
         fused = fused_batch(batch, network.head, width, parameters.dtype)

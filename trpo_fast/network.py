@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn.modules import module as module_globals
 from trpo_fast.distributions import MaskedCategorical, MultiCategorical
 
 SOFTPLUS_THRESHOLD = 20.0  # torch.nn.Softplus's default, the only one that is recognised
+UNDECIDED = "decided at each step, by what forward does with its observations"
 HEAD_KINDS = ("gaussian", "gaussian_state_std", "categorical", "multi_categorical", "bernoulli")
 
 
@@ -130,7 +132,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Network:
-    """A recognised policy: layers, head and, for ``gaussian``, the log standard deviation [A]."""
+    """A recognised policy: layers, head and, for ``gaussian``, the log standard deviation.
+
+    ``log_std`` is [A], or [1, A] where a module keeps it so.
+    """
 
     layers: tuple[Layer, ...]
     head: Head
@@ -256,8 +261,11 @@ def _sequential_layers(body: nn.Sequential) -> tuple[Layer, ...] | str:
     return tuple(layers)
 
 
-def _unservable(tensors: Sequence[Tensor]) -> str | None:
-    """Why these parameter tensors cannot be served, or None."""
+_PLAIN_TENSORS = (nn.Parameter, nn.Buffer, Tensor)
+
+
+def unservable(tensors: Sequence[Tensor]) -> str | None:
+    """Why these parameter tensors of a network cannot be served, or None."""
     first = tensors[0]
     if first.dtype not in (torch.float32, torch.float64):
         return f"parameters are {first.dtype}; the fused path serves float32 and float64"
@@ -265,21 +273,31 @@ def _unservable(tensors: Sequence[Tensor]) -> str | None:
         return "parameters differ in dtype or device"
     if any(t.layout is not torch.strided for t in tensors):
         return "a parameter is not a dense (strided) tensor"
-    if len({id(t) for t in tensors}) != len(tensors):
+    if any(type(t) not in _PLAIN_TENSORS or not t.numel() for t in tensors):
+        return "a parameter is of a tensor subclass, or empty"
+    if any(t._backward_hooks for t in tensors):
+        return "a gradient hook is registered on a parameter"
+    if len({t.data_ptr() for t in tensors}) != len(tensors):
         return "two layers share one parameter"
     return None
 
 
-def layers_of(module: nn.Module) -> tuple[Layer, ...] | str:
-    """The layers of a perceptron without a head, or the reason why it is not recognised.
+def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...] | str:
+    """The layers of a value function, or the reason, in words, why it is not recognised.
 
-    Recognised: exactly ``ValueFunction``, without hooks, parametrizations or a replaced forward.
+    Args:
+        module: Its forward maps ``[N, O]`` to ``[N]`` or ``[N, 1]``.
+        obs: ``[N, O]``; what another module than ``ValueFunction`` computes is found, and each
+            time compared, on these. Without them such a module is ``UNDECIDED``.
     """
     from trpo_fast.value_function import ValueFunction
 
-    if type(module) is not ValueFunction:
-        return f"{type(module).__name__} is not a ValueFunction"
-    return _checked_layers(module, module.body)
+    if type(module) is ValueFunction:
+        return _checked_layers(module, module.body)
+    from trpo_fast.recognizer import recognise_values
+
+    found = recognise_values(module, obs)
+    return found if isinstance(found, str) else found[0].layers(found[1])
 
 
 def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | str:
@@ -292,27 +310,45 @@ def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | s
     if isinstance(layers, str):
         return layers
     tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-    return _unservable(tensors) or layers
+    return unservable(tensors) or layers
 
 
-def network_of(module: nn.Module) -> Network | str:
+def network_of(
+    module: nn.Module, obs: Any = None, action_mask: Tensor | None = None
+) -> Network | str:
     """The network of a policy, or the reason, in words, why it is not recognised.
 
-    Recognised: exactly ``MlpPolicy`` (a subclass may compute anything), without hooks,
-    parametrizations or a replaced forward, with float32 or float64 parameters. The network's
+    Recognised: ``MlpPolicy``, and any module whose forward is at heart a chain of Linear layers and
+    activations that ends in a known distribution (``recognizer``); without hooks,
+    parametrizations or a replaced forward; with float32 or float64 parameters. The network's
     tensors are the module's own parameters.
+
+    Args:
+        module: Its forward maps ``[N, O]`` to a distribution.
+        obs: The batch at hand. What another module than ``MlpPolicy`` computes is found, and each
+            time compared, on its rows; without them such a module is ``UNDECIDED``.
+        action_mask: The batch's mask, or None.
     """
     from trpo_fast.policies import MlpPolicy
 
     if type(module) is not MlpPolicy:
-        return (
-            f"{type(module).__name__} is not an MlpPolicy, the module that the analytic Fisher "
-            "products know"
-        )
+        return _foreign_network(module, obs, action_mask)
     layers = _checked_layers(module, module.body)
     if isinstance(layers, str):
         return layers
     if layers[-1].activation != "identity":
         return "the last layer has an activation"
     network = Network(layers, module.head, module.log_std)
-    return _unservable(list(network.tensors())) or network
+    return unservable(list(network.tensors())) or network
+
+
+def _foreign_network(module: nn.Module, obs: Any, action_mask: Tensor | None) -> Network | str:
+    from trpo_fast.recognizer import recognise_policy
+
+    if action_mask is None:
+        found = recognise_policy(module, obs)
+    else:
+        found = "an action_mask is given, which the fused path serves for MlpPolicy alone"
+    if isinstance(found, str):
+        return found if found == UNDECIDED else f"{type(module).__name__}: {found}"
+    return found[0].network(found[1])

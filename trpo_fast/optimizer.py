@@ -19,7 +19,7 @@ from trpo_fast.batch import BatchReader, fused_batch
 from trpo_fast.errors import say_once
 from trpo_fast.flat import FlatParameters, all_finite
 from trpo_fast.modes import own_precision, twice_differentiable
-from trpo_fast.network import Network, network_of
+from trpo_fast.network import UNDECIDED, Network, network_of
 from trpo_fast.options import Options
 from trpo_fast.trust_region import TrustRegionResult, update
 
@@ -132,8 +132,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
         options = self._options()
         self._flat_parameters()
         self.path, self.path_reason = "generic", "the parameters came without their module"
-        network = self._recognise() if self.module is not None else None
-        if options.backend != "auto" and not isinstance(network, Network):
+        network = self._recognise(None, None) if self.module is not None else None
+        settled = isinstance(network, Network) or network == UNDECIDED
+        if options.backend != "auto" and not settled:
             raise ValueError(
                 f"backend={options.backend!r} cannot serve: {self.path_reason}; use backend='auto'"
             )
@@ -241,9 +242,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
                 "give step a closure"
             )
         obs, actions, advantages, old_log_prob, weights, action_mask = data
-        network = self._recognise()
         reader = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device)
         batch = reader.batch(actions, advantages, old_log_prob, action_mask)
+        network = self._recognise(batch.obs, batch.action_mask)
         if isinstance(network, Network):
             width = network.layers[0].weight.shape[1]
             fused = fused_batch(batch, network.head, width, parameters.dtype)
@@ -257,9 +258,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
             generic = GenericProblem(parameters, options, terms, fisher_terms)
             return update(generic, options, unit=batch.unit)
 
-    def _recognise(self) -> Network | str:
+    def _recognise(self, obs: Any, action_mask: Tensor | None) -> Network | str:
         assert self.module is not None  # noqa: S101
-        network = network_of(self.module)
+        network = network_of(self.module, obs, action_mask)
         if isinstance(network, Network):
             self.path, self.path_reason = "fused", "the policy is recognised as a perceptron"
         else:
