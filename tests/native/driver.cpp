@@ -12,7 +12,7 @@
 #include "../../csrc/cpu/conjugate_gradient.h"
 #include "../../csrc/cpu/dispatch.h"
 #include "../../csrc/cpu/mlp_forward.h"
-#include "../../csrc/cpu/policy_problem.h"
+#include "../../csrc/cpu/trust_region.h"
 
 using namespace trpo_fast;
 
@@ -195,6 +195,21 @@ void drive(const Shape& shape) {
       [&](const T* from, T* to) { problem.fisher_product(from, 0.1, to); }, [] { return false; });
   check(s.status == SolveStatus::done, "status of the solve", int(s.status), 0);
   check(s.curvature >= 0, "x'Ax >= 0", s.curvature, 0);
+
+  std::vector<T> work(static_cast<std::size_t>(5 * n)), candidate(n);
+  auto never = [] { return false; };
+  const UpdateOptions options{Constraint::hard, 0.01, 0.1, 1, 1, 0.8, 0, 10, {10, 1e-4}, 1};
+  T* const w = work.data();
+  TrustRegion<T, decltype(never)> region(problem, kernels, n, options, never);
+  const UpdateResult update =
+      region.update(f.theta.data(), {w, w + n, w + 2 * n, w + 3 * n, w + 4 * n}, candidate.data());
+  if (update.status == UpdateStatus::accepted) {
+    const auto again = problem.evaluate(candidate.data());
+    check(again.kl <= 0.01, "KL of the accepted step", again.kl, 0.01);
+    check(again.loss < loss, "loss of the accepted step", again.loss, loss);
+  } else {
+    check(update.status == UpdateStatus::line_search_failed, "status", int(update.status), 3);
+  }
 
   const MatrixView<const T> obs = f.batch.rows.obs;
   std::vector<T> out(std::size_t(obs.rows * f.batch.layers.back().out));
