@@ -96,8 +96,9 @@ class Critic:
         )
         for batch, targets in batches:
             loss = (self.value_function(batch) - targets).square().mean()
-            found: tuple[Tensor | None, ...]
-            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            found: list[Tensor | None] = list(
+                torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            )
             gradients = [gradient for gradient in found if gradient is not None]
             # One number that is finite only if the loss and every gradient are.
             norm = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach()
