@@ -58,7 +58,7 @@ sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and 
 	$(BIN)/cmake --build build/sanitize
 	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
 
-lint: $(STAMP)/native $(STAMP)/extra-dev  ## ruff, mypy --strict, clang-format
+lint: $(STAMP)/native $(STAMP)/extra-test,mujoco $(STAMP)/extra-dev  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
