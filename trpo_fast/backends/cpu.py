@@ -56,12 +56,12 @@ def tensor_arg(tensor: Tensor, dtype: torch.dtype) -> TensorArg:
     Raises:
         TypeError: the tensor has another dtype or is not a dense CPU tensor.
     """
-    if tensor.dtype is not dtype or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+    if tensor.dtype is not dtype or not tensor.is_cpu or tensor.layout is not torch.strided:
         raise TypeError(
             f"the native CPU backend reads dense {dtype} tensors on the CPU, got {tensor.layout} "
             f"{tensor.dtype} on {tensor.device}; convert it first, or use backend='reference'"
         )
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
