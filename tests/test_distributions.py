@@ -137,6 +137,13 @@ class TestMasks:
         )
         assert torch.allclose(hessian, expected, atol=1e-12)
 
+    @pytest.mark.parametrize("level", [1e8, 1e17, 1e300])
+    def test_a_common_level_of_the_logits_does_not_matter(self, level: float) -> None:
+        p = MaskedCategorical(torch.zeros(1, 4, dtype=torch.float64))
+        q = MaskedCategorical(torch.full((1, 4), level, dtype=torch.float64))
+        assert q.probs.tolist() == [[0.25] * 4]
+        assert kl_divergence(p, q).item() == 0.0
+
     @pytest.mark.parametrize("scale", [1e4, 1e30])
     def test_extreme_logits(self, scale: float) -> None:
         at = torch.tensor([[scale, -scale, 0.0]])

@@ -215,6 +215,12 @@ class TestLineSearch:
         assert len(problem.seen) == 11
         assert torch.equal(problem.tensor, before)
 
+    @pytest.mark.parametrize("constraint", ["hard", "penalty"])
+    def test_pitfall_05_what_is_no_kl_is_refused(self, constraint: str) -> None:
+        problem = Scripted([(0.5, -0.5)] * 3 + [(0.5, -1e-9)])
+        result = update(problem, Options(constraint=constraint))
+        assert result.backtracks == 3
+
     def test_accept_ratio(self) -> None:
         # expected at j = 0: sqrt(2 * 0.01) * 5
         expected = math.sqrt(0.02) * 5

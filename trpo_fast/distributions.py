@@ -44,6 +44,15 @@ def check_action_mask(mask: Tensor, logits: Tensor, nvec: Sequence[int]) -> Tens
     return mask
 
 
+def shifted_logits(logits: Tensor) -> Tensor:
+    """The same logits with greatest entry 0 in the last dimension.
+
+    torch normalises by ``logits - logsumexp(logits)``, which loses log n where the logits' ulp is
+    above it: probabilities would sum to n, and a KL could be negative.
+    """
+    return logits - logits.detach().amax(-1, keepdim=True)
+
+
 class MaskedCategorical(Categorical):
     """Categorical over ``n`` actions whose forbidden ones have probability exactly 0.
 
@@ -60,7 +69,7 @@ class MaskedCategorical(Categorical):
             mask = check_action_mask(mask, logits, [logits.shape[-1]])
             logits = logits.masked_fill(~mask, -torch.inf)
         # torch's own validation would refuse -inf logits.
-        super().__init__(logits=logits, validate_args=False)
+        super().__init__(logits=shifted_logits(logits), validate_args=False)
         self._validate_args = (
             Distribution._validate_args if validate_args is None else validate_args
         )

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 from torch.nn import functional
-from torch.nn.modules import module as module_globals
 
-from trpo_fast.distributions import MaskedCategorical, MultiCategorical
+from trpo_fast.distributions import MaskedCategorical, MultiCategorical, shifted_logits
 
 SOFTPLUS_THRESHOLD = 20.0  # torch.nn.Softplus's default, the only one that is recognised
 UNDECIDED = "decided at each step, by what forward does with its observations"
@@ -186,42 +185,12 @@ def head_distribution(
         return Independent(normal, 1, validate_args=False)
     if head.kind == "categorical":
         if action_mask is None:
-            return Categorical(logits=outputs, validate_args=False)
+            return Categorical(logits=shifted_logits(outputs), validate_args=False)
         return MaskedCategorical(outputs, action_mask, validate_args=False)
     if head.kind == "multi_categorical":
         return MultiCategorical(outputs, head.nvec, action_mask, validate_args=False)
     bernoulli = Bernoulli(logits=outputs, validate_args=False)
     return Independent(bernoulli, 1, validate_args=False)
-
-
-_GLOBAL_HOOKS = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-)
-_MODULE_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def _unusual(module: nn.Module) -> str | None:
-    """Why a module may compute something else than its class says, or None."""
-    for name in _GLOBAL_HOOKS:
-        if getattr(module_globals, name, None):
-            return "a global module hook is registered"
-    for name, child in module.named_modules():
-        where = f"module {name!r}" if name else "the module"
-        if any(getattr(child, hooks) for hooks in _MODULE_HOOKS):
-            return f"{where} has a hook; remove it to take the fused path"
-        if "forward" in child.__dict__:
-            return f"{where} has its forward method replaced"
-        if "parametrizations" in child._modules:
-            return f"{where} has parametrizations"
-    return None
 
 
 def _activation_of(module: nn.Module) -> tuple[str, float] | None:
@@ -301,9 +270,11 @@ def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...]
 
 
 def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | str:
-    reason = _unusual(module)
-    if reason is not None:
-        return reason
+    from trpo_fast.recognizer import read_tree
+
+    tree = read_tree(module)
+    if isinstance(tree, str):
+        return tree
     if type(body) is not nn.Sequential:
         return f"its body is a {type(body).__name__}, not a plain Sequential"
     layers = _sequential_layers(body)

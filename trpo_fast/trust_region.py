@@ -274,6 +274,8 @@ class _Search:
         improvement = self.loss - loss
         if o.constraint == "none":
             return True
+        if kl < -o.max_kl:  # beyond rounding: what was registered as the KL is none
+            return False
         if o.constraint == "penalty":
             improvement -= o.beta * kl
         elif kl > o.max_kl:
