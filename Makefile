@@ -69,8 +69,11 @@ format: $(STAMP)/native $(STAMP)/extra-dev  ## rewrite the sources as the linter
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-bench: $(STAMP)/native $(STAMP)/extra-bench  ## time the library beside torch and its peers
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+bench: $(STAMP)/native $(STAMP)/extra-bench  ## time the library beside torch and its peers: docs/performance.md
+	@mkdir -p .benchmarks
+	$(BIN)/python -m pytest benchmarks --full --benchmark-only --benchmark-json=.benchmarks/results.json
+	$(BIN)/python benchmarks/report.py .benchmarks/results.json --page docs/performance.md \
+	  --figure docs/assets/update-speed.png
 
 smoke: $(STAMP)/native $(STAMP)/extra-bench  ## run each benchmark once, for its answer only
 	TRPO_FAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest benchmarks --benchmark-disable

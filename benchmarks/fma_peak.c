@@ -19,7 +19,7 @@
 typedef float vector __attribute__((vector_size(BYTES)));
 
 // Does `rounds` rounds of CHAINS independent vector FMAs; returns the flop done.
-double fma_chains(long rounds, float *out) {
+double fma_chains(long rounds, float* out) {
   vector a[CHAINS], scale, shift;
   for (int lane = 0; lane < (int)(BYTES / sizeof(float)); ++lane) {
     scale[lane] = 0.999f;
