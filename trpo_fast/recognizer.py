@@ -10,8 +10,7 @@ as well. No pointer and no value is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -145,23 +144,32 @@ class Recognizer:
             return f"the observations are a {type(obs).__name__}, not one tensor"
         if obs.ndim < 2 or len(obs) == 0:
             return f"the observations have shape {tuple(obs.shape)}, not [N, O]"
+        for part in tree.training:  # nn.Module.__setattr__ costs ten times as much
+            part.__dict__["training"] = False
+        try:
+            with own_precision(obs.device):
+                found = self._find(module, tree, obs)
+        except Exception as error:  # noqa: BLE001
+            # The generic path meets the same error, with the module's own traceback.
+            return f"forward raised {type(error).__name__}: {error}"
+        finally:
+            for part in tree.training:
+                part.__dict__["training"] = True
+        return found if isinstance(found, str) else (found, tree.tensors)
+
+    def _find(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
         key = (tree.key, obs.shape[1:], obs.dtype, obs.device)
         memory = self._memory.get(module)
-        with own_precision(obs.device), _eval_mode(tree.training):
-            try:
-                if memory is not None and memory.key == key:
-                    if isinstance(memory.found, str):
-                        return memory.found
-                    if self._servable(memory.found, tree) is None:
-                        few = obs[:: max(1, len(obs) // CHECKED_ROWS)][:CHECKED_ROWS]
-                        if self._agrees(module, memory.found, tree, few):
-                            return memory.found, tree.tensors
-                found = self._trace(module, tree, obs)
-            except Exception as error:  # noqa: BLE001
-                # The generic path meets the same error, with the module's own traceback.
-                return f"forward raised {type(error).__name__}: {error}"
-        self._memory[module] = _Memory(key, found)
-        return found if isinstance(found, str) else (found, tree.tensors)
+        if memory is not None and memory.key == key:
+            found = memory.found
+            if isinstance(found, str):
+                return found
+            few = obs[:: max(1, len(obs) // CHECKED_ROWS)][:CHECKED_ROWS]
+            if self._servable(found, tree) is None and self._agrees(module, found, tree, few):
+                return found
+        traced = self._trace(module, tree, obs)
+        self._memory[module] = _Memory(key, traced)
+        return traced
 
     def _trace(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
         rows = obs[torch.arange(TRACED_ROWS, device=obs.device) % len(obs)]
@@ -213,17 +221,6 @@ class Recognizer:
             if a is None or b is None or not _close(a, b, GRADIENT_TOLERANCE):
                 return "gradients through forward differ from those of the layers found in it"
         return None
-
-
-@contextmanager
-def _eval_mode(training: list[nn.Module]) -> Iterator[None]:
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _gradients(side: tuple[Tensor, ...] | None, leaves: list[Tensor]) -> Sequence[Tensor | None]:
