@@ -463,6 +463,52 @@ def test_no_n_by_n_tensor_is_made(backend: str) -> None:
     assert result_of(opt).accepted
 
 
+MILLION_ROWS = """
+import resource, torch, warnings
+from gymnasium import spaces
+from trpo_fast import MlpPolicy, TRPOOptimizer
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, obs):
+        return self.inner(-(-obs))
+
+policy = MlpPolicy(spaces.Box(-1, 1, (8,)), spaces.Box(-1, 1, (2,)), (16, 16))
+obs, actions, advantages = (torch.randn(1_000_000, *s) for s in ((8,), (2,), ()))
+actions[-1], advantages[-1] = 3.0, 1e6  # what the last row says must count
+wrapped = {wrapped}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+opt = TRPOOptimizer(Wrapped(policy) if wrapped else policy, backend={backend!r}, cg_iters=1)
+opt.step(obs=obs, actions=actions, advantages=advantages)
+result = opt.last_result
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(result.status.name, grown, policy(obs[-1:]).log_prob(actions[-1:]).item())
+"""
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=() if name == "cpu" else pytest.mark.slow) for name in BACKENDS],
+)
+def test_a_million_rows_in_bounded_memory(backend: str, run_python: Any) -> None:
+    wrapped = backend == "generic"
+    code = MILLION_ROWS.replace("{wrapped}", str(wrapped))
+    code = code.replace("{backend!r}", repr("auto" if wrapped else backend))
+    done = run_python(code, timeout=300)
+    assert done.returncode == 0, done.stderr
+    status, grown, log_prob = done.stdout.split()
+    assert status == "accepted"
+    # The activations alone of all rows at once, with their graph, would be several times that.
+    assert float(grown) < 700
+    assert float(log_prob) > -10.85  # -(3^2) - log(2 pi) = -10.84 before
+
+
 BAD_OPTIONS = [
     ("max_kl", [0, -1.0, math.nan, math.inf, "0.01", None, True]),
     ("damping", [-1e-9, math.nan, math.inf, "0.1"]),
