@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trpo_fast.environments import EnvironmentFault
 
     options = parse(build_parser(), arguments)
-    warnings.showwarning = _show_warning
     try:
-        with interrupt_guard(command_line=True):
+        with interrupt_guard(command_line=True), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             code: int = options.run(options)
     except KeyboardInterrupt as interrupt:
         _complain("interrupted", interrupt)
@@ -82,6 +82,7 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train an agent",
         allow_abbrev=False,
+        usage="trpo-fast train ENV_ID [options]",
         description="Train an agent. Ctrl-C saves a checkpoint and stops; twice, it stops at once.",
     )
     train.add_argument("env_id", metavar="ENV_ID", help="a gymnasium id, such as CartPole-v1")

@@ -73,7 +73,7 @@ class Config:
     seed: int | None = _option(
         None,
         "environment",
-        "seed of everything random; without one, one is drawn and recorded",
+        "seed of everything random (None, in Python, draws one and records it)",
         minimum=0,
         fixed=True,
     )
