@@ -213,6 +213,8 @@ def test_evaluate_on_an_object_needs_a_recipe():
             agent.evaluate(1)
         mean, _ = agent.evaluate(2, env=Walk)
         assert mean < 0
+    with small(Walk(), eval_every=10) as agent, pytest.raises(ValueError, match="eval_every"):
+        agent.learn(64, progress_bar=False)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,8 @@ class TRPO:
         an environment that raised or gave NaN.
         """
         target = self.num_timesteps + int(total_timesteps)
+        if self.config.eval_every:
+            self._make_env(None)  # an environment that cannot be made again fails here
         callbacks = CallbackRunner(callback, self)
         boundary = agent_state.state_of(self)
         self.recorder = recorder = self._open_recorder()

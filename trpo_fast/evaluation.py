@@ -129,7 +129,8 @@ def environment_factory(env: Any, env_kwargs: dict[str, Any]) -> EnvFactory:
     if spec is None:
         raise ValueError(
             f"evaluation needs an environment of its own, and {type(env).__name__} has no spec to "
-            "make one from: pass env=, an id or a function that makes one"
+            "make one from: pass env=, an id or a function that makes one (and give TRPO such an "
+            "env for eval_every)"
         )
     return lambda: gymnasium.make(spec)
 
