@@ -36,10 +36,13 @@ class FlatParameters:
 
     def write(self, theta: Tensor) -> None:
         """Copy ``theta`` ``[P]`` into the used parameters, bit for bit, in place."""
+        pairs = [
+            (t, view)
+            for t, view, used in zip(self.tensors, self.split(theta), self.used, strict=True)
+            if used
+        ]
         with torch.no_grad():
-            for t, view, used in zip(self.tensors, self.split(theta), self.used, strict=True):
-                if used:
-                    t.copy_(view)
+            torch._foreach_copy_([t for t, _ in pairs], [view for _, view in pairs])
 
     def replace(self, theta: Tensor, candidate: Tensor) -> None:
         """``write(candidate)``, or ``theta`` put back where that is interrupted half-way."""

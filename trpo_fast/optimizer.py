@@ -82,6 +82,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
 
     last_result: TrustRegionResult | None
     _checked: tuple[tuple[Any, ...], Options] | None = None
+    _named: tuple[list[int], list[str]] | None = None
 
     def __init__(
         self,
@@ -279,6 +280,17 @@ class TRPOOptimizer(torch.optim.Optimizer):
         self._checked = values, options
         return options
 
+    def _names(self, group: dict[str, Any]) -> list[str]:
+        """What error messages call the parameters."""
+        key = [id(p) for p in group["params"]]
+        if self._named is None or self._named[0] != key:
+            names = group.get("param_names") or [f"parameter {i}" for i in range(len(key))]
+            if self.module is not None:
+                found = {id(p): name for name, p in self.module.named_parameters()}
+                names = [found.get(i, name) for i, name in zip(key, names, strict=True)]
+            self._named = key, names
+        return self._named[1]
+
     def _flat_parameters(self) -> FlatParameters:
         """The parameters to step, checked.
 
@@ -287,10 +299,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
                 the first, or not finite.
         """
         group = self.param_groups[0]
-        names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-        if self.module is not None:
-            found = {id(p): name for name, p in self.module.named_parameters()}
-            names = [found.get(id(p), name) for p, name in zip(group["params"], names, strict=True)]
+        names = self._names(group)
         pairs = [
             (p, name) for p, name in zip(group["params"], names, strict=True) if p.requires_grad
         ]
