@@ -124,6 +124,7 @@ class TrustRegion {
   bool acceptable(double loss, double kl, double expected) const {
     double improvement = result_.loss_before - loss;
     if (o_.constraint == Constraint::none) return true;
+    if (kl < -o_.max_kl) return false;  // negative beyond rounding: no KL
     if (o_.constraint == Constraint::penalty) {
       improvement -= o_.beta * kl;
     } else if (kl > o_.max_kl) {
