@@ -79,7 +79,7 @@ class Exp:
 class LogSumExp:
     """``[N, 1]``."""
 
-    of: Chain
+    of: Chain | LogSoftmax
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,8 @@ def _shape(call: Call) -> Known:
         # Of broadcast_tensors, each output belongs to the input at its place.
         at = next((i for i, o in enumerate(call.outputs) if o is out), 0)
         tensor, value = call.tensors[at], call.values[at]
+        if out.dtype != tensor.dtype:  # Tensor.view reads the bits as another type
+            return None
         if out.shape == tensor.shape or isinstance(value, Constant):
             return value
         return _reshaped(value, tensor, out)
@@ -355,7 +357,9 @@ def _constant(number: float | None, position: int = -1, keyword: str = "") -> Ru
 
 def _logsumexp(call: Call) -> Known:
     value = call.values[0]
-    if not isinstance(value, Chain) or value.squeezed or not call.argument(2, "keepdim", False):
+    if not isinstance(value, Chain | LogSoftmax) or call.tensors[0].ndim != 2:
+        return None
+    if not call.argument(2, "keepdim", False):
         return None
     dim = call.argument(1, "dim")
     return (lambda _: LogSumExp(value)) if dim in (-1, 1, (-1,), (1,)) else None
@@ -369,11 +373,12 @@ def _log_softmax(call: Call) -> Known:
 
 
 def _subtract(call: Call) -> Known:
+    """Logits less their logsumexp, as Categorical normalises them."""
     if len(call.values) != 2 or "alpha" in call.kwargs:
         return None
     left, right = call.values
-    if isinstance(left, Chain) and right == LogSumExp(left):
-        return lambda _: LogSoftmax(left)
+    if isinstance(left, Chain | LogSoftmax) and right == LogSumExp(left):
+        return lambda _: LogSoftmax(left) if isinstance(left, Chain) else left
     return None
 
 

@@ -49,6 +49,10 @@ _METADATA = frozenset(
 _READS = frozenset(
     ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "data", "numpy")
 )
+_UNFOLLOWED = Unknown(
+    "forward uses a tensor that cannot be followed: neither a parameter nor a buffer, or the "
+    "result of a custom autograd function or of scripted code"
+)
 _RANDOM = frozenset(("normal", "bernoulli", "multinomial", "dropout", "uniform", "exponential"))
 
 
@@ -84,10 +88,7 @@ class Tracer(TorchFunctionMode):
 
     def value(self, tensor: Tensor) -> Value:
         """What a tensor holds."""
-        return self._known(tensor) or Unknown(
-            "forward uses a tensor that cannot be followed: neither a parameter nor a buffer, or "
-            "the result of a custom autograd function or of scripted code"
-        )
+        return self._known(tensor) or _UNFOLLOWED
 
     def __torch_function__(
         self,
@@ -176,6 +177,8 @@ class Tracer(TorchFunctionMode):
         for value in call.values:
             if isinstance(value, Unknown):
                 return value
+        if None in call.values and any(value is not None for value in call.values):
+            return _UNFOLLOWED
         module = _calling_module()
         name = next((n for n, m in self.module.named_modules() if m is module), "")
         kind = type(module)
@@ -204,7 +207,8 @@ class Tracer(TorchFunctionMode):
         if spoken in ("matmul", "mm") and isinstance(known[-1], Slot):
             return f"multiplies by {self._thing(known[-1])}, stored [in, out]; use nn.Linear"
         if spoken.startswith(("broadcast", "expand")):
-            return f"broadcasts {self._thing(first)} over the action dimensions"
+            row = next((v for v in known if isinstance(v, Slot | Exp)), first)
+            return f"broadcasts {self._thing(row)} over the action dimensions"
         return f"applies {spoken} to {self._thing(first)}"
 
     def _thing(self, value: Value) -> str:

@@ -1,0 +1,989 @@
+"""What is recognised, what is not and why, and that nothing stale is ever used."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    Laplace,
+    Normal,
+    TransformedDistribution,
+)
+from torch.distributions.transforms import TanhTransform
+from torch.nn import functional
+from update_cases import Wrapped
+
+from trpo_fast import MlpPolicy, TRPOOptimizer, fisher_vector_product, recognizer
+from trpo_fast.distributions import MultiCategorical
+from trpo_fast.network import UNDECIDED, Network, forward, layers_of, network_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
+WIDTH, ACTIONS = 5, 3
+
+
+class Policy(nn.Module):
+    """A small policy whose parts the cases below replace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, 7), nn.Linear(7, ACTIONS)
+        self.log_std = nn.Parameter(torch.full((ACTIONS,), -0.2))
+
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(obs)))
+
+    def std(self, mean: Tensor) -> Tensor:
+        return self.log_std.exp()
+
+    def forward(self, obs: Tensor) -> Distribution:
+        mean = self.mean(obs)
+        return Independent(Normal(mean, self.std(mean)), 1)
+
+
+Make = Callable[[], nn.Module]
+RECOGNISED: dict[str, Make] = {}
+REFUSED: dict[str, tuple[Make, str]] = {}
+
+
+def recognised(make: Make) -> Make:
+    RECOGNISED[make.__name__] = make
+    return make
+
+
+def refused(words: str) -> Callable[[Make], Make]:
+    def keep(make: Make) -> Make:
+        REFUSED[make.__name__] = make, words
+        return make
+
+    return keep
+
+
+class Body(Policy):
+    """A policy whose mean is any module."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        del self.first, self.last
+        self.body = nn.Sequential(*parts)
+
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.body(obs)
+
+
+recognised(Policy)
+
+
+@recognised
+def sequential() -> nn.Module:
+    return Body(nn.Flatten(), nn.Linear(WIDTH, 6), nn.Tanh(), nn.Linear(6, ACTIONS))
+
+
+@recognised
+def nested_with_dropout_and_in_place_relu() -> nn.Module:
+    inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Dropout(0.5))
+    first = nn.Linear(WIDTH, 6, bias=False)
+    return Body(nn.Identity(), first, nn.SiLU(), inner, nn.Linear(6, ACTIONS))
+
+
+@recognised
+def a_linear_policy() -> nn.Module:
+    return Body(nn.Linear(WIDTH, ACTIONS))
+
+
+@recognised
+class RowLogStd(Policy):
+    """CleanRL's form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.full((1, ACTIONS), -0.3))
+
+    def std(self, mean: Tensor) -> Tensor:
+        return torch.exp(self.log_std.expand_as(mean))
+
+
+@recognised
+class OnesTimesStd(Policy):
+    """Stable-Baselines3's forms: mlp_extractor and action_net, ones times std."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features_extractor = nn.Flatten()
+        self.mlp_extractor = nn.ModuleDict(
+            {
+                "policy_net": nn.Sequential(nn.Linear(WIDTH, 7), nn.Tanh()),
+                "value_net": nn.Sequential(nn.Linear(WIDTH, 7), nn.Tanh()),
+            }
+        )
+        self.action_net, self.value_net = nn.Linear(7, ACTIONS), nn.Linear(7, 1)
+
+    def mean(self, obs: Tensor) -> Tensor:
+        features = self.features_extractor(obs.to(self.log_std.dtype))
+        self.value = self.value_net(self.mlp_extractor["value_net"](features)).flatten()
+        return self.action_net(self.mlp_extractor["policy_net"](features))
+
+    def std(self, mean: Tensor) -> Tensor:
+        return torch.ones_like(mean) * self.log_std.exp()
+
+
+@recognised
+class SharedTrunk(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = nn.Linear(7, 1)
+
+    def mean(self, obs: Tensor) -> Tensor:
+        hidden = functional.relu(self.first(obs))
+        self.values = self.critic(functional.layer_norm(hidden, (7,)))
+        return self.last(hidden)
+
+
+@recognised
+class Products(Policy):
+    """Layers written as products, a row of std written as a sum."""
+
+    def mean(self, obs: Tensor) -> Tensor:
+        hidden = (obs @ self.first.weight.T + self.first.bias).sigmoid()
+        return torch.addmm(self.last.bias, hidden, self.last.weight.t())
+
+    def std(self, mean: Tensor) -> Tensor:
+        return (torch.zeros_like(mean) + self.log_std).exp()
+
+
+@recognised
+class Looped(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (WIDTH, 4, 6, ACTIONS)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def mean(self, obs: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            obs = functional.elu(layer(obs), alpha=0.7)
+        return self.layers[-1](obs)
+
+
+@recognised
+class FixedStd(Policy):
+    def std(self, mean: Tensor) -> Any:
+        return 0.6
+
+
+@recognised
+class LogStdBuffer(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.log_std
+        self.register_buffer("log_std", torch.full((ACTIONS,), -0.4))
+
+
+class Halves(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(7, 2 * ACTIONS)
+        del self.log_std
+
+    def halves(self, both: Tensor) -> Any:
+        return both.chunk(2, dim=-1)
+
+    def forward(self, obs: Tensor) -> Distribution:
+        mean, log_std = self.halves(self.last(functional.softplus(self.first(obs))))
+        return Independent(Normal(mean, log_std.exp()), 1)
+
+
+recognised(Halves)
+
+
+@recognised
+class Split(Halves):
+    def halves(self, both: Tensor) -> Any:
+        return torch.split(both, ACTIONS, 1)
+
+
+@recognised
+class Sliced(Halves):
+    def halves(self, both: Tensor) -> Any:
+        return both[:, :ACTIONS], both[..., ACTIONS:]
+
+
+class Logits(Body):
+    """Discrete actions of some kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(nn.Linear(WIDTH, 6), nn.LeakyReLU(0.1), nn.Linear(6, 6))
+        self.kind = kind
+        del self.log_std
+
+    def forward(self, obs: Tensor) -> Distribution:
+        logits = self.body(obs)
+        if self.kind == "log_softmax":
+            return Categorical(logits=functional.log_softmax(logits, dim=-1))
+        if self.kind == "multi":
+            return MultiCategorical(logits, (2, 4))
+        if self.kind == "bernoulli":
+            return Independent(Bernoulli(logits=logits), 1)
+        if self.kind == "probs":
+            return Categorical(probs=logits.softmax(-1))
+        return Categorical(logits=logits)
+
+
+for _kind in ("plain", "log_softmax", "multi", "bernoulli"):
+    RECOGNISED[f"logits_{_kind}"] = lambda kind=_kind: Logits(kind)
+REFUSED["probs"] = (lambda: Logits("probs")), "Categorical is made from probs"
+for _activation in (
+    nn.Tanh(),
+    nn.ReLU(),
+    nn.LeakyReLU(0.2),
+    nn.ELU(1.3),
+    nn.SiLU(),
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.Softplus(2.0),
+    nn.Sigmoid(),
+    nn.Identity(),
+):
+    RECOGNISED[str(_activation)] = lambda phi=_activation: Body(
+        nn.Linear(WIDTH, 6), phi, nn.Linear(6, ACTIONS)
+    )
+
+
+@recognised
+def a_subclass_of_mlp_policy() -> nn.Module:
+    class Mine(MlpPolicy):
+        pass
+
+    return Mine(spaces.Box(-1, 1, (WIDTH,)), spaces.Box(-1, 1, (ACTIONS,)), (6, 4))
+
+
+@refused("may branch on the data")
+class Branching(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        hidden = self.first(obs)
+        hidden = torch.tanh(hidden) if obs.mean() > -9 else torch.relu(hidden)
+        return self.last(hidden)
+
+
+@refused("reads values of a tensor into Python (item)")
+class ReadingItems(Policy):
+    def std(self, mean: Tensor) -> Any:
+        return self.log_std.exp()[0].item()
+
+
+@refused("reads values of a tensor into Python")
+class ThroughNumpy(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        return super().mean(torch.from_numpy(obs.numpy()))
+
+
+@refused("residual connection")
+class Residual(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(obs))
+        return self.last(hidden + self.first(obs))
+
+
+@refused("layer 'body.1' is a LayerNorm")
+def layer_norm() -> nn.Module:
+    return Body(nn.Linear(WIDTH, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, ACTIONS))
+
+
+@refused("layer 'body.0' is a BatchNorm1d")
+def batch_norm() -> nn.Module:
+    return Body(nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, ACTIONS))
+
+
+@refused("layer 'body.0' is a Conv1d")
+class Convolution(Body):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, ACTIONS))
+
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.body(obs.unsqueeze(1))
+
+
+@refused("layer 'body.1' is a Hardtanh")
+def hardtanh() -> nn.Module:
+    return Body(nn.Linear(WIDTH, 6), nn.Hardtanh(), nn.Linear(6, ACTIONS))
+
+
+@refused("applies relu after another activation")
+def two_activations() -> nn.Module:
+    return Body(nn.Linear(WIDTH, 6), nn.Tanh(), nn.ReLU(), nn.Linear(6, ACTIONS))
+
+
+@refused("arguments that the fused path does not know")
+def softplus_with_a_threshold() -> nn.Module:
+    return Body(nn.Linear(WIDTH, 6), nn.Softplus(1.0, 3.0), nn.Linear(6, ACTIONS))
+
+
+@refused("the last layer has an activation (tanh)")
+def bounded_mean() -> nn.Module:
+    return Body(nn.Linear(WIDTH, ACTIONS), nn.Tanh())
+
+
+@refused("draws random numbers (randn_like)")
+class Noisy(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        mean = super().mean(obs)
+        return mean + 0.0 * torch.randn_like(mean)
+
+
+@refused("forward applies clamp to the output of a layer")
+class ClampedMean(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        return super().mean(obs).clamp(-10, 10)
+
+
+@refused("forward applies clamp to parameter 'log_std'")
+class ClampedLogStd(Policy):
+    def std(self, mean: Tensor) -> Tensor:
+        return self.log_std.clamp(-20, 2).exp()
+
+
+@refused("forward applies clamp to a part of the output of a layer")
+class ClampedHalf(Halves):
+    def halves(self, both: Tensor) -> Any:
+        mean, log_std = both.chunk(2, -1)
+        return mean, log_std.clamp(-20, 2)
+
+
+@refused("not the two halves, in this order")
+class SwappedHalves(Halves):
+    def halves(self, both: Tensor) -> Any:
+        return both.chunk(2, -1)[::-1]
+
+
+@refused("come from two layers")
+class TwoHeads(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Linear(7, ACTIONS)
+
+    def forward(self, obs: Tensor) -> Distribution:
+        hidden = torch.tanh(self.first(obs))
+        return Independent(Normal(self.last(hidden), self.spread(hidden).exp()), 1)
+
+
+@refused("parameter 'log_std' itself; make its logarithm the parameter")
+class StdParameter(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.full((ACTIONS,), 0.8))
+
+    def std(self, mean: Tensor) -> Tensor:
+        return self.log_std
+
+
+@refused("broadcasts exp of parameter 'log_std' over the action dimensions")
+class OneLogStd(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.tensor(-0.5))
+
+
+@refused("applies softplus to parameter 'log_std'")
+class SoftplusStd(Policy):
+    def std(self, mean: Tensor) -> Tensor:
+        return functional.softplus(self.log_std)
+
+
+@refused("forward applies sub to the observations")
+class Normalising(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.ones(WIDTH))
+
+    def mean(self, obs: Tensor) -> Tensor:
+        return super().mean((obs - self.center) / 2.0)
+
+
+@refused("two layers share one parameter")
+class Tied(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = nn.Linear(7, 7)
+        self.again = nn.Linear(7, 7)
+        self.again.weight = self.middle.weight
+
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.last(self.again(torch.tanh(self.middle(torch.tanh(self.first(obs))))))
+
+
+@refused("two layers share one parameter")
+class SharedMemory(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+        self.again.weight = nn.Parameter(self.middle.weight.detach())
+
+
+@refused("stored [in, out]; use nn.Linear")
+class InOut(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(0.3 * torch.randn(WIDTH, 7))
+
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.last(torch.tanh(obs @ self.matrix))
+
+
+@refused("detach")
+class Detached(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(obs)).detach())
+
+
+@refused("under no_grad")
+class NoGrad(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = torch.tanh(self.first(obs))
+        return self.last(hidden)
+
+
+class HalfGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 0.5 * g
+
+
+@refused("custom autograd function")
+class CustomFunction(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.last(HalfGradient.apply(self.first(obs)))
+
+
+@refused("gradient hook on a tensor")
+class TensorHook(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(obs))
+        if hidden.requires_grad:
+            hidden.register_hook(lambda g: 0.5 * g)
+        return self.last(hidden)
+
+
+@refused("changes a tensor in place")
+class InPlace(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        mean = super().mean(obs)
+        mean[:, 0] += 1.0
+        return mean
+
+
+@refused("in place")
+class InPlaceBehindAView(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        mean = super().mean(obs)
+        mean.view(-1).tanh_()
+        return mean
+
+
+@refused("past autograd")
+class DataOfAParameter(Policy):
+    def mean(self, obs: Tensor) -> Tensor:
+        self.first.weight.data.mul_(1.0)
+        return super().mean(obs)
+
+
+@refused("neither a parameter nor a buffer")
+class PlainTensor(Policy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_bias = [torch.zeros(7, dtype=torch.float64)]
+
+    def mean(self, obs: Tensor) -> Tensor:
+        return self.last(functional.linear(obs, self.first.weight, self.hidden_bias[0]).tanh())
+
+
+@refused("forward returns TransformedDistribution")
+class Squashing(Policy):
+    def forward(self, obs: Tensor) -> Distribution:
+        transforms = [TanhTransform(cache_size=1)]
+        normal = Normal(self.mean(obs), self.log_std.exp())
+        return Independent(TransformedDistribution(normal, transforms), 1).base_dist
+
+
+@refused("forward returns Independent(TransformedDistribution)")
+class SquashingInside(Policy):
+    def forward(self, obs: Tensor) -> Distribution:
+        normal = Normal(self.mean(obs), self.log_std.exp())
+        return Independent(TransformedDistribution(normal, [TanhTransform()]), 1)
+
+
+@refused("forward returns Independent(Laplace)")
+class LaplacePolicy(Policy):
+    def forward(self, obs: Tensor) -> Distribution:
+        return Independent(Laplace(self.mean(obs), self.log_std.exp()), 1)
+
+
+@refused("has parametrizations")
+def parametrized() -> nn.Module:
+    policy = Policy()
+    nn.utils.parametrizations.weight_norm(policy.first)
+    return policy
+
+
+@refused("torch.compile'd")
+def compiled() -> nn.Module:
+    return torch.compile(Policy(), backend="eager")
+
+
+@refused("hook is registered on module 'first'")
+def hooked() -> nn.Module:
+    policy = Policy()
+    policy.first.register_forward_hook(lambda m, i, o: None)
+    return policy
+
+
+@refused("gradient hook is registered on a parameter")
+def parameter_hook() -> nn.Module:
+    policy = Policy().double()
+    policy.last.weight.register_hook(lambda g: 0.5 * g)
+    return policy
+
+
+@refused("parameters are torch.float16")
+def half() -> nn.Module:
+    return Policy().half()
+
+
+def observations(rows: int = 48, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, WIDTH, generator=generator).to(dtype)
+
+
+def made(make: Make, dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(7)
+    return make().to(dtype)
+
+
+def data_of(module: nn.Module, obs: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        actions = copy.deepcopy(module).eval()(obs).sample()
+        advantages = torch.randn(len(obs))
+    return {"obs": obs, "actions": actions, "advantages": advantages}
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def reason(module: nn.Module, obs: Tensor | None = None) -> str:
+    found = network_of(module, observations() if obs is None else obs)
+    assert isinstance(found, str), "it was recognised"
+    return found
+
+
+def step(module: nn.Module, data: dict[str, Tensor]) -> TRPOOptimizer:
+    opt = TRPOOptimizer(module)
+    opt.step(**data)
+    assert opt.last_result is not None
+    assert opt.last_result.accepted
+    return opt
+
+
+@pytest.mark.parametrize("name", RECOGNISED)
+class TestRecognised:
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 3e-4)], ids=["f64", "f32"]
+    )
+    def test_its_step_equals_the_generic_one(
+        self, name: str, dtype: torch.dtype, tolerance: float
+    ) -> None:
+        policy = made(RECOGNISED[name], dtype)
+        plain = copy.deepcopy(policy)
+        before = flat(policy)
+        data = data_of(policy, observations(dtype=dtype))
+        opt = step(policy, data)
+        assert (opt.path, opt.path_reason) == ("fused", "the policy is recognised as a perceptron")
+        assert step(Wrapped2(plain), data).path == "generic"
+        moved = flat(plain) - before
+        assert float((flat(policy) - flat(plain)).norm()) < tolerance * float(moved.norm())
+
+    def test_it_is_left_as_it_was(self, name: str) -> None:
+        policy = made(RECOGNISED[name]).train()
+        before = copy.deepcopy(policy.state_dict())
+        state = torch.get_rng_state()
+        assert isinstance(network_of(policy, observations()), Network)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(module.training for module in policy.modules())
+        assert all(torch.equal(a, before[k]) for k, a in policy.state_dict().items())
+        assert all(p.grad is None for p in policy.parameters())
+
+
+class Wrapped2(Wrapped):
+    """``Wrapped`` for modules that take no mask."""
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        return self.inner(obs.neg().neg())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_near_misses_are_refused_with_their_reason(name: str) -> None:
+    make, words = REFUSED[name]
+    policy = make()
+    if name != "half":
+        policy = policy.to(torch.float64)
+    obs = observations(dtype=next(policy.parameters()).dtype)
+    assert words in reason(policy, obs)
+    again = reason(policy, obs)
+    assert words in again
+
+
+def test_a_refused_policy_takes_the_generic_path_and_says_why() -> None:
+    policy = made(ClampedMean)
+    opt = TRPOOptimizer(policy)
+    assert (opt.path, opt.path_reason) == ("generic", UNDECIDED)
+    opt.step(**data_of(policy, observations()))
+    assert opt.path == "generic"
+    assert opt.path_reason == "ClampedMean: forward applies clamp to the output of a layer"
+
+
+class TestShapes:
+    def test_image_observations_are_flattened_by_the_module(self) -> None:
+        policy = made(lambda: Body(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3)))
+        obs = torch.randn(30, 2, 6, dtype=torch.float64)
+        plain, data = copy.deepcopy(policy), data_of(policy, obs)
+        assert step(policy, data).path == "fused"
+        step(Wrapped2(plain), data)
+        assert torch.allclose(flat(policy), flat(plain), rtol=1e-7, atol=1e-10)
+
+    def test_whole_number_observations_are_cast_by_the_module(self) -> None:
+        class Casting(Policy):
+            def mean(self, obs: Tensor) -> Tensor:
+                return super().mean(obs.float())
+
+        policy = made(Casting, torch.float32)
+        obs = torch.randint(0, 9, (30, WIDTH))
+        assert isinstance(network_of(policy, obs), Network)
+        assert step(policy, data_of(policy, obs)).path == "fused"
+
+    def test_a_cast_through_half_precision_is_refused(self) -> None:
+        class Rounding(Policy):
+            def mean(self, obs: Tensor) -> Tensor:
+                return super().mean(obs.half().double())
+
+        assert "applies half to the observations" in reason(made(Rounding))
+
+    @pytest.mark.parametrize("rows", [1, 2, WIDTH, 9000])
+    def test_any_number_of_rows(self, rows: int) -> None:
+        assert isinstance(network_of(made(Policy), observations(rows)), Network)
+
+    @pytest.mark.parametrize(
+        ("obs", "words"),
+        [
+            ({"a": torch.zeros(4, WIDTH)}, "a dict, not one tensor"),
+            (torch.zeros(4), "shape (4,)"),
+            (torch.zeros(0, WIDTH), "shape (0, 5)"),
+            (torch.zeros(4, WIDTH + 1, dtype=torch.float64), "forward raised RuntimeError"),
+            (torch.zeros(4, 2, WIDTH, dtype=torch.float64), "linear"),
+        ],
+    )
+    def test_other_observations_are_refused(self, obs: Any, words: str) -> None:
+        assert words in reason(made(Policy), obs)
+
+    def test_another_shape_of_rows_is_traced_anew(self) -> None:
+        policy = made(Policy)
+        assert isinstance(network_of(policy, observations()), Network)
+        assert isinstance(network_of(policy, observations().unsqueeze(1)), str)
+        assert isinstance(network_of(policy, observations()), Network)
+
+    def test_without_observations_nothing_is_said(self) -> None:
+        policy = made(Policy)
+        assert network_of(policy) == UNDECIDED
+        assert isinstance(network_of(policy, observations()), Network)
+        assert network_of(policy) == UNDECIDED
+
+    def test_a_mask_is_for_mlp_policies(self) -> None:
+        mask = torch.ones(48, 6, dtype=torch.bool)
+        found = network_of(made(RECOGNISED["logits_plain"]), observations(), mask)
+        assert "action_mask" in str(found)
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Every module that was traced."""
+    seen: list[nn.Module] = []
+
+    class Counting(recognizer.Tracer):
+        def __init__(self, module: nn.Module, *rest: Any) -> None:
+            seen.append(module)
+            super().__init__(module, *rest)
+
+    monkeypatch.setattr(recognizer, "Tracer", Counting)
+    return seen
+
+
+class TestChangesBetweenSteps:
+    def paths(self, policy: nn.Module, change: Callable[[], Any]) -> Iterator[str]:
+        """The path before and after a change; after it the step must be the generic one."""
+        data = data_of(policy, observations())
+        opt = TRPOOptimizer(policy)
+        opt.step(**data)
+        yield opt.path
+        change()
+        opt.step(**data)
+        yield opt.path
+        yield opt.path_reason
+
+    def test_a_module_is_traced_once(self, traces: list[nn.Module]) -> None:
+        policy = made(Policy)
+        opt = TRPOOptimizer(policy)
+        for rows in (48, 48, 31, 1000):
+            opt.step(**data_of(policy, observations(rows)))
+            assert opt.path == "fused"
+        assert traces == [policy]
+
+    def test_a_refused_module_is_traced_once(self, traces: list[nn.Module]) -> None:
+        policy = made(ClampedMean)
+        opt = TRPOOptimizer(policy)
+        for _ in range(3):
+            opt.step(**data_of(policy, observations()))
+            assert opt.path == "generic"
+        assert traces == [policy]
+
+    def test_a_hook_added_later(self) -> None:
+        policy = made(Policy)
+        hook = lambda m, i, o: 0.5 * o  # noqa: E731
+        first, second, why = self.paths(policy, lambda: policy.last.register_forward_hook(hook))
+        assert (first, second) == ("fused", "generic")
+        assert "hook is registered on module 'last'" in why
+
+    def test_a_forward_replaced_on_the_object(self) -> None:
+        policy = made(Policy)
+        other = lambda obs: Independent(Normal(0.5 * policy.mean(obs), 1.0), 1)  # noqa: E731
+        first, second, why = self.paths(policy, lambda: setattr(policy, "forward", other))
+        assert (first, second) == ("fused", "generic")
+        assert "forward method replaced" in why
+
+    def test_a_forward_replaced_on_the_class(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Mine(Policy):
+            pass
+
+        def other(self: Policy, obs: Tensor) -> Distribution:
+            return Independent(Normal(self.mean(obs).sin(), self.log_std.exp()), 1)
+
+        policy = made(Mine)
+        first, second, why = self.paths(policy, lambda: setattr(Mine, "forward", other))
+        assert (first, second) == ("fused", "generic")
+        assert "applies sin" in why
+
+    def test_a_helper_replaced_on_the_object(self) -> None:
+        policy = made(Policy)
+        std = lambda mean: policy.log_std.clamp(-9, 9).exp() + 0.01  # noqa: E731
+        first, second, why = self.paths(policy, lambda: setattr(policy, "std", std))
+        assert (first, second) == ("fused", "generic")
+        assert "clamp" in why
+
+    def test_noise_switched_on_draws_as_if_nobody_had_looked(self) -> None:
+        class Switched(Policy):
+            noise = False
+
+            def mean(self, obs: Tensor) -> Tensor:
+                mean = super().mean(obs)
+                return mean + torch.randn_like(mean) if self.noise else mean
+
+        policy = made(Switched)
+        assert isinstance(network_of(policy, observations()), Network)
+        policy.noise = True
+        state = torch.get_rng_state()
+        assert "draws random numbers" in reason(policy)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_another_activation_is_found(self, traces: list[nn.Module]) -> None:
+        policy = made(RECOGNISED["sequential"])
+        plain = copy.deepcopy(policy)
+        data = data_of(policy, observations())
+        opt, generic = TRPOOptimizer(policy), TRPOOptimizer(Wrapped2(plain))
+        for module in (policy, plain):
+            opt.step(**data) if module is policy else generic.step(**data)
+            module.body[2] = nn.SiLU()
+        opt.step(**data)
+        generic.step(**data)
+        assert opt.path == "fused"
+        assert traces.count(policy) == 2
+        assert torch.allclose(flat(policy), flat(plain), rtol=1e-7, atol=1e-9)
+
+    def test_a_slope_changed_later(self) -> None:
+        policy = made(lambda: Body(nn.Linear(WIDTH, 6), nn.LeakyReLU(0.1), nn.Linear(6, ACTIONS)))
+        assert isinstance(network_of(policy, observations()), Network)
+        policy.body[1].negative_slope = 0.3
+        found = network_of(policy, observations())
+        assert isinstance(found, Network)
+        assert found.layers[0].parameter == 0.3
+
+    def test_parameters_replaced_between_steps(self) -> None:
+        policy = made(Policy)
+        assert isinstance(network_of(policy, observations()), Network)
+        for swap in ("parameter", "data", "layer"):
+            if swap == "parameter":
+                policy.first.weight = nn.Parameter(torch.randn(7, WIDTH, dtype=torch.float64))
+            elif swap == "data":
+                policy.first.weight.data = torch.randn(7, WIDTH, dtype=torch.float64)
+            else:
+                policy.first = nn.Linear(WIDTH, 7).double()
+            found = network_of(policy, observations())
+            assert isinstance(found, Network)
+            assert found.layers[0].weight is policy.first.weight
+            assert torch.equal(forward(found.layers, observations()), policy.mean(observations()))
+
+    def test_parameters_that_the_optimizer_does_not_know(self) -> None:
+        policy = made(Policy)
+        data = data_of(policy, observations())
+        opt = TRPOOptimizer(policy)
+        policy.last.weight = nn.Parameter(policy.last.weight.detach().clone())
+        kept = policy.last.weight.detach().clone()
+        opt.step(**data)
+        assert opt.path == "fused"
+        assert torch.equal(policy.last.weight, kept)
+
+    def test_wider_layers_in_place_of_old_ones(self) -> None:
+        policy = made(Policy)
+        assert isinstance(network_of(policy, observations()), Network)
+        policy.first.weight.data = torch.randn(9, WIDTH, dtype=torch.float64)
+        policy.first.bias.data = torch.randn(9, dtype=torch.float64)
+        assert "forward raised" in reason(policy)
+        policy.last.weight.data = torch.randn(ACTIONS, 9, dtype=torch.float64)
+        found = network_of(policy, observations())
+        assert isinstance(found, Network)
+        assert found.layers[0].weight.shape == (9, WIDTH)
+
+    def test_frozen_and_thawed(self) -> None:
+        policy = made(NoGrad)
+        policy.first.requires_grad_(False)
+        assert "no_grad" in reason(policy)
+        policy = made(Policy)
+        policy.first.requires_grad_(False)
+        plain = copy.deepcopy(policy)
+        data = data_of(policy, observations())
+        for module in (policy, plain):
+            opt = TRPOOptimizer(module if module is policy else Wrapped2(module))
+            opt.step(**data)
+            module.first.requires_grad_(True)
+            TRPOOptimizer(module if module is policy else Wrapped2(module)).step(**data)
+        assert opt.path == "generic"
+        assert torch.allclose(flat(policy), flat(plain), rtol=1e-7, atol=1e-9)
+
+    def test_a_branch_that_only_the_batch_takes(self) -> None:
+        # Nothing of it is seen in the traced rows: the numbers give it away.
+        class Hidden(Policy):
+            def mean(self, obs: Tensor) -> Tensor:
+                mean = super().mean(obs)
+                return mean if len(obs) < 20 else mean.sin()
+
+        assert "other numbers than the layers" in reason(made(Hidden))
+
+    def test_an_error_in_forward_is_the_generic_paths_to_raise(self) -> None:
+        class Broken(Policy):
+            def mean(self, obs: Tensor) -> Tensor:
+                if getattr(self, "broken", False):
+                    raise ZeroDivisionError("by the module")
+                return super().mean(obs)
+
+        policy = made(Broken)
+        data = data_of(policy, observations())
+        opt = TRPOOptimizer(policy)
+        opt.step(**data)
+        policy.broken = True
+        with pytest.raises(ZeroDivisionError, match="by the module"):
+            opt.step(**data)
+        policy.broken = False
+        opt.step(**data)
+        assert opt.path == "fused"
+
+    def test_modules_are_not_kept_alive(self) -> None:
+        policy = made(Policy)
+        assert isinstance(network_of(policy, observations()), Network)
+        watch = weakref.ref(policy)
+        parameter = weakref.ref(policy.first.weight)
+        del policy
+        gc.collect()
+        assert watch() is None
+        assert parameter() is None
+
+
+class TestOtherDoors:
+    @pytest.mark.parametrize("make", [OnesTimesStd, Halves, SharedTrunk])
+    def test_fisher_products(self, make: Make) -> None:
+        policy = made(make)
+        v = torch.randn(len(flat(policy)), dtype=torch.float64)
+        fused = fisher_vector_product(policy, observations(), v, backend="reference")
+        generic = fisher_vector_product(Wrapped2(policy), observations(), v)
+        assert torch.allclose(fused, generic, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_a_step_in_other_grad_modes(self, mode: Any) -> None:
+        policy = made(Policy)
+        data = data_of(policy, observations())
+        with mode():
+            assert step(policy, data).path == "fused"
+
+    def test_autocast_around_the_step(self) -> None:
+        policy = made(Policy, torch.float32)
+        data = data_of(policy, observations(dtype=torch.float32))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert step(policy, data).path == "fused"
+
+    def test_autocast_inside_forward_is_refused(self) -> None:
+        class Low(Policy):
+            def mean(self, obs: Tensor) -> Tensor:
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    return super().mean(obs).float()
+
+        assert "linear" in reason(made(Low, torch.float32), observations(dtype=torch.float32))
+
+    def test_a_value_function_of_any_make(self) -> None:
+        class Value(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, 1))
+
+            def forward(self, obs: Tensor) -> Tensor:
+                return self.net(obs).squeeze(-1)
+
+        obs = observations()
+        for value in (Value().double(), Value().double().net):
+            layers = layers_of(value, obs)
+            assert not isinstance(layers, str), layers
+            assert torch.equal(forward(layers, obs).flatten(), value(obs).flatten())
+            assert layers[0].weight is next(value.parameters())
+        assert layers_of(value) == UNDECIDED
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda: nn.Linear(WIDTH, 2), "a layer of width 1"),
+            (lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.Softsign()), "a Softsign"),
+            (Policy, "returns a Independent"),
+        ],
+    )
+    def test_other_value_functions_are_refused(self, make: Make, words: str) -> None:
+        found = layers_of(made(make), observations())
+        assert isinstance(found, str)
+        assert words in found
+
+    def test_deep_copies_are_their_own(self) -> None:
+        policy = made(Policy)
+        network_of(policy, observations())
+        other = copy.deepcopy(policy)
+        found = network_of(other, observations())
+        assert isinstance(found, Network)
+        assert found.layers[0].weight is other.first.weight
