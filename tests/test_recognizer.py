@@ -808,6 +808,19 @@ class TestChangesBetweenSteps:
         assert "draws random numbers" in reason(policy)
         assert torch.equal(torch.get_rng_state(), state)
 
+    def test_a_forward_that_also_samples_draws_as_if_nobody_had_looked(self) -> None:
+        class Sampling(Policy):
+            def forward(self, obs: Tensor) -> Distribution:
+                distribution = super().forward(obs)
+                self.action = distribution.rsample()
+                return distribution
+
+        policy = made(Sampling)
+        state = torch.get_rng_state()
+        for _ in range(2):
+            assert isinstance(network_of(policy, observations()), Network)
+            assert torch.equal(torch.get_rng_state(), state)
+
     def test_another_activation_is_found(self, traces: list[nn.Module]) -> None:
         policy = made(RECOGNISED["sequential"])
         plain = copy.deepcopy(policy)

@@ -123,7 +123,7 @@ class Recognizer:
         self,
         read: Callable[[Tracer, Any], Structure | str],
         observe: Callable[[Any], tuple[Tensor, ...] | None],
-        compute: Callable[[Structure, Sequence[Tensor], Tensor], tuple[Tensor, ...] | None],
+        compute: Callable[[Structure, Sequence[Tensor], Tensor], tuple[Tensor, ...]],
     ) -> None:
         self._read, self._observe, self._compute = read, observe, compute
         self._memory: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
@@ -198,15 +198,12 @@ class Recognizer:
     def _agrees(self, module: nn.Module, found: Structure, tree: Tree, rows: Tensor) -> bool:
         state = torch.get_rng_state()
         given = self._observe(module(rows))
+        if not torch.equal(state, torch.get_rng_state()):
+            torch.set_rng_state(state)  # a look must not change what is drawn later
         wanted = self._compute(found, tree.tensors, rows)
-        if given is None or wanted is None or len(given) != len(wanted):
-            agrees = False
-        else:
-            agrees = all(_close(a, b, VALUE_TOLERANCE) for a, b in zip(given, wanted, strict=True))
-        if not agrees:
-            # It may have drawn random numbers; then the generic path is to draw them anew.
-            torch.set_rng_state(state)
-        return agrees
+        if given is None or len(given) != len(wanted):
+            return False
+        return all(_close(a, b, VALUE_TOLERANCE) for a, b in zip(given, wanted, strict=True))
 
     def _gradients_differ(
         self, result: Any, found: Structure, tensors: Sequence[Tensor], rows: Tensor

@@ -169,11 +169,18 @@ def distribution_tensors(distribution: Any) -> tuple[Tensor, ...] | None:
 
 def policy_tensors(
     structure: Structure, tensors: Sequence[Tensor], rows: Tensor
-) -> tuple[Tensor, ...] | None:
+) -> tuple[Tensor, ...]:
     """``distribution_tensors`` of what the structure computes on some rows."""
     net = structure.network(tensors)
     outputs = network.forward(net.layers, _rows_of(net.layers, rows))
-    return distribution_tensors(network.distribution(net, outputs))
+    if net.log_std is not None:
+        return outputs, net.log_std.exp().expand_as(outputs)
+    if net.head.kind == "gaussian_state_std":
+        mean, log_std = outputs.chunk(2, dim=-1)
+        return mean, log_std.exp()
+    if net.head.kind == "categorical":
+        return (outputs - outputs.logsumexp(dim=-1, keepdim=True),)
+    return (outputs,)
 
 
 def value_tensors(
