@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from typing import Any
@@ -560,10 +561,37 @@ def test_options_not_served_yet_say_what_is() -> None:
     assert same_bits(policy, before)
 
 
+def test_numpy_arrays_are_inputs() -> None:
+    _, data, opt = setting("reference")
+    opt.step(**{name: value.numpy() for name, value in data.items()})
+    assert result_of(opt).accepted
+
+
+@every_backend
+@pytest.mark.parametrize("value", ["obs", object(), [[1.0], [1.0, 2.0]], {"a": "b"}])
+def test_obs_that_are_no_tensor(backend: str, value: object) -> None:
+    policy, data, opt = setting(backend)
+    before = bits(policy)
+    with pytest.raises(TypeError, match=r"obs.* does not become a tensor"):
+        opt.step(**dict(data, obs=value))
+    assert same_bits(policy, before)
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+def test_nested_observations_of_the_wrong_kind_for_a_perceptron(container: type) -> None:
+    _policy, data, opt = setting("reference")
+    with pytest.raises(TypeError, match="obs is a tuple, expected one tensor"):
+        opt.step(**dict(data, obs=container([data["obs"], data["obs"]])))
+
+
 def test_numpy_numbers_are_numbers() -> None:
     _policy, data, opt = setting("reference", max_kl=np.float32(0.02), cg_iters=np.int64(5))
     opt.step(**data)
     assert result_of(opt).cg_iters == 5
+    buffer = io.BytesIO()
+    torch.save(opt.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True) == opt.state_dict()
 
 
 @every_backend

@@ -186,6 +186,13 @@ class TestLineSearch:
         # x = (F + dI)^-1 g = g here, of length 5
         assert result.step_size == pytest.approx(0.7 * math.sqrt(0.04) * 0.5**3 / 5)
 
+    def test_pitfall_17_inexact_products_do_not_set_the_length_by_g_x(self) -> None:
+        # A solver whose x'(F + dI)x is not g.x, as with low-precision products.
+        problem = Scripted([GOOD], quadratic=4.0)
+        update(problem, Options(max_kl=0.02))
+        unit = torch.tensor([0.6, 0.8])
+        assert torch.allclose(problem.seen[0], math.sqrt(2 * 0.02 / 4.0) * unit)
+
     def test_pitfall_06_expected_improvement_is_not_shrunk_twice(self) -> None:
         problem = Scripted([BAD] * 4 + [GOOD])
         result = update(problem, Options())

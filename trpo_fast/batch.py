@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from trpo_fast.distributions import check_action_mask
 from trpo_fast.flat import all_finite
 from trpo_fast.network import Head
 
+NESTED = (Tensor, np.ndarray, dict, tuple)
 # Advantages outside are scaled by a power of two, which is exact, so that nothing overflows.
 UNIT_RANGE = (2.0**-30, 2.0**30)
 
@@ -46,7 +48,8 @@ class BatchReader:
     """Reads the arguments of one step into a ``Batch``.
 
     Args:
-        obs: Observations, any nesting of dicts, lists and tuples of ``[N, ...]`` tensors.
+        obs: Observations, any nesting of dicts and tuples of ``[N, ...]`` tensors or arrays; a list
+            of them becomes a tuple.
         weights: ``[N]`` or None.
         dtype: The parameters' dtype; floating inputs are cast to it.
         device: The parameters' device; every input must be there.
@@ -109,7 +112,13 @@ class BatchReader:
     def _tensor(self, name: str, value: Any) -> Tensor:
         if value is None:
             raise ValueError(f"{name} is missing: step(obs=, actions=, advantages=) needs it")
-        tensor = torch.as_tensor(value).detach()
+        try:
+            tensor = torch.as_tensor(value).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{name} is a {type(value).__name__} that does not become a tensor ({error}); "
+                "give a tensor, an array, or for obs a dict or tuple of them"
+            ) from error
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             tensor = tensor.clone()
         if tensor.device != self.device:
@@ -124,7 +133,7 @@ class BatchReader:
     def _tree(self, name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return {key: self._tree(f"{name}[{key!r}]", item) for key, item in value.items()}
-        if isinstance(value, tuple) and value and isinstance(value[0], Tensor | dict | tuple):
+        if isinstance(value, tuple | list) and value and isinstance(value[0], NESTED):
             return tuple(self._tree(f"{name}[{i}]", item) for i, item in enumerate(value))
         tensor = self._tensor(name, value)
         if tensor.ndim == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         self.module = params if isinstance(params, nn.Module) else None
         self.last_result = None
         super().__init__(
-            params.parameters() if isinstance(params, nn.Module) else params, asdict(options)
+            params.parameters() if isinstance(params, nn.Module) else params, options.as_group()
         )
         options = self._options()
         self._flat_parameters()

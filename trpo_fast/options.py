@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -72,6 +72,13 @@ class Options:
                 )
         for name, choices in CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
+
+    def as_group(self) -> dict[str, Any]:
+        """The options as plain Python values, so that a state dict loads with weights_only."""
+        group = asdict(self)
+        for name in LIMITS:
+            group[name] = int(group[name]) if name in WHOLE else float(group[name])
+        return group
 
 
 NAMES = tuple(field.name for field in fields(Options))
