@@ -84,8 +84,10 @@ class Config:
         choices=("stop", "drop"),
     )
 
+    # Longer than an episode of Pendulum: with all environments in the same phase of theirs, a
+    # shorter rollout can hold nothing but its end, whose scaled advantages are noise.
     rollout_steps: int = _option(
-        128, "rollout", "steps per environment between updates", minimum=1, fixed=True
+        256, "rollout", "steps per environment between updates", minimum=1, fixed=True
     )
     gamma: float = _option(0.99, "rollout", "discount factor", minimum=0.0, maximum=1.0)
     lam: float = _option(
