@@ -19,24 +19,29 @@ from timing import (
 def test_update(
     benchmark: Any, size: Size, turn: int, contender: str, facts: dict[str, Any]
 ) -> None:
-    candidate, case, answer = contender_of(contender, size), case_of(size), answer_of(size)
-    candidate.reset()
+    candidate = contender_of(contender, size)
     call = candidate.update()
-    call()
-    after = candidate.theta()
-    kl = mean_kl(case, after)
-    error = relative_error(after.double() - case.theta.double(), answer.step)
-    candidate.reset()
-    assert kl == pytest.approx(answer.kl, rel=KL_TOLERANCE)
-    assert error < SOLVE_TOLERANCE.get(contender, DEFAULT_SOLVE_TOLERANCE)
+
+    def check() -> tuple[float, float]:
+        case, answer = case_of(size), answer_of(size)
+        candidate.reset()
+        call()
+        after = candidate.theta()
+        kl = mean_kl(case, after)
+        error = relative_error(after.double() - case.theta.double(), answer.step)
+        assert kl == pytest.approx(answer.kl, rel=KL_TOLERANCE)
+        assert error < SOLVE_TOLERANCE.get(contender, DEFAULT_SOLVE_TOLERANCE)
+        return error, kl
+
     time_turn(
         benchmark,
         call,
+        check=check,
         operation="update",
         size=size,
         turn=turn,
         contender=contender,
         flop=size.update_flop,
-        facts={**facts, "relative_error": error, "kl": kl},
+        facts=facts,
         reset=candidate.reset,
     )
