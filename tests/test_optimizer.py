@@ -1014,6 +1014,41 @@ def test_8_threads_with_separate_optimizers_equal_serial(wrap: bool) -> None:
     assert all(torch.equal(serial[s], parallel[s]) for s in range(8))
 
 
+def test_process_wide_settings_survive_threads_that_overlap() -> None:
+    from torch.backends.cuda import flash_sdp_enabled, mem_efficient_sdp_enabled
+
+    before = flash_sdp_enabled(), mem_efficient_sdp_enabled()
+    data = make_data(make_policy(GAUSSIAN), GAUSSIAN)
+    policies = [make_policy(GAUSSIAN, seed=s) for s in range(2)]
+    closures = [closure_of(p, data) for p in policies]
+    inside, first_is_done = threading.Barrier(2), threading.Event()
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        def closure() -> tuple[Any, ...]:
+            if torch.is_grad_enabled():
+                inside.wait(timeout=30)  # both steps have begun
+                if index == 1:
+                    assert first_is_done.wait(timeout=30)
+                    assert not flash_sdp_enabled()
+            return closures[index]()
+
+        try:
+            TRPOOptimizer(policies[index].parameters()).step(closure)
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+        if index == 0:
+            first_is_done.set()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not errors
+    assert (flash_sdp_enabled(), mem_efficient_sdp_enabled()) == before
+
+
 @pytest.mark.parametrize("wrap", [False, True], ids=["fused", "generic"])
 def test_steps_leave_no_tensors_behind(wrap: bool) -> None:
     policy = make_policy(GAUSSIAN)

@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# torch.compiler's stance belongs to the process, so only one step at a time may change it.
-_stance_lock = threading.RLock()
+
+class _ProcessWide:
+    """A setting of the whole process that several threads' steps need at once.
+
+    The first step to need it sets it, the last one puts it back: each by itself would put back
+    what another had set.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._users = 0
+        self._context: AbstractContextManager[Any] = nullcontext()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._context = self._make()
+                self._context.__enter__()
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._context.__exit__(None, None, None)
+
+
+_math_attention = _ProcessWide(lambda: sdpa_kernel(SDPBackend.MATH))
+_eager = _ProcessWide(lambda: torch.compiler.set_stance("force_eager"))
 
 
 @contextmanager
@@ -30,11 +59,10 @@ def own_precision(device: torch.device) -> Iterator[None]:
 def twice_differentiable(module: nn.Module | None) -> Iterator[None]:
     """Eval mode, uncompiled, with attention kernels that autograd can differentiate twice."""
     with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_math_attention)
         if module is not None:
             if _is_compiled(module):
-                stack.enter_context(_stance_lock)
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(_eager)
             stack.enter_context(_eval_mode(module))
         yield
 
