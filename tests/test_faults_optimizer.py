@@ -606,27 +606,48 @@ def test_a_nan_candidate_is_passed_over_for_a_smaller_one(backend: str) -> None:
 
 
 class Validating(nn.Module):
-    """A user's module with torch's own argument validation on."""
+    """A user's module with torch's own argument validation on, and a bare scale parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(OBS_WIDTH, 2)
-        self.log_std = nn.Parameter(torch.zeros(2))
+        self.scale = nn.Parameter(torch.ones(2))
+        self.refused = 0
 
     def forward(self, obs: Tensor) -> Distribution:
-        scale = self.log_std.exp().expand(len(obs), 2)
-        return Independent(Normal(self.linear(obs), scale, validate_args=True), 1)
+        try:
+            normal = Normal(self.linear(obs), self.scale.expand(len(obs), 2), validate_args=True)
+        except ValueError:
+            self.refused += 1
+            raise
+        return Independent(normal, 1)
 
 
-def test_a_candidate_that_torch_s_validation_refuses_is_passed_over() -> None:
+@pytest.mark.parametrize("form", ["module", "closure"])
+def test_a_candidate_that_torch_s_validation_refuses_is_passed_over(form: str) -> None:
     torch.manual_seed(0)
     module = Validating()
     obs = torch.randn(30, OBS_WIDTH)
-    actions = module(obs).sample()
-    opt = TRPOOptimizer(module, lr=1e38, backtrack_coeff=1e-6, max_backtracks=12)
-    opt.step(obs=obs, actions=actions, advantages=torch.randn(30))
+    with torch.no_grad():
+        old = module(obs)
+    actions = old.sample()
+    # Actions near the mean are good ones: the scale shrinks, in the first candidates below 0.
+    advantages = -(actions - old.mean).square().sum(1)
+    advantages = advantages - advantages.mean()
+
+    def closure() -> tuple[Tensor, Distribution]:
+        distribution = module(obs)
+        ratio = (distribution.log_prob(actions) - old.log_prob(actions)).exp()
+        return -(ratio * advantages).mean(), distribution
+
+    opt = TRPOOptimizer(module, lr=100.0, backtrack_coeff=0.5, max_backtracks=20)
+    if form == "module":
+        opt.step(obs=obs, actions=actions, advantages=advantages)
+    else:
+        opt.step(closure)
+    assert module.refused > 2
     assert result_of(opt).accepted
-    assert result_of(opt).backtracks > 3
+    assert result_of(opt).backtracks >= module.refused
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
