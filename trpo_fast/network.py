@@ -193,13 +193,19 @@ def head_distribution(
     return Independent(bernoulli, 1, validate_args=False)
 
 
+_SIMPLE_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+}
+
+
 def _activation_of(module: nn.Module) -> tuple[str, float] | None:
     kind = type(module)
-    simple = {nn.Identity: "identity", nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
-    if kind in simple:
-        return simple[kind], 0.0
-    if kind is nn.Sigmoid:
-        return "sigmoid", 0.0
+    if kind in _SIMPLE_ACTIVATIONS:
+        return _SIMPLE_ACTIVATIONS[kind], 0.0
     if isinstance(module, nn.LeakyReLU):
         return ("leaky_relu", float(module.negative_slope)) if kind is nn.LeakyReLU else None
     if isinstance(module, nn.ELU):
@@ -262,7 +268,11 @@ def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...]
     from trpo_fast.value_function import ValueFunction
 
     if type(module) is ValueFunction:
-        return _checked_layers(module, module.body)
+        layers = _checked_layers(module, module.body)
+        if isinstance(layers, str):
+            return layers
+        tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+        return unservable(tensors) or layers
     from trpo_fast.recognizer import recognise_values
 
     found = recognise_values(module, obs)
@@ -277,11 +287,7 @@ def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | s
         return tree
     if type(body) is not nn.Sequential:
         return f"its body is a {type(body).__name__}, not a plain Sequential"
-    layers = _sequential_layers(body)
-    if isinstance(layers, str):
-        return layers
-    tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-    return unservable(tensors) or layers
+    return _sequential_layers(body)
 
 
 def network_of(
