@@ -174,11 +174,11 @@ def test_memory_and_file_handles_stay_flat_over_many_updates(tmp_path):
         seen = []
 
         def note(local, _):
-            if agent.progress.num_updates in (100, 500):
+            if agent.progress.num_updates in (50, 250):
                 kilobytes = int(Path("/proc/self/statm").read_text().split()[1]) * 4
                 seen.append((handles(), kilobytes))
 
-        agent.learn(8 * 500, note, progress_bar=False)
+        agent.learn(8 * 250, note, progress_bar=False)
     (handles_before, memory_before), (handles_after, memory_after) = seen
     assert handles_after == handles_before
     assert memory_after - memory_before < 20_000
