@@ -60,7 +60,7 @@ class Critic:
         ]
         if not self._parameters:
             raise ValueError("the value function has no parameter of its own to fit")
-        self._adam = torch.optim.Adam(self._parameters, lr=learning_rate, eps=1e-5, foreach=True)
+        self._adam = torch.optim.Adam(self._parameters, lr=learning_rate, eps=1e-5, fused=True)
 
     def fit(self, observations: Tensor, returns: Tensor, rng: np.random.Generator) -> CriticResult:
         """Regress the returns [N] on the observations [N, O], both as the networks see them.
