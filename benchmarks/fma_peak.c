@@ -18,24 +18,28 @@
 
 typedef float vector __attribute__((vector_size(BYTES)));
 
+// A named variable each: an array may end up in memory, and then it is the stores that are timed.
+// The empty asm keeps the chains apart, or the compiler might vectorise or fold them.
+#define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define START(i) vector a##i = shift * (float)i;
+#define STEP(i)                \
+  a##i = a##i * scale + shift; \
+  __asm__("" : IN_REGISTER(a##i));
+#define ADD(i) sum += a##i;
+
 // Does `rounds` rounds of CHAINS independent vector FMAs; returns the flop done.
 double fma_chains(long rounds, float* out) {
-  vector a[CHAINS], scale, shift;
+  vector scale, shift, sum;
   for (int lane = 0; lane < (int)(BYTES / sizeof(float)); ++lane) {
     scale[lane] = 0.999f;
     shift[lane] = 0.001f;
+    sum[lane] = 0.0f;
   }
-  for (int chain = 0; chain < CHAINS; ++chain) a[chain] = shift * (float)chain;
+  EACH(START)
   for (long round = 0; round < rounds; ++round) {
-#pragma GCC unroll 12
-    for (int chain = 0; chain < CHAINS; ++chain) {
-      a[chain] = a[chain] * scale + shift;
-      // Keeps the chains apart: without it the compiler may vectorise or fold them.
-      __asm__("" : IN_REGISTER(a[chain]));
-    }
+    EACH(STEP)
   }
-  vector sum = a[0];
-  for (int chain = 1; chain < CHAINS; ++chain) sum += a[chain];
+  EACH(ADD)
   *out = sum[0];
   return 2.0 * CHAINS * (BYTES / sizeof(float)) * (double)rounds;
 }

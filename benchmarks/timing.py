@@ -85,7 +85,6 @@ def time_turn(
     if benchmark.stats is None:  # --benchmark-disable
         return
     gflops = flop / benchmark.stats.stats.median / 1e9
-    peak = facts["fma_peak_gflops"]
-    benchmark.extra_info.update(
-        flop=flop, gflops=gflops, share_of_fma_peak=gflops / peak if peak else None
-    )
+    benchmark.extra_info.update(flop=flop, gflops=gflops)
+    if facts["fma_peak_gflops"]:
+        benchmark.extra_info["share_of_fma_peak"] = gflops / facts["fma_peak_gflops"]
