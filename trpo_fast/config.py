@@ -115,8 +115,9 @@ class Config:
     activation: str = _option(
         "tanh", "networks", "activation of both networks: tanh, relu, silu, ...", fixed=True
     )
+    # As in OpenAI's spinningup; see docs/learning-results.md for what it does to HalfCheetah.
     log_std_init: float = _option(
-        0.0, "networks", "first log standard deviation of a Gaussian policy", fixed=True
+        -0.5, "networks", "first log standard deviation of a Gaussian policy", fixed=True
     )
     state_dependent_std: bool = _option(
         False, "networks", "let the standard deviation depend on the observation", fixed=True
