@@ -1,10 +1,10 @@
 """Does it learn? CartPole, Pendulum and HalfCheetah with one and the same set of defaults.
 
-    python benchmarks/learning.py
+    OMP_NUM_THREADS=1 python benchmarks/learning.py
 
 trains every task, one after the other, and writes docs/learning-results.md, the picture
 docs/assets/learning.png and the numbers behind both to benchmarks/results/learning.json.
-OMP_NUM_THREADS=1 spares a busy machine; none of the numbers is a timing.
+One thread spares a busy machine; none of the numbers is a timing.
 """
 
 from __future__ import annotations
