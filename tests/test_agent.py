@@ -619,3 +619,16 @@ def test_options_named_again_with_the_same_value_change_nothing(tmp_path):
     with TRPO.load(path, Walk, **SMALL, env_kwargs={"length": 5}) as loaded:
         loaded.learn(100, progress_bar=False)
         assert torch.equal(weights(loaded), weights(agent))
+
+
+@pytest.mark.parametrize("steps", [-5, 1.5, float("nan"), "many"])
+def test_learn_refuses_what_is_no_number_of_steps(steps: object) -> None:
+    agent = TRPO("CartPole-v1", seed=0, num_envs=1)
+    with pytest.raises(ValueError, match="total_timesteps is a whole number"):
+        agent.learn(steps)  # type: ignore[arg-type]
+
+
+def test_predict_on_no_rows_gives_no_actions() -> None:
+    agent = TRPO("CartPole-v1", seed=0, num_envs=1)
+    actions, _ = agent.predict(np.zeros((0, 4), np.float32))
+    assert actions.shape == (0,)

@@ -70,3 +70,8 @@ def test_a_configuration_is_data_and_never_code():
     assert Config.from_options({"activation": text}).activation == text
     assert not is_json({"a": object()})
     assert is_json({"a": [1, 2]})
+
+
+def test_a_seed_that_torch_cannot_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed must be at most"):
+        Config(seed=2**70)

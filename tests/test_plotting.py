@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from trpo_fast.logger import ITERATION, TIMESTEPS, RunLogger, read_progress
-from trpo_fast.plotting import PlotError, column, plot_runs
+from trpo_fast.plotting import PlotError, column, plot_runs, save_figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -57,3 +59,10 @@ def test_nothing_to_plot_is_said_in_words(tmp_path):
     short = make_run(tmp_path / "short", rows=2)
     with pytest.raises(PlotError, match="finished episode"):
         plot_runs([short], tmp_path / "x.png")
+
+
+def test_a_suffix_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    with pytest.raises(PlotError, match=r"p\.xyz.*\.png"):
+        save_figure(Figure(), tmp_path / "p.xyz")

@@ -7,6 +7,7 @@ and faults all go back to such a state, never to the middle of an update.
 from __future__ import annotations
 
 import inspect
+import numbers
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -148,6 +149,13 @@ class TRPO:
         update, which then is the run directory's newest checkpoint. Raises EnvironmentFault for
         an environment that raised or gave NaN.
         """
+        # 1e6 is how many people write it.
+        steps: object = total_timesteps
+        number = isinstance(steps, numbers.Real) and float(steps).is_integer()
+        if not number or total_timesteps < 0:
+            raise ValueError(
+                f"total_timesteps is a whole number of steps, at least 0, got {total_timesteps!r}"
+            )
         target = self.num_timesteps + int(total_timesteps)
         if self.config.eval_every:
             self._make_env(None)  # an environment that cannot be made again fails here

@@ -75,6 +75,7 @@ class Config:
         "environment",
         "seed of everything random (None, in Python, draws one and records it)",
         minimum=0,
+        maximum=2**63 - 1,  # what torch.Generator.manual_seed takes
         fixed=True,
     )
     on_fault: str = _option(
@@ -136,13 +137,13 @@ class Config:
     preconditioner: str = _option(
         "auto",
         "policy update",
-        "of conjugate gradients",
+        "of conjugate gradients; this version serves auto and none",
         choices=("auto", "none", "diagonal", "kfac"),
     )
     precision: str = _option(
         "auto",
         "policy update",
-        "of the Fisher products; gradient, KL and surrogate stay fp32 or better",
+        "of the Fisher products, the rest stays fp32 or better; this version serves auto and fp32",
         choices=("auto", "fp32", "bf16x3", "bf16"),
     )
     fisher_fraction: float = _option(
@@ -177,7 +178,7 @@ class Config:
     backend: str = _option(
         "auto",
         "policy update",
-        "what computes the update",
+        "what computes the update; this version has no cuda",
         choices=("auto", "cpu", "cuda", "reference"),
     )
 

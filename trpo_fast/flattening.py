@@ -107,7 +107,7 @@ def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
 
 
 def _write_numbers(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
-    rows[...] = batch.reshape(len(rows), -1)
+    rows[...] = batch.reshape(rows.shape)
 
 
 def _one_hot(nvec: npt.NDArray[Any], start: npt.NDArray[Any]) -> tuple[int, _Write]:

@@ -342,6 +342,11 @@ def _read_closure(found: Any, sign: float) -> Evaluation:
             "detach or inference_mode"
         )
     if weights is not None:
+        if not isinstance(weights, Tensor) or weights.numel() == 0:
+            raise TypeError(
+                "the closure's weights must be a tensor like the distribution's batch_shape, got "
+                f"{'an empty one' if isinstance(weights, Tensor) else type(weights).__name__}"
+            )
         low, high = (float(bound) for bound in weights.detach().aminmax())
         if not (0 <= low <= high < float("inf") and high > 0):
             raise ValueError(

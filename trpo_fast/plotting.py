@@ -19,11 +19,11 @@ GREY = "#555555"
 
 
 class PlotError(ValueError):
-    """There is nothing to draw; the text says where it was looked for."""
+    """There is nothing to draw, or no such kind of picture; the text says what to do."""
 
 
 def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
-    """Draw return against steps for each run directory into one PNG file.
+    """Draw return against steps for each run directory into one picture.
 
     A single run also gets its evaluations and a second panel with the KL of each update. Raises
     PlotError for a directory without finished episodes, OSError when the file cannot be written.
@@ -99,7 +99,13 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
 
 
 def save_figure(figure: Any, out: Path) -> Path:
-    """Write a PNG file, making its directory; returns its path. Raises OSError."""
+    """Write a picture, making its directory; returns its path.
+
+    Raises PlotError for a suffix that matplotlib cannot write, OSError.
+    """
+    kinds = figure.canvas.get_supported_filetypes()
+    if out.suffix.lstrip(".").lower() not in kinds:
+        raise PlotError(f"{out}: the name of a picture ends in one of .{', .'.join(sorted(kinds))}")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     return out

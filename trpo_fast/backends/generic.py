@@ -140,6 +140,10 @@ class GenericProblem:
                     hard = self.options.kl_direction == "old_new"
                     rows = kl_divergence(*((old, new) if hard else (new, old)))
                     kl += term.share * float(weighted_mean(rows, found.weights))
+        except RuntimeError as error:
+            if "does not require grad" in str(error):
+                error.add_note("Candidates are tried under no_grad: a closure calls no backward().")
+            raise
         except ValueError as error:
             # torch's own check of a distribution's parameters: the candidate is not finite.
             if "to satisfy the constraint" not in str(error):
