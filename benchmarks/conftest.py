@@ -1,6 +1,6 @@
 """Sizes, turns and contenders of a benchmark run, and what every record says of the machine.
 
-``--full`` takes all sizes, three turns each: within a turn every contender runs once after the
+``--full`` takes all sizes, some turns each: within a turn every contender runs once after the
 other, so that ratios are between neighbours in time. Without it: two small sizes, one turn.
 """
 
@@ -17,12 +17,13 @@ from contenders import CONTENDERS
 
 from trpo_fast import _native
 
-TURNS = 3
+TURNS = {"test_update": 3}
+OTHER_TURNS = 2
 PACKAGES = ("trpo_fast", "torch", "numpy", "sb3-contrib", "stable-baselines3", "tianshou")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all sizes, every contender three times")
+    parser.addoption("--full", action="store_true", help="all sizes, some turns each")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -31,7 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
         metafunc.parametrize("size", FULL if full else SMOKE, ids=str)
     if "turn" in metafunc.fixturenames:
-        metafunc.parametrize("turn", range(TURNS if full else 1))
+        turns = TURNS.get(metafunc.function.__name__, OTHER_TURNS)
+        metafunc.parametrize("turn", range(turns if full else 1))
     if "contender" in metafunc.fixturenames:
         metafunc.parametrize("contender", CONTENDERS)
 

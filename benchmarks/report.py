@@ -16,7 +16,6 @@ from typing import Any
 OURS = "trpo_fast"
 PEERS = ("sb3-contrib", "tianshou")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-COMMAND = "make bench"
 TITLES = {
     "update": "Whole policy update (10 plain CG iterations, no critic)",
     "solve": "Solve (10 plain CG iterations, preparations included)",
@@ -29,9 +28,10 @@ Times = dict[str, dict[int, dict[str, float]]]  # contender -> turn -> figures
 class Results:
     """A run's records by operation, size, contender and turn, in the order of the run."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note: str) -> None:
         document = json.loads(path.read_text())
         self.machine: dict[str, Any] = document["machine_info"]
+        self.note = note
         self.date: str = document["datetime"][:10]
         self.tables: dict[str, dict[str, Times]] = {}
         self.facts: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def machine_text(results: Results) -> str:
     )
     peak = results.peak
     return (
-        f"`{COMMAND}` on {results.date}: {cpu.get('brand_raw', 'unknown CPU')}, "
+        f"{results.note} on {results.date}: {cpu.get('brand_raw', 'unknown CPU')}, "
         f"{facts['threads']} threads, instruction set {facts['isa']}, Linux "
         f"{results.machine['release'].split('-')[0]}, Python {results.machine['python_version']}; "
         f"{versions}. "
@@ -197,8 +197,9 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--page", type=Path, help="page to rewrite between its markers")
     parser.add_argument("--figure", type=Path, help="PNG to write")
+    parser.add_argument("--note", default="`make bench`", help="how the run was made")
     options = parser.parse_args()
-    results = Results(options.results)
+    results = Results(options.results, options.note)
     text = report(results)
     print(text)
     if options.page is not None:
