@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +80,14 @@ def all_finite(x: Tensor) -> bool:
     """Whether every entry is finite; one reduction unless the sum overflows."""
     if not x.is_floating_point():
         return True
-    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
+    if x.is_cpu and x.dtype in (torch.float32, torch.float64):
+        # NumPy sums on this thread alone. torch would wake its OpenMP threads for a large batch,
+        # and those then spin for milliseconds on the cores that the native update wants.
+        with np.errstate(all="ignore"):
+            total = float(x.detach().numpy().sum())
+    else:
+        total = float(x.sum())
+    return math.isfinite(total) or bool(torch.isfinite(x).all())
 
 
 def dot(a: Tensor, b: Tensor) -> float:
