@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <system_error>
@@ -32,25 +33,34 @@ class Pool {
     body_ = body;
     context_ = context;
     tasks_ = tasks;
-    next_.store(0, std::memory_order_relaxed);
     active_ = threads - 1;
-    // Idle workers count down too: a generation then cannot end before everyone has seen it.
-    pending_.store(workers_, std::memory_order_relaxed);
+    next_.store(0, std::memory_order_relaxed);
+    finished_.store(0, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+      const std::uint64_t generation = generation_of(state_.load(std::memory_order_relaxed)) + 1;
+      state_.store(generation << 32 | kOpen, std::memory_order_release);
     }
     wake_.notify_all();
     work(0);
-    while (pending_.load(std::memory_order_acquire) > 0) relax_or_yield();
+    // All tasks are taken. Only workers that joined are waited for: one that the system has not yet
+    // let run (another process or another library's spinning threads may hold its core) is not.
+    const std::uint64_t closed = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    const std::uint64_t joined = closed & kJoined;
+    while (finished_.load(std::memory_order_acquire) != joined) relax_or_yield();
     return true;
   }
 
  private:
+  // state_: the generation, whether it may still be joined, and how many workers have joined it.
+  static constexpr std::uint64_t kOpen = std::uint64_t(1) << 31;
+  static constexpr std::uint64_t kJoined = kOpen - 1;
+  static std::uint64_t generation_of(std::uint64_t state) { return state >> 32; }
+
   // False when the system gives no more threads; those there are will do.
   bool start_worker() {
     const int number = workers_ + 1;
-    const unsigned seen = generation_.load(std::memory_order_relaxed);
+    const std::uint64_t seen = generation_of(state_.load(std::memory_order_relaxed));
     try {
       std::thread([this, number, seen] { serve(number, seen); }).detach();
     } catch (const std::system_error&) {
@@ -60,20 +70,32 @@ class Pool {
     return true;
   }
 
-  void serve(int number, unsigned seen) {
+  void serve(int number, std::uint64_t seen) {
     for (;;) {
-      for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen;
-           ++spin) {
-        relax();
-      }
-      if (generation_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-      }
-      ++seen;
+      seen = wait_for_next(seen);
+      if (!join(seen)) continue;
+      // Joined: the generation, and with it body_ and the rest, stays until this worker is done.
       if (number <= active_) work(number);
-      pending_.fetch_sub(1, std::memory_order_release);
+      finished_.fetch_add(1, std::memory_order_release);
     }
+  }
+
+  std::uint64_t wait_for_next(std::uint64_t seen) {
+    const auto current = [this] { return generation_of(state_.load(std::memory_order_acquire)); };
+    for (int spin = 0; spin < kSpins && current() == seen; ++spin) relax();
+    if (current() == seen) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return current() != seen; });
+    }
+    return current();
+  }
+
+  bool join(std::uint64_t generation) {
+    std::uint64_t state = state_.load(std::memory_order_acquire);
+    while (generation_of(state) == generation && (state & kOpen) != 0) {
+      if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
   }
 
   void work(int number) {
@@ -92,9 +114,9 @@ class Pool {
 
   std::mutex owner_, mutex_;
   std::condition_variable wake_;
-  std::atomic<unsigned> generation_{0};
+  std::atomic<std::uint64_t> state_{0};
+  std::atomic<std::uint64_t> finished_{0};
   std::atomic<Index> next_{0};
-  std::atomic<int> pending_{0};
   void (*body_)(void*, Index, int) = nullptr;
   void* context_ = nullptr;
   Index tasks_ = 0;
