@@ -19,7 +19,7 @@ NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test sanitize lint format bench smoke wheel ci clean
+.PHONY: help build train test sanitize cross lint format bench smoke wheel ci clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -57,6 +57,14 @@ sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and 
 	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(BIN)/cmake --build build/sanitize
 	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
+
+cross: $(STAMP)/build-tools  ## compile the kernels for 64-bit Arm; drive them if qemu can
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/aarch64 -G Ninja \
+	  -DTRPO_FAST_NATIVE_ONLY=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
+	$(BIN)/cmake --build build/aarch64
+	if command -v qemu-aarch64-static >/dev/null; then qemu-aarch64-static build/aarch64/native_driver; \
+	else echo "compiled, not run: qemu-aarch64-static is not installed"; fi
 
 lint: $(STAMP)/native $(STAMP)/extra-test,mujoco $(STAMP)/extra-dev  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
