@@ -32,7 +32,9 @@ struct Slabs {
 
   TRPO_FAST_INLINE explicit Slabs(Index features_)
       : features(features_),
-        width(features_ < kSlabWidth ? round_up(features_, kPadding) : kSlabWidth),
+        // One feature's worth where there is none: a width of 0 would be divided by.
+        width(features_ < kSlabWidth ? round_up(features_ > 0 ? features_ : 1, kPadding)
+                                     : kSlabWidth),
         count((features_ + width - 1) / width) {}
 
   // Columns that hold features, padded, in one slab; the rest is never touched.

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "../cpu/mlp_forward.h"
+#include "gil.h"
 #include "register.h"
 #include "tensor_arg.h"
 
@@ -29,7 +30,7 @@ class BoundForward {
     x.require_size(1, layers_.front().in);
     out.require_size(0, x.size(0));
     out.require_size(1, layers_.back().out);
-    py::gil_scoped_release released;
+    const GilReleased released;
     (*forward_)(x.matrix<const T>(), out.matrix<T>());
   }
 

@@ -4,6 +4,7 @@
 #include "../cpu/conjugate_gradient.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/trust_region.h"
+#include "gil.h"
 #include "register.h"
 #include "tensor_arg.h"
 
@@ -19,7 +20,7 @@ class SignalPoll {
     const Clock::time_point now = Clock::now();
     if (now - last_ < std::chrono::milliseconds(50)) return false;
     last_ = now;
-    py::gil_scoped_acquire held;
+    const GilHeld held;
     raised_ = PyErr_CheckSignals() != 0;
     if (raised_) error_ = std::make_unique<py::error_already_set>();
     return raised_;
@@ -76,19 +77,19 @@ class BoundProblem {
       throw py::value_error("the gradient needs actions and advantages");
     }
     T* const to = flat(g, "g");
-    py::gil_scoped_release released;
+    const GilReleased released;
     return problem_->gradient(to);
   }
 
   void prepare_fisher() {
-    py::gil_scoped_release released;
+    const GilReleased released;
     problem_->prepare_fisher();
   }
 
   void fisher_product(py::handle v, double damping, py::handle out) {
     const T* const from = flat(v, "v");
     T* const to = flat(out, "out");
-    py::gil_scoped_release released;
+    const GilReleased released;
     problem_->fisher_product(from, damping, to);
   }
 
@@ -101,7 +102,7 @@ class BoundProblem {
     SignalPoll poll;
     Solution s;
     {
-      py::gil_scoped_release released;
+      const GilReleased released;
       s = conjugate_gradient<T>(
           dense_kernels().get<T>(), n, b, {iterations, tolerance}, to, r, r + n, r + 2 * n,
           [&](const T* p, T* Ap) { problem_->fisher_product(p, damping, Ap); },
@@ -115,7 +116,7 @@ class BoundProblem {
     const T* const from = flat(theta, "theta");
     typename PolicyProblem<T>::Candidate candidate;
     {
-      py::gil_scoped_release released;
+      const GilReleased released;
       candidate = problem_->evaluate(from);
     }
     return py::make_tuple(candidate.loss, candidate.kl);
@@ -135,7 +136,7 @@ class BoundProblem {
     SignalPoll poll;
     UpdateResult u;
     {
-      py::gil_scoped_release released;
+      const GilReleased released;
       TrustRegion<T, SignalPoll> region(*problem_, dense_kernels().get<T>(), n, options, poll);
       u = region.update(from, {memory, memory + n, memory + 2 * n, memory + 3 * n, memory + 4 * n},
                         to);

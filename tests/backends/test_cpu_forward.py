@@ -104,6 +104,26 @@ def test_no_rows() -> None:
     )
 
 
+def test_lazily_negated_inputs_keep_their_sign() -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(9, 3, dtype=torch.complex64, generator=generator).conj().imag
+    assert x.is_neg()
+    net = layers((3, 4, 2), "tanh", torch.float32)
+    assert torch.equal(cpu.mlp_forward(net, x), cpu.mlp_forward(net, x.resolve_neg()))
+    with pytest.raises(TypeError, match="resolve_neg"):
+        cpu.mlp_forward((Layer(x, None, "identity"),), torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("widths", [(0, 3, 2), (3, 0, 2), (3, 2, 0)])
+def test_layers_without_inputs_or_outputs(widths: tuple[int, ...]) -> None:
+    net = tuple(
+        Layer(torch.ones(out, fan_in), torch.ones(out), "identity")
+        for fan_in, out in pairwise(widths)
+    )
+    x = torch.ones(5, widths[0])
+    assert torch.equal(cpu.mlp_forward(net, x), forward(net, x))
+
+
 def test_wrong_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"x has size 4 in dimension 1, expected 3"):
         cpu.mlp_forward(layers((3, 4, 2), "tanh", torch.float32), torch.zeros(5, 4))

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,45 @@ except KeyboardInterrupt:
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout.strip() == "interrupted True", done.stderr
+
+
+def test_exit_does_not_abort_on_a_daemon_thread_in_native_code() -> None:
+    code = """
+import sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from test_cpu_problem import Options, case
+native = case(2000, 17).native()
+_, g = native.gradient()
+started = threading.Event()
+def run():
+    while True:
+        started.set()
+        native.solve(g, Options(cg_iters=int(sys.argv[2]), cg_tol=0.0, damping=1e-9))
+threading.Thread(target=run, daemon=True).start()
+started.wait()
+time.sleep(0.2)
+print("main is done")
+"""
+    for iterations in ("3", "1000000"):
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), iterations]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (0, "main is done\n"), done.stderr
+
+
+def test_lazily_negated_observations_keep_their_sign() -> None:
+    c = case(200, 4)
+    mirrored = torch.complex(torch.zeros_like(c.batch.obs), -c.batch.obs).conj().imag
+    assert mirrored.is_neg()
+    negated = Case(c.network, c.parameters, replace(c.batch, obs=mirrored))
+    assert torch.equal(negated.native().gradient()[1], c.native().gradient()[1])
+
+
+def test_observations_without_columns() -> None:
+    c = case(200, 3, None, (4,))
+    first = c.network.layers[0]
+    first.weight.data = first.weight.data[:, :0]
+    parameters = FlatParameters(c.parameters.tensors, c.parameters.names)
+    assert_matches_reference(Case(c.network, parameters, replace(c.batch, obs=torch.zeros(200, 0))))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")

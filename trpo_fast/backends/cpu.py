@@ -54,13 +54,16 @@ def tensor_arg(tensor: Tensor, dtype: torch.dtype) -> TensorArg:
     """How a CPU tensor crosses to the native module; any strides, no copy, no cast.
 
     Raises:
-        TypeError: the tensor has another dtype or is not a dense CPU tensor.
+        TypeError: the tensor has another dtype, is not a dense CPU tensor, or is a lazily negated
+            view, whose memory holds the opposite sign.
     """
     if tensor.dtype is not dtype or not tensor.is_cpu or tensor.layout is not torch.strided:
         raise TypeError(
             f"the native CPU backend reads dense {dtype} tensors on the CPU, got {tensor.layout} "
             f"{tensor.dtype} on {tensor.device}; convert it first, or use backend='reference'"
         )
+    if tensor.is_neg():
+        raise TypeError("a lazily negated view cannot be read in place; call resolve_neg() on it")
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
@@ -126,6 +129,7 @@ class PackedForward:
             TypeError: x has another dtype than the weights.
             ValueError: x has a wrong shape.
         """
+        x = x.resolve_neg()
         x_arg = tensor_arg(x, self._dtype)
         if x.ndim != 2:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, in]")
@@ -157,7 +161,8 @@ class CpuProblem:
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
     ) -> None:
-        self.parameters, self.options = parameters, options
+        # The network too: frozen tensors are read where they live, and nothing else may hold them.
+        self.network, self.parameters, self.options = network, parameters, options
         self._dtype = dtype = parameters.dtype
         self._tensors: list[Tensor] = []
         starts = [0, *accumulate(parameters.sizes)]
@@ -283,6 +288,7 @@ class CpuProblem:
     def _arg(self, tensor: Tensor | None, dtype: torch.dtype) -> TensorArg | None:
         if tensor is None:
             return None
+        tensor = tensor.resolve_neg()
         self._tensors.append(tensor)
         return tensor_arg(tensor, dtype)
 
