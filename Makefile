@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tools are in $(VENV) already, so a rebuild reuses the build directory.
-INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
+INSTALL := $(PIP) install -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
@@ -54,13 +54,13 @@ test: $(STAMP)/native $(STAMP)/extra-test,mujoco  ## run the test suite; the nat
 
 sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and UBSan, without Python
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/sanitize -G Ninja \
-	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_WERROR=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(BIN)/cmake --build build/sanitize
 	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
 
 cross: $(STAMP)/build-tools  ## compile the kernels for 64-bit Arm; drive them if qemu can
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/aarch64 -G Ninja \
-	  -DTRPO_FAST_NATIVE_ONLY=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_WERROR=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
 	$(BIN)/cmake --build build/aarch64
 	if command -v qemu-aarch64-static >/dev/null; then qemu-aarch64-static build/aarch64/native_driver; \

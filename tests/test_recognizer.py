@@ -470,3 +470,16 @@ class TestOtherDoors:
         found = network_of(other, observations())
         assert isinstance(found, Network)
         assert found.layers[0].weight is other.first.weight
+
+
+def test_observations_of_another_width_than_before_are_an_error_with_both_shapes() -> None:
+    policy = made(Policy)
+    optimizer = TRPOOptimizer(policy)
+    optimizer.step(**data_of(policy, observations()))
+    assert optimizer.path == "fused"
+    before = flat(policy)
+    data = data_of(policy, observations())
+    data["obs"] = torch.cat([data["obs"], data["obs"][:, :1]], dim=1)
+    with pytest.raises(ValueError, match=rf"\(48, {WIDTH + 1}\), expected \(N, {WIDTH}\)"):
+        optimizer.step(**data)
+    assert torch.equal(before, flat(policy))

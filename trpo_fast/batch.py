@@ -251,7 +251,16 @@ def fused_batch(batch: Batch, head: Head, width: int, dtype: torch.dtype) -> Bat
             raise ValueError("actions of a MultiBinary space must be 0 or 1")
         else:
             actions = actions.to(dtype)
-    return replace(batch, obs=flat.to(dtype), actions=actions, action_mask=mask)
+    return Batch(
+        batch.rows,
+        flat.to(dtype),
+        actions,
+        batch.advantages,
+        batch.old_log_prob,
+        batch.weights,
+        mask,
+        batch.unit,
+    )
 
 
 def whole_actions(actions: Tensor, nvec: tuple[int, ...]) -> Tensor:

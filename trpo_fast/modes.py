@@ -44,15 +44,14 @@ _math_attention = _ProcessWide(lambda: sdpa_kernel(SDPBackend.MATH))
 _eager = _ProcessWide(lambda: torch.compiler.set_stance("force_eager"))
 
 
-@contextmanager
-def own_precision(device: torch.device) -> Iterator[None]:
+def own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Outside inference mode and autocast, so that the parameters' own dtype decides."""
-    with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-        if torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        yield
+    stack = ExitStack()
+    if torch.is_inference_mode_enabled():
+        stack.enter_context(torch.inference_mode(False))
+    if torch.is_autocast_enabled(device.type):
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+    return stack
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +96,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """``phi(x W' + b)``.
 
     Attributes:
@@ -221,18 +219,24 @@ def _activation_of(module: nn.Module) -> tuple[str, float] | None:
 def _sequential_layers(body: nn.Sequential) -> tuple[Layer, ...] | str:
     """Layers of Linear, activation, Linear, ..., Linear; or why it is not of that form."""
     layers: list[Layer] = []
-    modules = list(body)
-    for module, following in pairwise([*modules, nn.Identity()]):
+    previous: nn.Module | None = None
+    for module in body:
+        last, previous = previous, module
         if type(module) is nn.Linear:
-            activation = _activation_of(following) or ("identity", 0.0)
-            layers.append(Layer(module.weight, module.bias, *activation))
-        elif _activation_of(module) is None or not layers:
+            # nn.Module.__getattr__ costs ten times as much
+            own = module._parameters
+            weight, bias = own["weight"], own["bias"]
+            assert weight is not None  # noqa: S101
+            if layers and layers[-1].weight.shape[0] != weight.shape[1]:
+                return "the widths of consecutive layers do not match"
+            layers.append(Layer(weight, bias, "identity"))
+            continue
+        activation = _activation_of(module)
+        if activation is None or not layers:
             return f"the layer {type(module).__name__} is not one that the fused path knows"
-        elif _activation_of(following) is not None:
-            return f"{type(following).__name__} follows {type(module).__name__} directly"
-    widths = [(layer.weight.shape[1], layer.weight.shape[0]) for layer in layers]
-    if any(a[1] != b[0] for a, b in pairwise(widths)):
-        return "the widths of consecutive layers do not match"
+        if type(last) is not nn.Linear:
+            return f"{type(module).__name__} follows {type(last).__name__} directly"
+        layers[-1] = Layer(layers[-1].weight, layers[-1].bias, *activation)
     return tuple(layers)
 
 
@@ -244,17 +248,18 @@ def unservable(tensors: Sequence[Tensor]) -> str | None:
     first = tensors[0]
     if first.dtype not in (torch.float32, torch.float64):
         return f"parameters are {first.dtype}; the fused path serves float32 and float64"
-    if any(t.dtype != first.dtype or t.device != first.device for t in tensors):
-        return "parameters differ in dtype or device"
-    if any(t.layout is not torch.strided for t in tensors):
-        return "a parameter is not a dense (strided) tensor"
-    if any(type(t) not in _PLAIN_TENSORS or not t.numel() for t in tensors):
-        return "a parameter is of a tensor subclass, or empty"
-    if any(t._backward_hooks for t in tensors):
-        return "a gradient hook is registered on a parameter"
-    if len({t.data_ptr() for t in tensors}) != len(tensors):
-        return "two layers share one parameter"
-    return None
+    dtype, device, places = first.dtype, first.device, set()
+    for t in tensors:
+        if t.dtype is not dtype or t.device != device:
+            return "parameters differ in dtype or device"
+        if t.layout is not torch.strided:
+            return "a parameter is not a dense (strided) tensor"
+        if type(t) not in _PLAIN_TENSORS or not t.numel():
+            return "a parameter is of a tensor subclass, or empty"
+        if t._backward_hooks:
+            return "a gradient hook is registered on a parameter"
+        places.add(t.data_ptr())
+    return "two layers share one parameter" if len(places) != len(tensors) else None
 
 
 def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...] | str:

@@ -318,7 +318,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
                     f"{first.device}; bring them to one dtype and device"
                 )
         parameters = FlatParameters([p for p, _ in pairs], [name for _, name in pairs])
-        if not all_finite(parameters.read()):
+        if not all_finite(parameters.start):
             raise ValueError(
                 f"{parameters.first_non_finite()} holds a NaN or an infinity already before the "
                 "step; load a good checkpoint"

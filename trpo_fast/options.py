@@ -16,15 +16,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("auto", "cpu", "cuda", "reference"),
 }
 SERVED = {"preconditioner": ("auto", "none"), "precision": ("auto", "fp32")}
+GREATEST_COUNT = 2**31 - 1  # the native int
 # (lower limit, whether it is excluded, upper limit, whether it is excluded)
 LIMITS: dict[str, tuple[float, bool, float, bool]] = {
     "max_kl": (0.0, True, math.inf, True),
     "damping": (0.0, False, math.inf, True),
-    "cg_iters": (1, False, math.inf, True),
+    "cg_iters": (1, False, GREATEST_COUNT, False),
     "cg_tol": (0.0, False, 1.0, True),
     "fisher_fraction": (0.0, True, 1.0, False),
     "backtrack_coeff": (0.0, True, 1.0, True),
-    "max_backtracks": (0, False, math.inf, True),
+    "max_backtracks": (0, False, GREATEST_COUNT, False),
     "accept_ratio": (0.0, False, 1.0, True),
     "beta": (0.0, True, math.inf, True),
     "lr": (0.0, False, math.inf, True),

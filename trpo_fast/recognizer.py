@@ -134,6 +134,9 @@ class Recognizer:
         Args:
             module: The module; its modes and parameters are as before afterwards.
             obs: ``[N, ...]``, the batch at hand.
+
+        Raises:
+            ValueError: forward fails on observations of another shape than it was recognised on.
         """
         tree = read_tree(module)
         if isinstance(tree, str):
@@ -150,12 +153,24 @@ class Recognizer:
             with own_precision(obs.device):
                 found = self._find(module, tree, obs)
         except Exception as error:  # noqa: BLE001
+            self._check_shape(module, tree, obs, error)
             # The generic path meets the same error, with the module's own traceback.
             return f"forward raised {type(error).__name__}: {error}"
         finally:
             for part in tree.training:
                 part.__dict__["training"] = True
         return found if isinstance(found, str) else (found, tree.tensors)
+
+    def _check_shape(self, module: nn.Module, tree: Tree, obs: Tensor, error: Exception) -> None:
+        memory = self._memory.get(module)
+        if memory is None or memory.key[0] != tree.key or isinstance(memory.found, str):
+            return
+        expected = tuple(memory.key[1])
+        if expected != obs.shape[1:]:
+            sizes = ", ".join(str(size) for size in expected)
+            raise ValueError(
+                f"obs has shape {tuple(obs.shape)}, expected (N, {sizes}), as before: {error}"
+            ) from error
 
     def _find(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
         key = (tree.key, obs.shape[1:], obs.dtype, obs.device)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -117,18 +117,12 @@ class TrustRegionResult:
     solve_status: Status | None = None
 
 
-@runtime_checkable
-class WholeUpdate(Protocol):
-    """A problem that can do all of ``update`` itself, by the same steps, in one native call."""
-
-    def update(self, options: Options, unit: float) -> TrustRegionResult:
-        """As ``trust_region.update``."""
-
-
 class Problem(Protocol):
     """One batch at theta_old, as a backend sees it. The loss is to fall; P-vectors are flat.
 
-    No method changes a parameter for longer than the call lasts.
+    No method changes a parameter for longer than the call lasts. A problem that can do all of
+    ``update`` itself, by the same steps, in one native call, has a method for it besides these:
+    ``update(options, unit) -> TrustRegionResult``.
     """
 
     backend: str
@@ -198,9 +192,10 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
         options: Checked options.
         unit: What the problem's loss is multiplied by in every figure and decision.
     """
-    if isinstance(problem, WholeUpdate):
-        return problem.update(options, unit)
-    theta = problem.parameters.read()
+    whole: Callable[[Options, float], TrustRegionResult] | None = getattr(problem, "update", None)
+    if whole is not None:
+        return whole(options, unit)
+    theta = problem.parameters.start
     loss, g = problem.gradient()
     search = _Search(problem, options, theta, unit, loss * unit, norm(g) * unit)
     if not (math.isfinite(loss) and math.isfinite(search.gradient_norm)):

@@ -9,6 +9,10 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
 namespace trpo_fast {
 
 template <class Take>
@@ -44,6 +48,24 @@ class GilHeld {
 
  private:
   PyGILState_STATE state_;
+};
+
+// One caller at a time, for an object whose workspace two would share: with the GIL released, a
+// second thread can enter.
+class Exclusive {
+ public:
+  Exclusive(std::atomic_flag& busy, const char* what) : busy_(busy) {
+    if (busy_.test_and_set()) {
+      throw std::runtime_error(std::string(what) +
+                               " is at work in another thread; make one for each thread");
+    }
+  }
+  ~Exclusive() { busy_.clear(); }
+  Exclusive(const Exclusive&) = delete;
+  Exclusive& operator=(const Exclusive&) = delete;
+
+ private:
+  std::atomic_flag& busy_;
 };
 
 }  // namespace trpo_fast

@@ -20,11 +20,13 @@ class BoundForward {
   std::size_t workspace_bytes() const { return MlpForward<T>::workspace_bytes(layers_, threads_); }
 
   void bind(std::uintptr_t workspace) {
+    const Exclusive only(busy_, "this network's forward pass");
     forward_ =
         std::make_unique<MlpForward<T>>(layers_, threads_, reinterpret_cast<void*>(workspace));
   }
 
-  void call(py::handle x_arg, py::handle out_arg) const {
+  void call(py::handle x_arg, py::handle out_arg) {
+    const Exclusive only(busy_, "this network's forward pass");
     if (forward_ == nullptr) throw py::value_error("bind() a workspace first");
     const TensorArg x(x_arg, "x", 2), out(out_arg, "out", 2);
     x.require_size(1, layers_.front().in);
@@ -38,6 +40,7 @@ class BoundForward {
   Layers<T> layers_;
   int threads_;
   std::unique_ptr<MlpForward<T>> forward_;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 
 template <class T>

@@ -12,6 +12,7 @@ namespace trpo_fast {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr const char* kWhat = "this policy problem";
 
 // Lets Ctrl-C through during a long solve; the GIL is taken a few times a second only.
 class SignalPoll {
@@ -69,10 +70,12 @@ class BoundProblem {
   std::size_t workspace_bytes() const { return PolicyProblem<T>::workspace_bytes(batch_); }
 
   void bind(std::uintptr_t workspace) {
+    const Exclusive only(busy_, kWhat);
     problem_ = std::make_unique<PolicyProblem<T>>(batch_, reinterpret_cast<void*>(workspace));
   }
 
   double gradient(py::handle g) {
+    const Exclusive only(busy_, kWhat);
     if (batch_.advantages == nullptr || (!has_actions_)) {
       throw py::value_error("the gradient needs actions and advantages");
     }
@@ -82,11 +85,13 @@ class BoundProblem {
   }
 
   void prepare_fisher() {
+    const Exclusive only(busy_, kWhat);
     const GilReleased released;
     problem_->prepare_fisher();
   }
 
   void fisher_product(py::handle v, double damping, py::handle out) {
+    const Exclusive only(busy_, kWhat);
     const T* const from = flat(v, "v");
     T* const to = flat(out, "out");
     const GilReleased released;
@@ -95,6 +100,7 @@ class BoundProblem {
 
   py::tuple solve(py::handle g, py::handle x, py::handle work, double damping, int iterations,
                   double tolerance) {
+    const Exclusive only(busy_, kWhat);
     const T* const b = flat(g, "g");
     T* const to = flat(x, "x");
     T* const r = work_rows(work, 3);
@@ -113,6 +119,7 @@ class BoundProblem {
   }
 
   py::tuple evaluate(py::handle theta) {
+    const Exclusive only(busy_, kWhat);
     const T* const from = flat(theta, "theta");
     typename PolicyProblem<T>::Candidate candidate;
     {
@@ -125,6 +132,7 @@ class BoundProblem {
   // (status, loss before, loss after, kl, expected, step, gradient norm, backtracks, solve status,
   // iterations, residual)
   py::tuple update(py::handle theta, py::handle candidate, py::handle work, const py::dict& args) {
+    const Exclusive only(busy_, kWhat);
     const T* const from = flat(theta, "theta");
     T* const to = flat(candidate, "candidate");
     T* const memory = work_rows(work, 5);
@@ -290,6 +298,7 @@ class BoundProblem {
   bool has_actions_ = false;
   PolicyBatch<T> batch_;
   std::unique_ptr<PolicyProblem<T>> problem_;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 
 template <class T>

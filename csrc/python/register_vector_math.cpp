@@ -1,5 +1,7 @@
-// The vector functions by themselves, for the tests of their error bounds.
+// Vector functions by themselves: for the tests of their error bounds, and for input checks.
 #include "../cpu/dispatch.h"
+#include "../cpu/finite.h"
+#include "gil.h"
 #include "register.h"
 #include "tensor_arg.h"
 
@@ -24,6 +26,12 @@ void activate_flat(int activation, T parameter, py::handle z_arg, py::object slo
                                     z.size(0));
 }
 
+template <class T>
+bool all_finite_flat(std::uintptr_t address, Index count) {
+  const GilReleased released;
+  return all_finite(reinterpret_cast<const T*>(address), count);
+}
+
 }  // namespace
 
 void register_vector_math(py::module_& m) {
@@ -31,6 +39,8 @@ void register_vector_math(py::module_& m) {
         py::arg("z"), py::arg("slope"));
   m.def("activate_f64", activate_flat<double>, py::arg("activation"), py::arg("parameter"),
         py::arg("z"), py::arg("slope"));
+  m.def("all_finite_f32", all_finite_flat<float>, py::arg("address"), py::arg("count"));
+  m.def("all_finite_f64", all_finite_flat<double>, py::arg("address"), py::arg("count"));
   m.def("isa", [] { return std::string(dense_kernels().isa); });
   m.def("available_isas", [] {
     py::list names;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 
 import pytest
@@ -195,3 +196,28 @@ def test_unknown_instruction_set_is_an_error() -> None:
     assert done.returncode == 1
     assert 'TRPO_FAST_ISA is "sse9"' in done.stderr
     assert "baseline" in done.stderr
+
+
+def test_a_second_thread_is_told_to_make_its_own() -> None:
+    packed = cpu.PackedForward(layers((64, 256, 64), "tanh", torch.float32))
+    many, refused, done = torch.zeros(200_000, 64), [], threading.Event()
+
+    def call() -> None:
+        try:
+            packed(many)
+        except RuntimeError as error:
+            refused.append(str(error))
+        done.set()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    few = torch.zeros(1, 64)
+    while not done.is_set() and not refused:
+        try:
+            packed(few)
+        except RuntimeError as error:
+            refused.append(str(error))
+    thread.join()
+    assert refused
+    assert "at work in another thread" in refused[0]
+    assert torch.isfinite(packed(few)).all()

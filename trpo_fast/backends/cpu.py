@@ -204,7 +204,7 @@ class CpuProblem:
 
     def update(self, options: Options, unit: float) -> TrustRegionResult:
         """``trust_region.update``'s steps up to the accepted parameters, in one native call."""
-        theta = self.parameters.read()
+        theta = self.parameters.start
         candidate, work = torch.empty_like(theta), theta.new_empty(5, self._size)
         figures = self._native.update(
             tensor_arg(theta, self._dtype),

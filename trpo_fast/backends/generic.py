@@ -72,7 +72,7 @@ class GenericProblem:
         self.parameters, self.options = parameters, options
         self.terms, self.fisher_terms = terms, fisher_terms
         self.by_dependence = by_dependence
-        self.theta = parameters.read()
+        self.theta = parameters.start
         self.old: list[Distribution] = []  # each term's distribution at theta_old, in float64
         self.kl_slopes: list[Tensor | None] | None = None  # of a single Fisher term, graph kept
 

@@ -56,7 +56,7 @@ class ReferenceProblem:
         self.module_network = network
         self.places = [parameters.place.get(id(t)) for t in network.tensors()]
         parameters.used = [index in self.places for index in range(len(parameters.tensors))]
-        self.network = self._at(parameters.read())
+        self.network = self._at(parameters.start)
         self.old: list[tuple[Distribution, Tensor]] = []  # a chunk's policy, log-probabilities
         self.fisher_batch = batch
         if options.fisher_fraction < 1:
@@ -133,7 +133,7 @@ class ReferenceProblem:
         )
         log_std = None if self.module_network.log_std is None else next(tensors)
         layers = [
-            replace(layer, weight=next(tensors), bias=None if layer.bias is None else next(tensors))
+            layer._replace(weight=next(tensors), bias=None if layer.bias is None else next(tensors))
             for layer in self.module_network.layers
         ]
         return replace(self.module_network, layers=tuple(layers), log_std=log_std)

@@ -1,0 +1,57 @@
+"""Flat vectors and the one-pass check that inputs are finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from trpo_fast.flat import FlatParameters, all_finite
+
+BAD = (math.nan, math.inf, -math.inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 7, 4096, 4097, 10_000])
+def test_all_finite_sees_every_position(dtype: torch.dtype, size: int) -> None:
+    greatest = torch.finfo(dtype).max
+    x = torch.full((size,), greatest, dtype=dtype)  # the sum overflows, no entry does
+    assert all_finite(x)
+    for place in {0, size // 2, size - 1}:
+        for bad in BAD:
+            spoilt = x.clone()
+            spoilt[place] = bad
+            assert not all_finite(spoilt)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_all_finite_reads_views_as_they_are(bad: float) -> None:
+    x = torch.zeros(6, 8)
+    x[:, 1::2] = bad
+    assert all_finite(x[:, ::2])
+    assert not all_finite(x[:, 1:].t())
+    assert not all_finite(torch.tensor([1.0, bad]).expand(3, 2))
+    assert all_finite(torch.empty(0))
+    assert all_finite(torch.tensor([1, 2**62]))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_reading_gives_a_copy_in_logical_order(count: int) -> None:
+    tensors = [torch.nn.Parameter(torch.randn(3, 4).t()) for _ in range(count)]
+    parameters = FlatParameters(tensors, [str(i) for i in range(count)])
+    wanted = torch.cat([t.detach().flatten() for t in tensors])
+    assert torch.equal(parameters.read(), wanted)
+    parameters.read().zero_()
+    assert torch.equal(parameters.read(), wanted)
+    assert torch.equal(parameters.start, wanted)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_contiguous_parameter_is_not_aliased(count: int) -> None:
+    tensors = [torch.nn.Parameter(torch.randn(5)) for _ in range(count)]
+    parameters = FlatParameters(tensors, [str(i) for i in range(count)])
+    start = parameters.start.clone()
+    parameters.write(torch.zeros(5 * count))
+    assert torch.equal(parameters.start, start)
+    assert not any(t.any() for t in tensors)
