@@ -10,6 +10,14 @@ from torch import nn
 from trpo_fast.critic import Critic, explained_variance
 
 
+@pytest.fixture(autouse=True, params=["fused", "generic"])
+def path(request, monkeypatch):
+    """Everything here holds for the native fit and for torch's Adam alike."""
+    if request.param == "generic":
+        monkeypatch.setattr(Critic, "_fused_layers", lambda *_: None)
+    return request.param
+
+
 class Linear(nn.Module):
     def __init__(self):
         super().__init__()
@@ -35,9 +43,10 @@ def weights(critic):
     return torch.cat([p.detach().flatten() for p in critic.value_function.parameters()])
 
 
-def test_it_fits_a_linear_target():
+def test_it_fits_a_linear_target(path):
     critic, (observations, returns) = make(epochs=100), data()
     result = critic.fit(observations, returns, np.random.default_rng(0))
+    assert critic.path == path
     assert result.skipped_rows == 0
     assert result.loss is not None
     assert result.loss < 0.01

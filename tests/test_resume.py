@@ -121,6 +121,7 @@ def test_an_interrupt_in_any_phase_leaves_a_whole_update(tmp_path, monkeypatch, 
     import os
 
     from trpo_fast.agent import TRPO
+    from trpo_fast.backends.value_fit import AdamFit
     from trpo_fast.checkpoint import load_checkpoint
 
     options = {"num_envs": 2, "rollout_steps": 32, "hidden_sizes": (8,), "seed": 0}
@@ -131,7 +132,7 @@ def test_an_interrupt_in_any_phase_leaves_a_whole_update(tmp_path, monkeypatch, 
     owner, name = {
         "rollout": (agent.env, "step"),
         "solve": (agent.optimizer, "step"),
-        "critic": (agent.learner.critic._adam, "step"),
+        "critic": (AdamFit, "epoch"),
         "evaluation": (agent.actor, "act_each"),
         "save": (os, "replace"),
         "row": (os, "fsync"),

@@ -29,6 +29,34 @@ class _MlpForward:
 class MlpForwardF32(_MlpForward): ...
 class MlpForwardF64(_MlpForward): ...
 
+class _ValueFit:
+    def __init__(
+        self,
+        parameters: Sequence[LayerArg],
+        exp_avg: Sequence[LayerArg],
+        exp_avg_sq: Sequence[LayerArg],
+        input_width: int,
+        batch_rows: int,
+        threads: int,
+    ) -> None: ...
+    def workspace_bytes(self) -> int: ...
+    def bind(self, workspace: int) -> None: ...
+    def run(
+        self,
+        x: TensorArg,
+        targets: TensorArg,
+        order: TensorArg,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        steps: int,
+    ) -> tuple[float, int, int]: ...
+    def write_back(self) -> None: ...
+
+class ValueFitF32(_ValueFit): ...
+class ValueFitF64(_ValueFit): ...
+
 class _PolicyProblem:
     def __init__(
         self,

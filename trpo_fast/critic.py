@@ -1,12 +1,15 @@
 """Fitting the value function: mean-squared error on the returns, by minibatch Adam.
 
+A perceptron is fitted by one native call a pass; any other module, and any on another device, by
+torch.optim.Adam, whose state is the one state of both. The minibatches are the same.
+
 Nothing that is not finite reaches the parameters: such rows are left out, such gradients are not
 stepped on, and both are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trpo_fast import _native
+from trpo_fast.network import Layer, layers_of
 from trpo_fast.threads import one_thread_if_small
+
+Pass = tuple[float, int]  # summed squared error, rows refused
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class CriticResult:
 
 class Critic:
     """A value function and its optimiser.
+
+    `path` says how the last fit was done: "fused" (native) or "generic" (torch).
 
     Args:
         value_function: module with forward(observations [N, O]) -> values [N].
@@ -54,6 +63,7 @@ class Critic:
         self.value_function = value_function
         self.epochs = epochs
         self.batch_size = batch_size
+        self.path = "generic"
         left = {id(parameter) for parameter in leave}
         self._parameters = [
             p for p in value_function.parameters() if p.requires_grad and id(p) not in left
@@ -71,22 +81,82 @@ class Critic:
         skipped = int((~usable).sum())
         if skipped:
             observations, returns = observations[usable], returns[usable]
-        with one_thread_if_small(self.value_function, self.batch_size):
-            loss, refused = self._fit(observations, returns, rng)
-        return CriticResult(loss, skipped + refused)
-
-    def _fit(
-        self, observations: Tensor, returns: Tensor, rng: np.random.Generator
-    ) -> tuple[float | None, int]:
-        """All passes: the last one's mean loss, and the most rows refused in one of them."""
-        loss, most_refused = None, 0
         count = len(returns)
-        for _ in range(self.epochs if count else 0):
-            order = torch.from_numpy(rng.permutation(count)).to(returns.device)
-            total, refused = self._epoch(observations[order], returns[order])
-            most_refused = max(most_refused, refused)
-            loss = total / (count - refused) if refused < count else None
-        return loss, most_refused
+        orders = (
+            torch.from_numpy(rng.permutation(count)) for _ in range(self.epochs * (count > 0))
+        )
+        layers = self._fused_layers(observations)
+        self.path = "generic" if layers is None else "fused"
+        if layers is not None:
+            passes = self._fit_fused(layers, observations, returns, orders)
+        else:
+            with one_thread_if_small(self.value_function, self.batch_size):
+                passes = self._fit_generic(observations, returns, orders)
+        loss = None
+        if passes and passes[-1][1] < count:
+            loss = passes[-1][0] / (count - passes[-1][1])
+        return CriticResult(loss, skipped + max((refused for _, refused in passes), default=0))
+
+    def _fit_generic(
+        self, observations: Tensor, returns: Tensor, orders: Iterable[Tensor]
+    ) -> list[Pass]:
+        device = returns.device
+        return [
+            self._epoch(observations[order], returns[order])
+            for order in (each.to(device) for each in orders)
+        ]
+
+    def _fit_fused(
+        self,
+        layers: Sequence[Layer],
+        observations: Tensor,
+        returns: Tensor,
+        orders: Iterable[Tensor],
+    ) -> list[Pass]:
+        from trpo_fast.backends.value_fit import AdamFit
+
+        dtype = layers[0].weight.dtype
+        fit = AdamFit(
+            layers, self._moments, self.batch_size, self._steps(layers), self._adam.param_groups[0]
+        )
+        observations = observations.to(dtype).resolve_neg()
+        returns = returns.detach().to(dtype).resolve_neg().contiguous()
+        passes = [fit.epoch(observations, returns, order) for order in orders]
+        fit.write_back()
+        for parameter in self._parameters_of(layers):
+            self._adam.state[parameter]["step"].fill_(fit.steps)
+        return passes
+
+    def _fused_layers(self, observations: Tensor) -> Sequence[Layer] | None:
+        """The value function's layers, where the native fit can serve them."""
+        if _native.core is None or observations.ndim != 2 or not observations.is_cpu:
+            return None
+        from trpo_fast.backends.value_fit import refusal
+
+        layers = layers_of(self.value_function, observations)
+        if isinstance(layers, str) or refusal(layers) is not None:
+            return None
+        movable = {id(parameter) for parameter in self._parameters}
+        if any(id(p) not in movable for p in self._parameters_of(layers)):
+            return None
+        steps = {int(self._adam.state[p].get("step", 0)) for p in self._parameters_of(layers)}
+        return layers if len(steps) == 1 else None
+
+    @staticmethod
+    def _parameters_of(layers: Sequence[Layer]) -> list[Tensor]:
+        return [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+
+    def _steps(self, layers: Sequence[Layer]) -> int:
+        return int(self._adam.state[layers[0].weight].get("step", 0))
+
+    def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """Adam's two moments of a parameter, made as torch makes them where there are none."""
+        state = self._adam.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state["exp_avg"], state["exp_avg_sq"]
 
     def _epoch(self, observations: Tensor, returns: Tensor) -> tuple[float, int]:
         """One pass; returns the summed squared error and the rows whose step was refused."""

@@ -3,29 +3,10 @@
 #include <algorithm>
 
 #include "policy_problem.h"
+#include "slopes.h"
 
 namespace trpo_fast {
 namespace {
-
-// delta phi'(z): the finish of a product that ends at a hidden layer, and what it reads.
-template <class T>
-void finish_with_slope(Product<T>& p, Activation activation, const T* value, const T* slope) {
-  switch (activation) {
-    case Activation::identity:
-      return;
-    case Activation::tanh:
-      p.finish = Finish::times_tanh;
-      p.S = value;
-      return;
-    case Activation::relu:
-      p.finish = Finish::times_step;
-      p.S = value;
-      return;
-    default:
-      p.finish = Finish::times_slope;
-      p.S = slope;
-  }
-}
 
 // A task of `reduce`: enough elements that a thread is worth waking for it.
 constexpr Index kReduceElements = 16384;

@@ -56,6 +56,16 @@ struct Product {
   const T* S;  // laid out as C
 };
 
+// One Adam step (Kingma & Ba 2015, algorithm 1), its bias corrections folded in as in torch's.
+template <class T>
+struct AdamStep {
+  T first_decay;          // 1 - beta1
+  T beta2, second_decay;  // second_decay = 1 - beta2
+  T step_size;            // lr / (1 - beta1^t)
+  T root_correction;      // sqrt(1 - beta2^t)
+  T eps;
+};
+
 template <class T>
 struct Kernels {
   void (*product)(const Product<T>& p);
@@ -69,6 +79,8 @@ struct Kernels {
   void (*add_scaled)(T alpha, const T* x, T* y, Index n);
   // p = z + beta p
   void (*direction)(T beta, const T* z, T* p, Index n);
+  // The gradient g moves the moments m and v and the parameters p; count is a multiple of kPadding.
+  void (*adam)(const AdamStep<T>& step, const T* g, T* m, T* v, T* p, Index count);
 };
 
 struct KernelTable {

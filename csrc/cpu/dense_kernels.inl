@@ -1,5 +1,6 @@
 // The body of dense_kernels_<isa>.cpp. Compiled with that file's flags; internal linkage
 // throughout.
+#include "adam.inl"
 #include "dense_kernels.h"
 #include "simd.h"
 #include "vector_math.h"
@@ -271,7 +272,8 @@ void direction(T beta, const T* z, T* p, Index n) {
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {product<T>, activate_panel<T>, column_sums<T>, dot<T>, add_scaled<T>, direction<T>};
+  return {product<T>,    activate_panel<T>, column_sums<T>, dot<T>,
+          add_scaled<T>, direction<T>,      adam<T>};
 }
 
 }  // namespace

@@ -5,4 +5,5 @@ PYBIND11_MODULE(_core, m) {
   trpo_fast::register_vector_math(m);
   trpo_fast::register_mlp_forward(m);
   trpo_fast::register_policy_problem(m);
+  trpo_fast::register_value_fit(m);
 }

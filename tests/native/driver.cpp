@@ -13,6 +13,7 @@
 #include "../../csrc/cpu/dispatch.h"
 #include "../../csrc/cpu/mlp_forward.h"
 #include "../../csrc/cpu/trust_region.h"
+#include "../../csrc/cpu/value_fit.h"
 
 using namespace trpo_fast;
 
@@ -220,6 +221,58 @@ void drive(const Shape& shape) {
   for (const T value : out) check(std::isfinite(value), "forward", value, 0);
 }
 
+// Adam on a linear target: the error falls, the padding stays zero (or the fit would diverge), and
+// what is written is what was fitted.
+template <class T>
+void drive_fit(Index rows, const std::vector<Index>& hidden, Activation activation, Index batch,
+               int threads) {
+  const Index inputs = 1 + rows % 19;
+  std::vector<Index> widths{inputs};
+  widths.insert(widths.end(), hidden.begin(), hidden.end());
+  widths.push_back(1);
+  std::vector<std::vector<T>> tensors;
+  Layers<T> layers[3];
+  std::vector<LayerTarget<T>> targets[3];
+  for (int which = 0; which < 3; ++which) {
+    for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
+      const Index in = widths[l], out = widths[l + 1];
+      tensors.push_back(normal<T>(in * out, which == 0 ? 1 / std::sqrt(double(in)) : 0));
+      T* const weight = tensors.back().data();
+      tensors.push_back(std::vector<T>(std::size_t(out), T(0)));
+      T* const bias = tensors.back().data();
+      const bool last = l + 2 == widths.size();
+      layers[which].push_back(
+          {weight, in, 1, bias, 1, in, out, last ? Activation::identity : activation, T(0.5)});
+      targets[which].push_back({weight, in, 1, bias, 1});
+    }
+  }
+  const std::vector<T> x = normal<T>(rows * inputs, 1);
+  std::vector<T> wanted(static_cast<std::size_t>(rows));
+  std::vector<std::int64_t> order(static_cast<std::size_t>(rows));
+  for (Index r = 0; r < rows; ++r) {
+    wanted[r] = 2 + x[r * inputs];
+    order[r] = (r * 7919) % rows;
+  }
+  const Memory memory(ValueFit<T>::workspace_bytes(layers[0], batch, threads));
+  ValueFit<T> fit(layers[0], layers[1], layers[2], batch, threads, memory.get());
+  const RegressionRows<T> data{
+      {x.data(), rows, inputs, inputs, 1}, wanted.data(), order.data(), rows};
+  FitFigures first{}, last{};
+  for (int epoch = 0; epoch < 20; ++epoch) {
+    last = fit.run(data, {1e-2, 0.9, 0.999, 1e-5}, last.steps);
+    if (epoch == 0) first = last;
+  }
+  check(last.refused == 0, "refused rows", double(last.refused), 0);
+  check(last.squared_error < first.squared_error, "squared error", last.squared_error,
+        first.squared_error);
+  const T before = layers[0].back().bias[0];
+  fit.write(ValueFit<T>::What::parameters, targets[0]);
+  fit.write(ValueFit<T>::What::exp_avg, targets[1]);
+  fit.write(ValueFit<T>::What::exp_avg_sq, targets[2]);
+  check(layers[0].back().bias[0] != before, "the written bias", layers[0].back().bias[0], before);
+  check(layers[2].back().bias[0] > 0, "the written moment", layers[2].back().bias[0], 0);
+}
+
 }  // namespace
 
 int main() {
@@ -246,6 +299,10 @@ int main() {
         if (head == HeadKind::categorical) shape.actions = 1;
         for (Index a = 0; a < shape.actions && (kind == 2 || kind == 3); ++a) {
           shape.nvec.push_back(2 + (i + a) % 70);
+        }
+        if (kind == 0) {
+          drive_fit<float>(rows, hidden, activations[i % 6], 1 + i % 130, 1 + i % 4);
+          drive_fit<double>(rows, hidden, activations[i % 6], 128, 1 + i % 4);
         }
         drive<float>(shape);
         drive<double>(shape);
