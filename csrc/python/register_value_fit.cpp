@@ -8,6 +8,8 @@
 namespace trpo_fast {
 namespace {
 
+constexpr const char* kWhat = "this value fit";
+
 // Where to write a network's parameters, or a moment of them; checked by layers_arg before.
 template <class T>
 std::vector<LayerTarget<T>> targets_arg(const py::sequence& arg) {
@@ -57,12 +59,14 @@ class BoundFit {
   }
 
   void bind(std::uintptr_t workspace) {
+    const Exclusive only(busy_, kWhat);
     fit_ = std::make_unique<Fit>(layers_[0], layers_[1], layers_[2], batch_rows_, threads_,
                                  reinterpret_cast<void*>(workspace));
   }
 
   py::tuple run(py::handle x_arg, py::handle targets_arg, py::handle order_arg, double lr,
                 double beta1, double beta2, double eps, std::int64_t steps) {
+    const Exclusive only(busy_, kWhat);
     if (fit_ == nullptr) throw py::value_error("bind() a workspace first");
     const TensorArg x(x_arg, "x", 2), targets(targets_arg, "targets", 1);
     const TensorArg order(order_arg, "order", 1);
@@ -86,7 +90,8 @@ class BoundFit {
     return py::make_tuple(figures.squared_error, figures.refused, figures.steps);
   }
 
-  void write_back() const {
+  void write_back() {
+    const Exclusive only(busy_, kWhat);
     if (fit_ == nullptr) throw py::value_error("bind() a workspace first");
     fit_->write(Fit::What::parameters, targets_[0]);
     fit_->write(Fit::What::exp_avg, targets_[1]);
@@ -99,6 +104,7 @@ class BoundFit {
   Index batch_rows_;
   int threads_;
   std::unique_ptr<Fit> fit_;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 
 template <class T>

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -103,8 +102,7 @@ def _moment(
 ) -> list[Layer]:
     """The layers with one of the moments in place of each parameter."""
     return [
-        replace(
-            layer,
+        layer._replace(
             weight=moments(layer.weight)[which],
             bias=None if layer.bias is None else moments(layer.bias)[which],
         )
