@@ -13,17 +13,15 @@ import torch
 from recognizer_cases import (
     ACTIONS,
     RECOGNISED,
-    REFUSED,
     WIDTH,
     Body,
-    ClampedMean,
     Halves,
     Make,
-    NoGrad,
     OnesTimesStd,
     Policy,
     SharedTrunk,
 )
+from recognizer_refusals import REFUSED, ClampedMean, NoGrad
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from update_cases import Wrapped
