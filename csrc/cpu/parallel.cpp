@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <pthread.h>
+#include <signal.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -21,6 +22,23 @@ inline void relax() {
 
 // Long enough to bridge the gap between two products of one solve, short enough not to be seen.
 constexpr int kSpins = 2000;
+
+// Signals are for the program's own threads: a handler of theirs may expect their thread-locals,
+// and a wait of theirs to be the one that a signal ends.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
 
 class Pool {
  public:
@@ -61,6 +79,7 @@ class Pool {
   bool start_worker() {
     const int number = workers_ + 1;
     const std::uint64_t seen = generation_of(state_.load(std::memory_order_relaxed));
+    const SignalsBlocked signals;  // which a new thread inherits
     try {
       std::thread([this, number, seen] { serve(number, seen); }).detach();
     } catch (const std::system_error&) {

@@ -332,6 +332,30 @@ def test_observations_without_columns() -> None:
     assert_matches_reference(Case(c.network, parameters, replace(c.batch, obs=torch.zeros(200, 0))))
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_workers_block_signals(run_python: Any) -> None:
+    code = """
+import os, pathlib, signal, torch
+from trpo_fast.backends import mlp_forward
+from trpo_fast.network import Layer
+torch.set_num_threads(3)
+layer = Layer(torch.zeros(64, 64), None, "identity")
+x = torch.zeros(5000, 64)
+before = set(os.listdir("/proc/self/task"))
+mlp_forward([layer], x)
+new = set(os.listdir("/proc/self/task")) - before
+interrupt = 1 << (signal.SIGINT - 1)
+for task in new:
+    status = pathlib.Path(f"/proc/self/task/{task}/status").read_text()
+    blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+    assert blocked & interrupt, status
+assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+print(len(new))
+"""
+    done = run_python(code)
+    assert done.stdout.strip() == "2", done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_computes_the_same() -> None:
