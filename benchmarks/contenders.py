@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import double_backward
+import numpy as np
 import pytest
 import torch
 from cases import CG_ITERS, DAMPING, MAX_KL, Case, Size, case_of
@@ -90,7 +91,16 @@ class TrpoFast(_OnOurPolicy):
         batch = fused_batch(reader.inputs(), network.head, case.size.obs, torch.float32)
         problem = fused_problem(network, parameters, batch, Options(backend=self.backend))
         problem.fisher_product(case.vector)
-        return lambda: problem.fisher_product(case.vector).add_(case.vector, alpha=DAMPING)
+        damped = DAMPING * case.vector.numpy()
+
+        def run() -> Tensor:
+            product = problem.fisher_product(case.vector)
+            # As a solve does it, without torch: for a long vector torch would wake its OpenMP
+            # threads, and those then spin on the core that the next product's worker wants.
+            np.add(product.numpy(), damped, out=product.numpy())
+            return product
+
+        return run
 
     def solve(self) -> Callable[[], Tensor]:
         case = self.case

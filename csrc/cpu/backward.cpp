@@ -11,6 +11,9 @@ namespace {
 // A task of `reduce`: enough elements that a thread is worth waking for it.
 constexpr Index kReduceElements = 16384;
 
+// A panel's activations are fetched ahead where they leave most of L2 to the weights.
+constexpr Index kAheadElements = 64 * 1024;
+
 }  // namespace
 
 // zdot_l = a_{l-1} V_l + c_l + adot_{l-1} W_l;  adot_l = phi'(z_l) zdot_l; returns zdot of the
@@ -28,6 +31,11 @@ Panel<T> PolicyProblem<T>::tangent(Index panel, T* cache, int worker) const {
     if (l > 0) add_term<T>(p, rows_of(previous), packed<T>(w.weight, w.out_slabs, w.in), w.in);
     if (l < cached_.size()) {
       finish_with_slope<T>(p, w.activation, hidden(cache, l).data, slopes(cache, l));
+    }
+    // The next panel's activations come from L3 or memory, which the hardware sees too late.
+    if (l + 1 == cached_.size() && cached(fisher_, panel + 1) && cache_size_ <= kAheadElements) {
+      p.ahead = cache + cache_size_;
+      p.ahead_count = cache_size_;
     }
     kernels_.product(p);
     previous = zdot;

@@ -54,6 +54,9 @@ struct Product {
   Index c_stride, c_slab_stride;
   Finish finish;
   const T* S;  // laid out as C
+  // What the next panel will read, brought into L2 while this product computes; or null.
+  const T* ahead = nullptr;
+  Index ahead_count = 0;
 };
 
 // One Adam step (Kingma & Ba 2015, algorithm 1), its bias corrections folded in as in torch's.

@@ -60,9 +60,22 @@ inline __attribute__((always_inline)) void multiply_block(Vector<T> (&acc)[MR][N
   }
 }
 
+// A tile's share of the product's `ahead`: a few lines at a time, which the arithmetic hides; all
+// at once would wait for memory as the reads themselves do.
+template <class T>
+inline void fetch_ahead(const Product<T>& p, Index m, Index rows, Index slab) {
+  constexpr Index line = 64 / Index(sizeof(T));
+  const Index all = p.M * p.N.count;
+  const Index end = (slab * p.M + m + rows) * p.ahead_count / all;
+  for (Index i = (slab * p.M + m) * p.ahead_count / all; i < end; i += line) {
+    __builtin_prefetch(p.ahead + i, 0, 2);
+  }
+}
+
 // One register tile: rows m .. m + MR (inside one m block), NV vectors of columns.
 template <class T, int MR, int NV>
 void tile(const Product<T>& p, Index m, Index slab, Index column) {
+  if (p.ahead != nullptr && column == 0) fetch_ahead(p, m, MR, slab);
   Vector<T> acc[MR][NV];
   const T* bias = p.bias ? p.bias + slab * p.N.width + column : nullptr;
 #pragma GCC unroll 16

@@ -24,9 +24,10 @@ void PolicyProblem<T>::prepare_fisher() {
 template <class T>
 void PolicyProblem<T>::metric_rows(Index panel, const Panel<T>& u, int worker) const {
   const bool shared = head_.kind == HeadKind::gaussian;
+  const T equal_share = T(1 / fisher_.weight_sum);
   for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
     const Index row = panel * fisher_.panel_rows + r;
-    const T weight = T(fisher_.share(row));
+    const T weight = fisher_.set.weights ? T(fisher_.share(row)) : equal_share;
     T* const o = u.contiguous(r, row_buffer(worker));
     apply_metric(head_, shared ? inv_variance_ : metric_ + row * head_.outputs, weight, o);
     u.put_back(r, o);
