@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 TensorArg: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
+# Offsets of weight and bias in the flat vector (-1: none), inputs, outputs, then the matrices.
+BlockArg: TypeAlias = tuple[
+    int, int, int, int, TensorArg, TensorArg, TensorArg | None, TensorArg | None
+]
+PreconditionerArg: TypeAlias = tuple[TensorArg, Sequence[BlockArg], TensorArg]
 LayerArg: TypeAlias = tuple[TensorArg, TensorArg | None, int, float]
 
 def isa() -> str: ...
@@ -92,9 +97,8 @@ class _PolicyProblem:
         g: TensorArg,
         x: TensorArg,
         work: TensorArg,
-        damping: float,
-        iterations: int,
-        tolerance: float,
+        options: dict[str, float],
+        preconditioner: PreconditionerArg | None,
     ) -> tuple[int, int, float, float]: ...
     def evaluate(self, theta: TensorArg) -> tuple[float, float]: ...
     def update(
@@ -103,6 +107,7 @@ class _PolicyProblem:
         candidate: TensorArg,
         work: TensorArg,
         options: dict[str, float],
+        preconditioner: PreconditionerArg | None,
     ) -> tuple[int, float, float, float, float, float, float, int, int, int, float]: ...
 
 class PolicyProblemF32(_PolicyProblem): ...

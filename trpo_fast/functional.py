@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trpo_fast.backends import fused_problem
 from trpo_fast.backends.generic import GenericProblem
 from trpo_fast.backends.modules import fisher_terms
+from trpo_fast.backends.preconditioner import Curvature, precondition, refuse_generic
 from trpo_fast.batch import BatchReader, fused_batch
 from trpo_fast.flat import FlatParameters, all_finite, norm
 from trpo_fast.modes import own_precision, twice_differentiable
@@ -58,6 +59,7 @@ def natural_gradient(
     damping: float = 0.1,
     cg_iters: int = 10,
     cg_tol: float = 1e-4,
+    cg_progress_tol: float = 0.0,
     preconditioner: str = "auto",
     precision: str = "auto",
     weights: Any = None,
@@ -72,7 +74,8 @@ def natural_gradient(
         damping: Added to the diagonal.
         cg_iters: Most conjugate-gradient iterations.
         cg_tol: Relative residual at which they stop.
-        preconditioner: As for ``TRPOOptimizer``.
+        cg_progress_tol: As for ``TRPOOptimizer``.
+        preconditioner: As for ``TRPOOptimizer``; its statistics are made anew at each call.
         precision: As for ``TRPOOptimizer``.
         weights: ``[N]`` weights of the rows, >= 0, or None.
         backend: As for ``TRPOOptimizer``.
@@ -87,6 +90,7 @@ def natural_gradient(
         damping=damping,
         cg_iters=cg_iters,
         cg_tol=cg_tol,
+        cg_progress_tol=cg_progress_tol,
         preconditioner=preconditioner,
         precision=precision,
         backend=backend,
@@ -144,7 +148,10 @@ def _products(
     if isinstance(network, Network):
         width = network.layers[0].weight.shape[1]
         fused = fused_batch(batch, network.head, width, parameters.dtype)
-        return fused_problem(network, parameters, fused, options)
+        problem = fused_problem(network, parameters, fused, options)
+        precondition(problem, Curvature({}), network, fused, options)
+        return problem
     if options.backend != "auto":
         raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
+    refuse_generic(options, network)
     return GenericProblem(parameters, options, fisher_terms=fisher_terms(policy, batch, options))

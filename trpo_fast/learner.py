@@ -215,10 +215,16 @@ class Learner:
             "policy": _copies(self.policy),
             "value_function": _copies(self.value_function),
             "optimizer": plain,
+            "curvature": self._curvature(),
             "critic": _cloned(self.critic.state_dict()),
             "statistics": {k: n.state_dict() for k, n in normalizers.items() if n is not None},
             "counters": dict(self.counters),
         }
+
+    def _curvature(self) -> dict[str, Any]:
+        """The preconditioner's statistics, by the parameters' numbers in the optimizer."""
+        kept = self.optimizer.state_dict()["state"]
+        return _cloned({str(index): entry for index, entry in kept.items()})
 
     def load_state_dict(self, state: Mapping[str, Any], *, keep: frozenset[str]) -> None:
         """Restore what `state_dict` gave; optimizer options named in `keep` stay as they are.
@@ -230,6 +236,8 @@ class Learner:
         group = self.optimizer.param_groups[0]
         saved = {k: v for k, v in state["optimizer"].items() if k in group and k not in keep}
         group.update(saved)
+        kept = {int(index): dict(entry) for index, entry in state.get("curvature", {}).items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
         self.critic.load_state_dict(_cloned(state["critic"]))
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["statistics"]["observations"])

@@ -15,6 +15,7 @@ from trpo_fast import options as option_table
 from trpo_fast.backends import fused_problem
 from trpo_fast.backends.generic import Evaluation, GenericProblem, Term
 from trpo_fast.backends.modules import module_terms
+from trpo_fast.backends.preconditioner import Curvature, precondition, refuse_generic
 from trpo_fast.batch import BatchReader, fused_batch
 from trpo_fast.errors import say_once
 from trpo_fast.flat import FlatParameters, all_finite
@@ -54,7 +55,11 @@ class TRPOOptimizer(torch.optim.Optimizer):
         damping: Added to the Fisher matrix's diagonal.
         cg_iters: Most conjugate-gradient iterations.
         cg_tol: Relative residual at which they stop; 0 runs them all.
-        preconditioner: "auto" or "none".
+        cg_progress_tol: Stop, too, once an iteration's share of what the quadratic model has
+            fallen so far is below this (Martens 2010, section 4.4); 0 never does.
+        preconditioner: Of conjugate gradients: "none"; "kfac", Kronecker-factored layers (Martens
+            & Grosse 2015); "diagonal", for comparison; "auto" is "none". Their statistics are kept
+            in the optimizer's state for some updates. Named ones need a recognised perceptron.
         precision: Of the Fisher products: "auto" or "fp32" (float64 for a float64 policy).
         fisher_fraction: Share of the rows, evenly strided, that the Fisher matrix is made of.
         backtrack_coeff: Factor between the candidates of the line search.
@@ -82,6 +87,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
 
     last_result: TrustRegionResult | None
     _checked: tuple[tuple[Any, ...], Options] | None = None
+    _curvature: Curvature | None = None
     _named: tuple[list[int], list[str]] | None = None
 
     def __init__(
@@ -92,6 +98,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         damping: float = 0.1,
         cg_iters: int = 10,
         cg_tol: float = 1e-4,
+        cg_progress_tol: float = 0.0,
         preconditioner: str = "auto",
         precision: str = "auto",
         fisher_fraction: float = 1.0,
@@ -111,6 +118,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
             damping=damping,
             cg_iters=cg_iters,
             cg_tol=cg_tol,
+            cg_progress_tol=cg_progress_tol,
             preconditioner=preconditioner,
             precision=precision,
             fisher_fraction=fisher_fraction,
@@ -224,6 +232,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
                 f"backend={options.backend!r} cannot serve a closure, which can compute anything; "
                 "use backend='auto', or the keyword form of step"
             )
+        refuse_generic(options, self.path_reason)
         sign = -1.0 if options.maximize else 1.0
         problem = GenericProblem(
             parameters,
@@ -250,9 +259,13 @@ class TRPOOptimizer(torch.optim.Optimizer):
             width = network.layers[0].weight.shape[1]
             fused = fused_batch(batch, network.head, width, parameters.dtype)
             problem = fused_problem(network, parameters, fused, options)
+            if self._curvature is None or self._curvature.state is not self.state:
+                self._curvature = Curvature(self.state)
+            precondition(problem, self._curvature, network, fused, options)
             return update(problem, options, unit=batch.unit)
         if options.backend != "auto":
             raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
+        refuse_generic(options, network)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
         terms, fisher_terms = module_terms(self.module, batch, options)
         with twice_differentiable(self.module):

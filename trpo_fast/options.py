@@ -15,7 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kl_direction": ("old_new", "new_old"),
     "backend": ("auto", "cpu", "cuda", "reference"),
 }
-SERVED = {"preconditioner": ("auto", "none"), "precision": ("auto", "fp32")}
+SERVED = {"precision": ("auto", "fp32")}
 GREATEST_COUNT = 2**31 - 1  # the native int
 # (lower limit, whether it is excluded, upper limit, whether it is excluded)
 LIMITS: dict[str, tuple[float, bool, float, bool]] = {
@@ -23,6 +23,7 @@ LIMITS: dict[str, tuple[float, bool, float, bool]] = {
     "damping": (0.0, False, math.inf, True),
     "cg_iters": (1, False, GREATEST_COUNT, False),
     "cg_tol": (0.0, False, 1.0, True),
+    "cg_progress_tol": (0.0, False, 1.0, True),
     "fisher_fraction": (0.0, True, 1.0, False),
     "backtrack_coeff": (0.0, True, 1.0, True),
     "max_backtracks": (0, False, GREATEST_COUNT, False),
@@ -49,6 +50,7 @@ class Options:
     damping: float = 0.1
     cg_iters: int = 10
     cg_tol: float = 1e-4
+    cg_progress_tol: float = 0.0
     preconditioner: str = "auto"
     precision: str = "auto"
     fisher_fraction: float = 1.0

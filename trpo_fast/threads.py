@@ -25,8 +25,15 @@ def largest_product(module: nn.Module, rows: int) -> int:
 @contextlib.contextmanager
 def one_thread_if_small(module: nn.Module, rows: int) -> Iterator[None]:
     """Run torch's operators on one thread inside the block, when `module` is small for `rows`."""
+    with one_thread(largest_product(module, rows) <= SMALL_PRODUCT):
+        yield
+
+
+@contextlib.contextmanager
+def one_thread(small: bool) -> Iterator[None]:
+    """Run torch's operators on one thread inside the block, when the work is `small`."""
     before = torch.get_num_threads()
-    if before == 1 or largest_product(module, rows) > SMALL_PRODUCT:
+    if before == 1 or not small:
         yield
         return
     torch.set_num_threads(1)

@@ -1,7 +1,8 @@
-// Conjugate gradients on A x = b for a symmetric positive definite A given as a product
-// (Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithm 5.2). Departures from the textbook:
-// dot products in double, a relative residual stop, and an end at the last good x where A shows
-// negative curvature, breaks down or is not finite.
+// Preconditioned conjugate gradients on A x = b for a symmetric positive definite A given as a
+// product (Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithms 5.2 and 5.3). Departures from
+// the textbook: dot products in double, a stop on the relative residual or on the quadratic model's
+// relative progress (Martens 2010, section 4.4, over one iteration), and an end at the last good x
+// where A shows negative curvature, breaks down or is not finite.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +24,7 @@ enum class SolveStatus : int {
 struct SolveOptions {
   int iterations;    // cap
   double tolerance;  // on |r| / |b|; 0: run all
+  double progress;   // on an iteration's share of what the quadratic model has fallen; 0: run all
 };
 
 struct Solution {
@@ -32,27 +34,44 @@ struct Solution {
   double curvature;  // x'Ax
 };
 
-// x, r, p, Ap: n elements each. product(p, Ap) computes Ap; interrupted() is asked before each
-// product.
-template <class T, class ProductFunction, class Interrupted>
+// Memory of a solve, n elements each; z is null where there is no preconditioner.
+template <class T>
+struct SolveWork {
+  T *x, *r, *z, *p, *Ap;
+};
+
+// x = A^-1 b. product(p, Ap) computes Ap; precondition(r, z) computes z = M^-1 r; interrupted() is
+// asked before each product.
+template <class T, class ProductFunction, class Precondition, class Interrupted>
 Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
-                            const SolveOptions& options, T* x, T* r, T* p, T* Ap,
-                            ProductFunction&& product, Interrupted&& interrupted) {
+                            const SolveOptions& options, const SolveWork<T>& work,
+                            ProductFunction&& product, Precondition&& precondition,
+                            Interrupted&& interrupted) {
+  T *const x = work.x, *const r = work.r, *const p = work.p, *const Ap = work.Ap;
   for (Index i = 0; i < n; ++i) {
-    x[i] = 0;
-    r[i] = p[i] = b[i];
+    x[i] = p[i] = 0;
+    r[i] = b[i];
   }
   const double norm = kernels.dot(b, b, n);
-  double rr = norm;
+  double rr = norm, rz_old = std::numeric_limits<double>::infinity(), progress = 0;
+  bool lost = false;  // r, and with it x'(b - r)
   Solution s{SolveStatus::done, 0, 1, 0};
   // Below rounding level a residual is noise, and so is what further steps would add.
   const double tolerance = std::max(options.tolerance, 4.0 * std::numeric_limits<T>::epsilon());
   const double stop = tolerance * tolerance * norm;
-  while (s.status == SolveStatus::done && s.iterations < options.iterations && rr > stop) {
+  while (s.iterations < options.iterations && rr > stop) {
     if (interrupted()) {
       s.status = SolveStatus::interrupted;
       break;
     }
+    if (work.z != nullptr) precondition(r, work.z);  // z = M^-1 r
+    const T* const z = work.z != nullptr ? work.z : r;
+    const double rz = work.z != nullptr ? kernels.dot(r, z, n) : rr;
+    if (!std::isfinite(rz) || rz <= 0) {
+      s.status = SolveStatus::breakdown;
+      break;
+    }
+    kernels.direction(T(rz / rz_old), z, p, n);  // p = z + (r'z / r_old'z_old) p
     product(p, Ap);
     const double curvature = kernels.dot(p, Ap, n);
     if (!std::isfinite(curvature)) {
@@ -63,22 +82,26 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
       s.status = SolveStatus::negative_curvature;
       break;
     }
-    const double alpha = rr / curvature;      // alpha = r'r / p'Ap
+    const double alpha = rz / curvature;      // alpha = r'z / p'Ap
     kernels.add_scaled(T(-alpha), Ap, r, n);  // r = r - alpha A p
     const double next = kernels.dot(r, r, n);
     if (!std::isfinite(next)) {
       s.status = SolveStatus::breakdown;
+      lost = true;
       break;
     }
-    kernels.add_scaled(T(alpha), p, x, n);     // x = x + alpha p
-    kernels.direction(T(next / rr), r, p, n);  // p = r + (r'r_new / r'r_old) p
+    kernels.add_scaled(T(alpha), p, x, n);  // x = x + alpha p
     rr = next;
+    rz_old = rz;
     ++s.iterations;
-    s.curvature += alpha * alpha * curvature;  // x'Ax if the p are A-conjugate
+    // q(x_old) - q(x) = alpha r'z / 2, with q(x) = x'Ax / 2 - b'x
+    const double gain = alpha * rz;
+    progress += gain;
+    if (gain < options.progress * progress) break;
   }
   s.residual = norm > 0 ? std::sqrt(rr / norm) : 0;
-  // x'Ax = x'(b - r), which does not rest on the p staying conjugate; after a breakdown r is lost.
-  if (s.status != SolveStatus::breakdown) s.curvature = kernels.dot(x, b, n) - kernels.dot(x, r, n);
+  // x'Ax = x'(b - r), or the sum of the gains, which rests on the p staying conjugate.
+  s.curvature = lost ? progress : kernels.dot(x, b, n) - kernels.dot(x, r, n);
   return s;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conjugate_gradient.h"
+#include "kfac.h"
 #include "policy_problem.h"
 
 namespace trpo_fast {
@@ -40,16 +41,24 @@ struct UpdateResult {
 // Memory of one update: P elements each.
 template <class T>
 struct UpdateWork {
-  T *g, *x, *r, *p, *Ap;
+  T* g;
+  SolveWork<T> solve;
 };
 
 // theta [P]: the parameters; candidate [P]: on acceptance what they become.
 template <class T, class Interrupted>
 class TrustRegion {
  public:
-  TrustRegion(PolicyProblem<T>& problem, const Kernels<T>& kernels, Index parameters,
-              const UpdateOptions& options, Interrupted& interrupted)
-      : problem_(problem), kernels_(kernels), n_(parameters), o_(options), stop_(interrupted) {}
+  // preconditioner: null, or M^-1 for the work's z.
+  TrustRegion(PolicyProblem<T>& problem, const Preconditioner<T>* preconditioner,
+              const Kernels<T>& kernels, Index parameters, const UpdateOptions& options,
+              Interrupted& interrupted)
+      : problem_(problem),
+        preconditioner_(preconditioner),
+        kernels_(kernels),
+        n_(parameters),
+        o_(options),
+        stop_(interrupted) {}
 
   UpdateResult update(const T* theta, const UpdateWork<T>& work, T* candidate) {
     UpdateResult& u = result_;
@@ -64,15 +73,16 @@ class TrustRegion {
     // x solves (F + damping I) x = g / |g|
     for (Index i = 0; i < n_; ++i) work.g[i] = T(double(work.g[i]) / norm);
     u.solution = conjugate_gradient<T>(
-        kernels_, n_, work.g, o_.solve, work.x, work.r, work.p, work.Ap,
-        [&](const T* v, T* Av) { problem_.fisher_product(v, o_.damping, Av); }, stop_);
+        kernels_, n_, work.g, o_.solve, work.solve,
+        [&](const T* v, T* Av) { problem_.fisher_product(v, o_.damping, Av); },
+        [&](const T* r, T* z) { preconditioner_->apply(r, z); }, stop_);
     if (u.solution.status == SolveStatus::interrupted) return rejected(UpdateStatus::interrupted);
-    const double slope = kernels_.dot(work.g, work.x, n_), quadratic = u.solution.curvature;
+    const double slope = kernels_.dot(work.g, work.solve.x, n_), quadratic = u.solution.curvature;
     if (!std::isfinite(slope) || !std::isfinite(quadratic)) {
       return rejected(UpdateStatus::non_finite);
     }
     if (quadratic <= 0 || slope <= 0) return rejected(failed_solve());
-    return search(theta, work.x, o_.lr * scale(quadratic), slope, quadratic, candidate);
+    return search(theta, work.solve.x, o_.lr * scale(quadratic), slope, quadratic, candidate);
   }
 
  private:
@@ -150,6 +160,7 @@ class TrustRegion {
   }
 
   PolicyProblem<T>& problem_;
+  const Preconditioner<T>* preconditioner_;
   const Kernels<T>& kernels_;
   Index n_;
   const UpdateOptions& o_;

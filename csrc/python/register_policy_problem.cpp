@@ -3,6 +3,7 @@
 
 #include "../cpu/conjugate_gradient.h"
 #include "../cpu/dispatch.h"
+#include "../cpu/kfac.h"
 #include "../cpu/trust_region.h"
 #include "gil.h"
 #include "register.h"
@@ -98,21 +99,27 @@ class BoundProblem {
     problem_->fisher_product(from, damping, to);
   }
 
-  py::tuple solve(py::handle g, py::handle x, py::handle work, double damping, int iterations,
-                  double tolerance) {
+  // preconditioner: None, or what preconditioner_arg reads.
+  py::tuple solve(py::handle g, py::handle x, py::handle work, const py::dict& args,
+                  const py::object& preconditioner) {
     const Exclusive only(busy_, kWhat);
     const T* const b = flat(g, "g");
     T* const to = flat(x, "x");
-    T* const r = work_rows(work, 3);
+    T* const memory = work_rows(work, 4);
     const Index n = batch_.parameters;
+    const auto number = [&](const char* name) { return args[name].template cast<double>(); };
+    const double damping = number("damping");
+    const SolveOptions options = solve_options(args);
+    const auto M = preconditioner_arg(preconditioner);
+    T* const z = M ? memory + 3 * n : nullptr;
     SignalPoll poll;
     Solution s;
     {
       const GilReleased released;
       s = conjugate_gradient<T>(
-          dense_kernels().get<T>(), n, b, {iterations, tolerance}, to, r, r + n, r + 2 * n,
+          dense_kernels().get<T>(), n, b, options, {to, memory, z, memory + n, memory + 2 * n},
           [&](const T* p, T* Ap) { problem_->fisher_product(p, damping, Ap); },
-          [&] { return poll(); });
+          [&](const T* r, T* Mr) { M->apply(r, Mr); }, [&] { return poll(); });
     }
     poll.rethrow();
     return py::make_tuple(int(s.status), s.iterations, s.residual, s.curvature);
@@ -131,13 +138,17 @@ class BoundProblem {
 
   // (status, loss before, loss after, kl, expected, step, gradient norm, backtracks, solve status,
   // iterations, residual)
-  py::tuple update(py::handle theta, py::handle candidate, py::handle work, const py::dict& args) {
+  py::tuple update(py::handle theta, py::handle candidate, py::handle work, const py::dict& args,
+                   const py::object& preconditioner) {
     const Exclusive only(busy_, kWhat);
     const T* const from = flat(theta, "theta");
     T* const to = flat(candidate, "candidate");
-    T* const memory = work_rows(work, 5);
+    T* const memory = work_rows(work, 6);
     const Index n = batch_.parameters;
     const UpdateOptions options = update_options(args);
+    const auto M = preconditioner_arg(preconditioner);
+    const auto row = [&](Index which) { return memory + which * n; };
+    const UpdateWork<T> pieces{row(0), {row(1), row(2), M ? row(5) : nullptr, row(3), row(4)}};
     if (batch_.advantages == nullptr || !has_actions_) {
       throw py::value_error("an update needs actions and advantages");
     }
@@ -145,9 +156,9 @@ class BoundProblem {
     UpdateResult u;
     {
       const GilReleased released;
-      TrustRegion<T, SignalPoll> region(*problem_, dense_kernels().get<T>(), n, options, poll);
-      u = region.update(from, {memory, memory + n, memory + 2 * n, memory + 3 * n, memory + 4 * n},
-                        to);
+      TrustRegion<T, SignalPoll> region(*problem_, M.get(), dense_kernels().get<T>(), n, options,
+                                        poll);
+      u = region.update(from, pieces, to);
     }
     poll.rethrow();
     return py::make_tuple(int(u.status), u.loss_before, u.loss_after, u.kl, u.expected, u.step,
@@ -166,8 +177,64 @@ class BoundProblem {
             number("backtrack_coeff"),
             number("accept_ratio"),
             args["max_backtracks"].template cast<int>(),
-            {args["cg_iters"].template cast<int>(), number("cg_tol")},
+            solve_options(args),
             number("unit")};
+  }
+
+  static SolveOptions solve_options(const py::dict& args) {
+    const auto number = [&](const char* name) { return args[name].template cast<double>(); };
+    return {args["cg_iters"].template cast<int>(), number("cg_tol"), number("cg_progress_tol")};
+  }
+
+  // (diagonal [P], blocks, work [size]); a block is (weight offset, bias offset, inputs, outputs,
+  // left, right, right transposed or None, scale or None), all but `left` in slabs.
+  std::unique_ptr<const Preconditioner<T>> preconditioner_arg(const py::object& arg) const {
+    if (arg.is_none()) return nullptr;
+    const auto parts = arg.cast<std::tuple<py::object, py::sequence, py::object>>();
+    std::vector<KroneckerBlock<T>> blocks;
+    for (const py::handle item : std::get<1>(parts)) blocks.push_back(block_arg(item));
+    const TensorArg work(std::get<2>(parts), "work", 1);
+    work.require_size(0, Preconditioner<T>::work_size(blocks));
+    work.require_contiguous();
+    return std::make_unique<const Preconditioner<T>>(
+        vector<T>(std::get<0>(parts), "diagonal", batch_.parameters), batch_.parameters, blocks,
+        work.data<T>(), batch_.threads);
+  }
+
+  KroneckerBlock<T> block_arg(py::handle item) const {
+    const auto parts = item.cast<
+        std::tuple<Index, Index, Index, Index, py::object, py::object, py::object, py::object>>();
+    const auto [weight, bias, inputs, out, left, right, transposed, scale] = parts;
+    require_offset(weight, inputs * out);
+    require_offset(bias, out);
+    const Index columns = (weight >= 0 ? inputs : 0) + (bias >= 0 ? 1 : 0);
+    if (inputs < 0 || out < 1 || columns < 1) throw py::value_error("a block has no entries");
+    if (transposed.is_none() != scale.is_none()) throw py::value_error("a block lacks a part");
+    const TensorArg square(left, "left", 2);
+    square.require_size(0, out);
+    square.require_size(1, out);
+    square.require_contiguous();
+    return {weight,
+            bias,
+            inputs,
+            columns,
+            out,
+            square.data<const T>(),
+            in_slabs(right, columns, columns),
+            in_slabs(transposed, columns, columns),
+            in_slabs(scale, out, columns)};
+  }
+
+  // [slabs, rows, width], as slabs.h lays out a matrix [rows, columns]; null where None.
+  static const T* in_slabs(const py::object& arg, Index rows, Index columns) {
+    if (arg.is_none()) return nullptr;
+    const Slabs slabs(columns);
+    const TensorArg matrix(arg, "block", 3);
+    matrix.require_size(0, slabs.count);
+    matrix.require_size(1, rows);
+    matrix.require_size(2, slabs.width);
+    matrix.require_contiguous();
+    return matrix.data<const T>();
   }
 
   // [rows, P], contiguous.
@@ -313,10 +380,10 @@ void register_problem(py::module_& m, const char* name) {
       .def("fisher_product", &Problem::fisher_product, py::arg("v"), py::arg("damping"),
            py::arg("out"))
       .def("solve", &Problem::solve, py::arg("g"), py::arg("x"), py::arg("work"),
-           py::arg("damping"), py::arg("iterations"), py::arg("tolerance"))
+           py::arg("options"), py::arg("preconditioner"))
       .def("evaluate", &Problem::evaluate, py::arg("theta"))
       .def("update", &Problem::update, py::arg("theta"), py::arg("candidate"), py::arg("work"),
-           py::arg("options"));
+           py::arg("options"), py::arg("preconditioner"));
 }
 
 }  // namespace

@@ -33,6 +33,12 @@ void check_close(const char* what, double value, double expected, double toleran
         expected);
 }
 
+}  // namespace
+
+#include "drive_preconditioner.h"
+
+namespace {
+
 // Exactly the bytes asked for, aligned, so that one byte beyond is seen.
 class Memory {
  public:
@@ -192,18 +198,19 @@ void drive(const Shape& shape) {
 
   std::vector<T> x(n), r(n), p(n), Ap(n);
   const Solution s = conjugate_gradient<T>(
-      kernels, n, g.data(), {20, 1e-3}, x.data(), r.data(), p.data(), Ap.data(),
-      [&](const T* from, T* to) { problem.fisher_product(from, 0.1, to); }, [] { return false; });
+      kernels, n, g.data(), {20, 1e-3, 0}, {x.data(), r.data(), nullptr, p.data(), Ap.data()},
+      [&](const T* from, T* to) { problem.fisher_product(from, 0.1, to); }, [](const T*, T*) {},
+      [] { return false; });
   check(s.status == SolveStatus::done, "status of the solve", int(s.status), 0);
   check(s.curvature >= 0, "x'Ax >= 0", s.curvature, 0);
 
   std::vector<T> work(static_cast<std::size_t>(5 * n)), candidate(n);
   auto never = [] { return false; };
-  const UpdateOptions options{Constraint::hard, 0.01, 0.1, 1, 1, 0.8, 0, 10, {10, 1e-4}, 1};
+  const UpdateOptions options{Constraint::hard, 0.01, 0.1, 1, 1, 0.8, 0, 10, {10, 1e-4, 0}, 1};
   T* const w = work.data();
-  TrustRegion<T, decltype(never)> region(problem, kernels, n, options, never);
-  const UpdateResult update =
-      region.update(f.theta.data(), {w, w + n, w + 2 * n, w + 3 * n, w + 4 * n}, candidate.data());
+  TrustRegion<T, decltype(never)> region(problem, nullptr, kernels, n, options, never);
+  const UpdateResult update = region.update(
+      f.theta.data(), {w, {w + n, w + 2 * n, nullptr, w + 3 * n, w + 4 * n}}, candidate.data());
   if (update.status == UpdateStatus::accepted) {
     const auto again = problem.evaluate(candidate.data());
     check(again.kl <= 0.01, "KL of the accepted step", again.kl, 0.01);
@@ -276,6 +283,14 @@ void drive_fit(Index rows, const std::vector<Index>& hidden, Activation activati
 }  // namespace
 
 int main() {
+  for (const Index inputs : {Index(1), Index(17), Index(64), Index(130)}) {
+    for (const Index out : {Index(1), Index(6), Index(64), Index(193)}) {
+      for (int kind = 0; kind < 8; ++kind) {
+        drive_preconditioner<float>(inputs, out, kind & 1, kind & 2, kind & 4);
+        drive_preconditioner<double>(inputs, out, kind & 1, kind & 2, kind & 4);
+      }
+    }
+  }
   const std::vector<std::vector<Index>> networks{{}, {1}, {64, 64}, {17, 65}, {130}, {3, 3, 3}};
   const Activation activations[] = {Activation::tanh,     Activation::relu, Activation::silu,
                                     Activation::softplus, Activation::elu,  Activation::gelu};

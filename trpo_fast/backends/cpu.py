@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trpo_fast import _core
+from trpo_fast.backends.kfac import Block
+from trpo_fast.backends.preconditioner import Place, Preconditioner
 from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import HEAD_KINDS, Layer, Network
@@ -17,7 +20,7 @@ from trpo_fast.options import Options
 from trpo_fast.trust_region import Solution, Status, TrustRegionResult
 
 if TYPE_CHECKING:
-    from trpo_fast._core import LayerArg, TensorArg
+    from trpo_fast._core import BlockArg, LayerArg, PreconditionerArg, TensorArg
 
 # The order of csrc/common/activations.h.
 ACTIVATION_CODES = {
@@ -48,6 +51,7 @@ CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 # by each product, for about a quarter more work, so that memory stays bounded.
 CACHE_BYTES = 256 << 20
 ALIGNMENT = 64  # kAlignment of csrc/cpu/slabs.h
+SLAB_WIDTH, SLAB_PADDING = 64, 16  # kSlabWidth and kPadding there
 
 
 def tensor_arg(tensor: Tensor, dtype: torch.dtype) -> TensorArg:
@@ -85,6 +89,63 @@ def workspace(nbytes: int) -> tuple[Tensor, int]:
     memory = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
     address = memory.data_ptr()
     return memory, address + -address % ALIGNMENT
+
+
+def _solve_options(options: Options) -> dict[str, float]:
+    names = ("damping", "cg_iters", "cg_tol", "cg_progress_tol")
+    return {name: getattr(options, name) for name in names}
+
+
+class PackedPreconditioner(NamedTuple):
+    """A preconditioner as the native module takes it, and the tensors that this points into."""
+
+    argument: PreconditionerArg
+    tensors: list[Tensor]
+
+
+def packed_preconditioner(found: Preconditioner) -> PackedPreconditioner:
+    """The native layout of a preconditioner, made once and kept with it."""
+    if not isinstance(found.packed, PackedPreconditioner):
+        tensors: list[Tensor] = []
+
+        def arg(tensor: Tensor) -> TensorArg:
+            tensors.append(tensor)
+            return tensor_arg(tensor, found.diagonal.dtype)
+
+        blocks = [_block_arg(at, block, arg) for at, block in found.blocks]
+        # Two matrices in slabs for each block, as large as its R.
+        work = sum(2 * math.prod(in_slabs(_like(at, block)).shape) for at, block in found.blocks)
+        argument = arg(found.diagonal), blocks, arg(found.diagonal.new_empty(work))
+        found.packed = PackedPreconditioner(argument, tensors)
+    return found.packed
+
+
+def _like(at: Place, block: Block) -> Tensor:
+    return block.right.new_empty(at.outputs, len(block.right))
+
+
+def _block_arg(at: Place, block: Block, arg: Callable[[Tensor], TensorArg]) -> BlockArg:
+    scaled = block.scale is not None
+    return (
+        -1 if at.weight is None else at.weight,
+        -1 if at.bias is None else at.bias,
+        at.inputs,
+        at.outputs,
+        arg(block.left.contiguous()),
+        arg(in_slabs(block.right)),
+        arg(in_slabs(block.right.T)) if scaled else None,
+        None if block.scale is None else arg(in_slabs(block.scale)),
+    )
+
+
+def in_slabs(matrix: Tensor) -> Tensor:
+    """``[slabs, rows, width]``: a matrix ``[rows, columns]`` as csrc/cpu/slabs.h lays it out."""
+    rows, columns = matrix.shape
+    width = SLAB_WIDTH if columns >= SLAB_WIDTH else -(-columns // SLAB_PADDING) * SLAB_PADDING
+    count = -(-columns // width)
+    padded = matrix.new_zeros(rows, count * width)
+    padded[:, :columns] = matrix
+    return padded.view(rows, count, width).transpose(0, 1).contiguous()
 
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:
@@ -157,6 +218,7 @@ class CpuProblem:
     """
 
     backend = "cpu"
+    preconditioner: Preconditioner | None = None
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
@@ -205,7 +267,7 @@ class CpuProblem:
     def update(self, options: Options, unit: float) -> TrustRegionResult:
         """``trust_region.update``'s steps up to the accepted parameters, in one native call."""
         theta = self.parameters.start
-        candidate, work = torch.empty_like(theta), theta.new_empty(5, self._size)
+        candidate, work = torch.empty_like(theta), theta.new_empty(6, self._size)
         figures = self._native.update(
             tensor_arg(theta, self._dtype),
             tensor_arg(candidate, self._dtype),
@@ -213,16 +275,15 @@ class CpuProblem:
             {
                 "constraint": CONSTRAINT_CODES[options.constraint],
                 "max_kl": options.max_kl,
-                "damping": options.damping,
                 "beta": options.beta,
                 "lr": float(options.lr),
                 "backtrack_coeff": options.backtrack_coeff,
                 "accept_ratio": options.accept_ratio,
                 "max_backtracks": options.max_backtracks,
-                "cg_iters": options.cg_iters,
-                "cg_tol": options.cg_tol,
                 "unit": unit,
+                **_solve_options(options),
             },
+            self._preconditioner(),
         )
         code, before, after, kl, expected, step, norm, backtracks, solved, cg_iters, residual = (
             figures
@@ -257,14 +318,13 @@ class CpuProblem:
     def solve(self, g: Tensor, options: Options) -> Solution:
         """Conjugate gradients, whole, in one native call."""
         self._prepare()
-        x, work = torch.empty_like(g), g.new_empty(3, len(g))
+        x, work = torch.empty_like(g), g.new_empty(4, len(g))
         code, iterations, residual, quadratic = self._native.solve(
             tensor_arg(g, self._dtype),
             tensor_arg(x, self._dtype),
             tensor_arg(work, self._dtype),
-            options.damping,
-            options.cg_iters,
-            options.cg_tol,
+            _solve_options(options),
+            self._preconditioner(),
         )
         return Solution(x, quadratic, iterations, residual, SOLVE_STATUS[code])
 
@@ -279,6 +339,11 @@ class CpuProblem:
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """Loss and mean KL at ``theta`` ``[P]``; ``gradient`` must have run."""
         return self._native.evaluate(tensor_arg(theta, self._dtype))
+
+    def _preconditioner(self) -> PreconditionerArg | None:
+        if self.preconditioner is None:
+            return None
+        return packed_preconditioner(self.preconditioner).argument
 
     def _prepare(self) -> None:
         if not self._prepared:

@@ -107,7 +107,12 @@ class GenericProblem:
         """Conjugate gradients on ``fisher_product``."""
         o = options
         return conjugate_gradient(
-            self.fisher_product, g, damping=o.damping, iters=o.cg_iters, tol=o.cg_tol
+            self.fisher_product,
+            g,
+            damping=o.damping,
+            iters=o.cg_iters,
+            tol=o.cg_tol,
+            progress_tol=o.cg_progress_tol,
         )
 
     def fisher_product(self, v: Tensor) -> Tensor:

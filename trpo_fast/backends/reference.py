@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import ACTIVATIONS, Head, Layer, Network, forward, head_distribution
 from trpo_fast.options import Options
 from trpo_fast.trust_region import Solution, conjugate_gradient
+
+if TYPE_CHECKING:
+    from trpo_fast.backends.preconditioner import Preconditioner
 
 CHUNK_ROWS = 1 << 16
 CACHED_CHUNKS = 2  # linearisations kept between products; those beyond are computed again
@@ -48,6 +51,7 @@ class ReferenceProblem:
     """
 
     backend = "reference"
+    preconditioner: Preconditioner | None = None
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
@@ -69,7 +73,7 @@ class ReferenceProblem:
         self.old = []
         loss, g = 0.0, self._flatten(None, [])
         for part, shares in _chunks(self.batch):
-            point = _linearise(self.network.layers, part.obs)
+            point = linearise(self.network.layers, part.obs)
             old = _distribution(self.network, point.outputs, part)
             log_prob = _log_prob(old, part)
             old_log_prob = log_prob if part.old_log_prob is None else part.old_log_prob.double()
@@ -86,7 +90,13 @@ class ReferenceProblem:
         """Conjugate gradients on ``fisher_product``."""
         o = options
         return conjugate_gradient(
-            self.fisher_product, g, damping=o.damping, iters=o.cg_iters, tol=o.cg_tol
+            self.fisher_product,
+            g,
+            damping=o.damping,
+            iters=o.cg_iters,
+            tol=o.cg_tol,
+            progress_tol=o.cg_progress_tol,
+            precondition=None if self.preconditioner is None else self.preconditioner.apply,
         )
 
     def fisher_product(self, v: Tensor) -> Tensor:
@@ -116,7 +126,7 @@ class ReferenceProblem:
     def _point(self, index: int, part: Batch) -> tuple[Linearisation, Callable[[Tensor], Tensor]]:
         if index in self.points:
             return self.points[index]
-        point = _linearise(self.network.layers, part.obs)
+        point = linearise(self.network.layers, part.obs)
         found = point, _head_metric(self.network, point.outputs, part)
         if index < CACHED_CHUNKS:
             self.points[index] = found
@@ -201,7 +211,7 @@ def _score(network: Network, outputs: Tensor, part: Batch) -> tuple[Tensor, Tens
         chosen = torch.cat(
             [torch.nn.functional.one_hot(columns[:, k], n) for k, n in enumerate(head.nvec)], 1
         )
-        return chosen - _probabilities(head, outputs, part.action_mask), None
+        return chosen - probabilities(head, outputs, part.action_mask), None
     if head.kind == "bernoulli":
         return actions - torch.sigmoid(outputs), None
     if head.kind == "gaussian":
@@ -219,7 +229,7 @@ def _head_metric(network: Network, outputs: Tensor, part: Batch) -> Callable[[Te
     """``u -> M u`` on rows ``[n, outputs]``, with M the Fisher matrix of the head."""
     head = network.head
     if head.nvec:
-        p = _probabilities(head, outputs.double(), part.action_mask).to(outputs.dtype)
+        p = probabilities(head, outputs.double(), part.action_mask).to(outputs.dtype)
 
         def categorical(u: Tensor) -> Tensor:  # p * (u - p.u), block by block
             pu = p * u
@@ -240,14 +250,15 @@ def _head_metric(network: Network, outputs: Tensor, part: Batch) -> Callable[[Te
     return lambda u: diagonal * u
 
 
-def _probabilities(head: Head, logits: Tensor, mask: Tensor | None) -> Tensor:
+def probabilities(head: Head, logits: Tensor, mask: Tensor | None) -> Tensor:
     """``[n, sum(nvec)]``; exactly 0 where the mask forbids."""
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
     return torch.cat([block.softmax(1) for block in logits.split(list(head.nvec), 1)], 1)
 
 
-def _linearise(layers: Sequence[Layer], x: Tensor) -> Linearisation:
+def linearise(layers: Sequence[Layer], x: Tensor) -> Linearisation:
+    """One forward pass of the rows ``x`` ``[n, in]``."""
     inputs, slopes = [], []
     for layer in layers:
         activation = ACTIVATIONS[layer.activation]

@@ -1,0 +1,308 @@
+"""Preconditioners: the same solution as the dense oracle's, in fewer iterations."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from update_cases import (
+    BY_NAME,
+    CASES,
+    Case,
+    dense_fisher,
+    flat_of,
+    head_fisher,
+    make_data,
+    make_policy,
+    recognised,
+)
+
+from trpo_fast import MlpPolicy
+from trpo_fast.backends import ANALYTIC, kfac, preconditioner
+from trpo_fast.backends.preconditioner import Curvature, Preconditioner, precondition
+from trpo_fast.network import forward
+from trpo_fast.options import Options
+from trpo_fast.trust_region import Problem, Status, conjugate_gradient
+
+KINDS = ["diagonal", "kfac"]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_backend = pytest.mark.parametrize("backend", ANALYTIC)
+
+
+def made(
+    policy: MlpPolicy, data: dict[str, Any], kind: str, damping: float = 0.1
+) -> Preconditioner:
+    network, batch = recognised(policy, data)
+    found = Curvature({}).preconditioner(kind, network, flat_of(policy), batch, damping)
+    assert found is not None
+    return found
+
+
+def dense(found: Preconditioner) -> Tensor:
+    """``M^-1`` ``[P, P]``."""
+    size = len(found.diagonal)
+    return torch.stack([found.apply(e) for e in torch.eye(size, dtype=torch.float64)], 1)
+
+
+def solved(
+    backend: str, policy: MlpPolicy, data: dict[str, Any], g: Tensor, **keywords: Any
+) -> Any:
+    network, batch = recognised(policy, data)
+    options = Options(**keywords)
+    problem: Problem = ANALYTIC[backend].problem(network, flat_of(policy), batch, options)
+    precondition(problem, Curvature({}), network, batch, options)
+    return problem.solve(g, options)
+
+
+def uneven(name: str, hidden: tuple[int, ...]) -> tuple[MlpPolicy, dict[str, Any]]:
+    """A problem whose observations have very different sizes."""
+    case = BY_NAME[name]
+    policy = make_policy(case, hidden=hidden)
+    data = make_data(policy, case, rows=400)
+    data["obs"] = data["obs"] * torch.tensor([3.0, 1.0, 1.0, 0.3, 0.1], dtype=torch.float64)
+    return policy, data
+
+
+def gradient(size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    g = torch.randn(size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return (g / g.norm()).to(dtype)
+
+
+@every_case
+def test_the_draw_is_a_square_root_of_the_metric(case: Case) -> None:
+    policy = make_policy(case)
+    data = make_data(policy, case, rows=3)
+    network, batch = recognised(policy, data)
+    outputs = forward(network.layers, batch.obs).detach()
+    total = torch.zeros(3, outputs.shape[1], outputs.shape[1], dtype=torch.float64)
+    patterns = list(itertools.product((-1.0, 1.0), repeat=outputs.shape[1]))
+    for pattern in patterns:
+        signs = torch.tensor(pattern, dtype=torch.float64).expand_as(outputs)
+        e = kfac.output_draw(network, outputs, signs, batch.action_mask).detach()
+        total += e.unsqueeze(2) * e.unsqueeze(1) / len(patterns)
+    assert torch.allclose(total, head_fisher(policy, outputs, batch.action_mask), atol=1e-12)
+
+
+@every_case
+@every_kind
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_it_is_symmetric_and_positive_definite(case: Case, kind: str, weighted: bool) -> None:
+    policy = make_policy(case)
+    M = dense(made(policy, make_data(policy, case, weighted=weighted), kind))
+    assert torch.allclose(M, M.T, atol=1e-9)
+    assert float(torch.linalg.eigvalsh((M + M.T) / 2).min()) > 0
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (4, 3)])
+def test_one_row_and_one_output_make_exact_blocks(hidden: tuple[int, ...]) -> None:
+    # Then F's blocks are (e e') (x) (a a') themselves, without any expectation of a product.
+    from gymnasium import spaces
+
+    case = Case("one", spaces.Box(-1.0, 1.0, (1,)), {})
+    policy = make_policy(case, hidden=hidden)
+    data = make_data(policy, case, rows=1)
+    F = dense_fisher(policy, data)
+    M = torch.linalg.inv(dense(made(policy, data, "kfac", damping=0.3)))
+    at = 0
+    layers = [p for name, p in policy.named_parameters() if name != "log_std"]
+    sizes = [1] + [w.numel() + b.numel() for w, b in zip(layers[::2], layers[1::2], strict=True)]
+    for size in sizes:
+        block = slice(at, at + size)
+        expected = F[block, block] + 0.3 * torch.eye(size, dtype=torch.float64)
+        assert torch.allclose(M[block, block], expected, atol=1e-10)
+        at += size
+    assert at == len(F)
+
+
+def test_one_row_and_one_output_make_the_exact_diagonal() -> None:
+    from gymnasium import spaces
+
+    case = Case("one", spaces.Box(-1.0, 1.0, (1,)), {})
+    policy = make_policy(case, hidden=(4, 3))
+    data = make_data(policy, case, rows=1)
+    found = made(policy, data, "diagonal", damping=0.3)
+    assert torch.allclose(1 / found.diagonal, dense_fisher(policy, data).diagonal() + 0.3)
+
+
+@every_backend
+@every_case
+@every_kind
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_the_solution_is_the_dense_oracles(
+    backend: str, case: Case, kind: str, weighted: bool
+) -> None:
+    policy = make_policy(case)
+    data = make_data(policy, case, weighted=weighted)
+    F = dense_fisher(policy, data)
+    g = gradient(len(F))
+    A = F + 0.1 * torch.eye(len(F), dtype=torch.float64)
+    exact = torch.linalg.solve(A, g)
+    found = solved(backend, policy, data, g, preconditioner=kind, cg_iters=300, cg_tol=1e-12)
+    assert torch.allclose(found.x, exact, rtol=1e-8, atol=1e-10)
+    assert found.quadratic == pytest.approx(float(exact @ A @ exact), rel=1e-9)
+    assert found.residual == pytest.approx(float((g - A @ found.x).norm()), abs=1e-11)
+    assert found.status is None
+
+
+@every_backend
+@pytest.mark.parametrize("name", ["gaussian", "gaussian_state_std", "categorical", "bernoulli"])
+@pytest.mark.parametrize("hidden", [(16, 16), (12,), (8, 8, 8)])
+def test_two_iterations_with_kfac_do_more_than_three_without(
+    backend: str, name: str, hidden: tuple[int, ...]
+) -> None:
+    policy, data = uneven(name, hidden)
+    network, batch = recognised(policy, data)
+    _, g = ANALYTIC[backend].problem(network, flat_of(policy), batch, Options()).gradient()
+
+    def quality(kind: str, iters: int) -> float:
+        """What the step improves at a given KL, but for a factor: sqrt(g.x) of CG's iterates."""
+        found = solved(
+            backend, policy, data, g, preconditioner=kind, damping=0.01, cg_iters=iters, cg_tol=0
+        )
+        return float(g @ found.x) ** 0.5
+
+    assert quality("kfac", 2) > 1.05 * quality("none", 3)
+
+
+@every_backend
+def test_cholesky_inverses_serve_wide_layers(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kfac, "EIGEN_WIDTH", 8)
+    policy, data = uneven("gaussian", (16, 16))
+    blocks = [block for _, block in made(policy, data, "kfac").blocks]
+    assert [block.scale is None for block in blocks] == [True, True, True]
+    F = dense_fisher(policy, data)
+    g = gradient(len(F))
+    exact = torch.linalg.solve(F + 0.01 * torch.eye(len(F), dtype=torch.float64), g)
+    options = {"damping": 0.01, "cg_iters": 500, "cg_tol": 1e-9}
+    found = solved(backend, policy, data, g, preconditioner="kfac", **options)
+    assert torch.allclose(found.x, exact, rtol=1e-6, atol=1e-7)
+
+
+def freeze(policy: MlpPolicy, what: str) -> None:
+    frozen = {
+        "a weight": [policy.body[2].weight],
+        "a bias": [policy.body[0].bias],
+        "a layer": [policy.body[2].weight, policy.body[2].bias],
+        "log_std": [policy.log_std],
+    }[what]
+    for p in frozen:
+        p.requires_grad_(False)
+
+
+@every_backend
+@every_kind
+@pytest.mark.parametrize("what", ["a weight", "a bias", "a layer", "log_std"])
+def test_frozen_parameters_have_no_part_in_it(backend: str, kind: str, what: str) -> None:
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case)
+    data = make_data(policy, case)
+    named = list(policy.named_parameters())
+    F = dense_fisher(policy, data)
+    freeze(policy, what)
+    kept = torch.cat([torch.full((p.numel(),), p.requires_grad) for _, p in named])
+    F = F[kept][:, kept]
+    g = gradient(len(F))
+    exact = torch.linalg.solve(F + 0.1 * torch.eye(len(F), dtype=torch.float64), g)
+    found = solved(backend, policy, data, g, preconditioner=kind, cg_iters=300, cg_tol=1e-12)
+    assert torch.allclose(found.x, exact, rtol=1e-8, atol=1e-10)
+
+
+@every_kind
+def test_without_damping_it_stays_finite(kind: str) -> None:
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case, hidden=(20, 20))
+    data = make_data(policy, case, rows=4)  # F is singular
+    with torch.no_grad():
+        policy.body[-1].weight.zero_()  # and so is all of G below the last layer
+    M = dense(made(policy, data, kind, damping=0.0))
+    assert torch.isfinite(M).all()
+
+
+@every_kind
+@pytest.mark.parametrize("log_std", [-200.0, 200.0])
+def test_statistics_that_are_not_finite_leave_plain_cg(kind: str, log_std: float) -> None:
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case, dtype=torch.float32)
+    data = make_data(policy, case)
+    with torch.no_grad():
+        policy.log_std.fill_(log_std)
+    network, batch = recognised(policy, data)
+    state: dict[Tensor, Any] = {}
+    found = Curvature(state).preconditioner(kind, network, flat_of(policy), batch, 0.1)
+    if found is None:
+        assert not state
+    else:  # 1 / sigma underflowed to 0, which is a number
+        assert torch.isfinite(found.apply(torch.ones_like(found.diagonal))).all()
+    assert (found is None) == (log_std < 0)
+
+
+def test_it_draws_no_random_numbers_and_repeats_itself() -> None:
+    case = BY_NAME["categorical"]
+    policy = make_policy(case)
+    data = make_data(policy, case)
+    before = torch.random.get_rng_state()
+    first, second = (dense(made(policy, data, "kfac")) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first, second)
+
+
+def test_the_statistics_take_evenly_strided_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preconditioner, "STATISTICS_ROWS", 10)
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case)
+    data = make_data(policy, case, rows=40)
+    some = {key: value[::4] for key, value in data.items()}
+    assert torch.equal(dense(made(policy, data, "kfac")), dense(made(policy, some, "kfac")))
+
+
+class TestConjugateGradient:
+    """The solver alone, on small matrices."""
+
+    def test_with_the_inverse_itself_one_iteration_is_enough(self) -> None:
+        A = torch.diag(torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=torch.float64))
+        g = torch.ones(4, dtype=torch.float64)
+        found = conjugate_gradient(
+            lambda v: A @ v,
+            g,
+            damping=0.0,
+            iters=10,
+            tol=1e-10,
+            precondition=lambda r: r / A.diagonal(),
+        )
+        assert found.cg_iters == 1
+        assert torch.allclose(found.x, g / A.diagonal())
+
+    @pytest.mark.parametrize("sign", [-1.0, 0.0, float("nan")])
+    def test_a_preconditioner_that_is_not_positive_breaks_down(self, sign: float) -> None:
+        g = torch.ones(3)
+        found = conjugate_gradient(
+            lambda v: v, g, damping=0.1, iters=5, tol=0.0, precondition=lambda r: sign * r
+        )
+        assert found.status is Status.breakdown
+        assert found.cg_iters == 0
+        assert not found.x.any()
+
+    def test_progress_stops_where_an_iteration_gains_little(self) -> None:
+        torch.manual_seed(0)
+        A = torch.diag(torch.logspace(0, 4, 40, dtype=torch.float64))
+        g = torch.randn(40, dtype=torch.float64)
+
+        def run(iters: int, progress_tol: float) -> Any:
+            return conjugate_gradient(
+                lambda v: A @ v, g, damping=0.0, iters=iters, tol=0.0, progress_tol=progress_tol
+            )
+
+        full = run(30, 0.0)
+        assert full.cg_iters == 30
+        stopped = run(30, 0.05)
+        assert 1 < stopped.cg_iters < 30
+        # 2 (q(0) - q(x)) = g.x at every iterate of conjugate gradients
+        falls = [float(g @ run(k, 0.0).x) for k in range(stopped.cg_iters + 1)]
+        shares = [(b - a) / b for a, b in itertools.pairwise(falls)]
+        assert shares[-1] < 0.05
+        assert all(share >= 0.05 for share in shares[:-1])
+        assert torch.equal(stopped.x, run(stopped.cg_iters, 0.0).x)

@@ -1,0 +1,324 @@
+"""Preconditioners of the solve: built from curvature statistics that outlive an update.
+
+The exact Fisher product stays in conjugate gradients, so a preconditioner changes how fast they
+get to the natural gradient and never where they go. That is why its statistics may be some updates
+old and come from a share of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from trpo_fast.backends.kfac import (
+    EIGEN_WIDTH,
+    Block,
+    EigenBases,
+    Factors,
+    LayerRows,
+    damped_inverse,
+    eigen_bases,
+    eigen_block,
+    factors_of,
+    inverse_block,
+    layer_rows,
+)
+from trpo_fast.batch import Batch, batch_rows
+from trpo_fast.flat import FlatParameters, all_finite, strided_rows
+from trpo_fast.network import Network
+from trpo_fast.options import Options
+from trpo_fast.threads import one_thread
+from trpo_fast.trust_region import Problem
+
+# Rows that the statistics are made of.
+STATISTICS_ROWS = 2048
+# Updates that use the same statistics.
+REFRESH = 5
+AGE = "preconditioner_age"
+
+
+class Place(NamedTuple):
+    """Where a layer's stepped parameters start in the flat vector; None: absent or frozen."""
+
+    weight: int | None
+    bias: int | None
+    inputs: int
+    outputs: int
+
+
+@dataclass(eq=False)
+class Preconditioner:
+    """``M^-1``, symmetric and positive definite, for one damping.
+
+    Attributes:
+        diagonal: ``[P]``, for every entry that no block covers.
+        blocks: Layers with a block of their own, and where they stand.
+        packed: A backend's own layout of all this, kept with it.
+    """
+
+    diagonal: Tensor
+    blocks: Sequence[tuple[Place, Block]] = ()
+    packed: Any = None
+
+    def apply(self, r: Tensor) -> Tensor:
+        """``M^-1 r`` ``[P]``."""
+        z = self.diagonal * r
+        for at, block in self.blocks:
+            columns = []
+            if at.weight is not None:
+                W = r[at.weight : at.weight + at.inputs * at.outputs]
+                columns.append(W.view(at.outputs, at.inputs))
+            if at.bias is not None:
+                columns.append(r[at.bias : at.bias + at.outputs].unsqueeze(1))
+            X = block.apply(torch.cat(columns, 1))
+            if at.weight is not None:
+                part = X[:, : at.inputs].reshape(-1)
+                z[at.weight : at.weight + at.inputs * at.outputs] = part
+            if at.bias is not None:
+                z[at.bias : at.bias + at.outputs] = X[:, -1]
+        return z
+
+
+@runtime_checkable
+class Preconditioned(Protocol):
+    """A problem whose solve uses a preconditioner."""
+
+    preconditioner: Preconditioner | None
+
+
+def precondition(
+    problem: Problem, curvature: Curvature, network: Network, batch: Batch, options: Options
+) -> None:
+    """Give the problem the preconditioner that the options ask for, at theta_old.
+
+    Raises:
+        ValueError: one is named that the problem's backend does not use.
+    """
+    kind = options.preconditioner
+    if kind in ("auto", "none"):
+        return
+    if not isinstance(problem, Preconditioned):
+        raise ValueError(  # noqa: TRY004
+            f"preconditioner={kind!r} is not served by backend {problem.backend!r}; "
+            "use preconditioner='auto'"
+        )
+    problem.preconditioner = curvature.preconditioner(
+        kind, network, problem.parameters, batch, options.damping
+    )
+
+
+def refuse_generic(options: Options, reason: str) -> None:
+    """Raise ValueError where the generic path cannot do what the options name.
+
+    Args:
+        options: Checked options.
+        reason: Why it is the generic path.
+    """
+    if options.preconditioner in ("diagonal", "kfac"):
+        raise ValueError(
+            f"preconditioner={options.preconditioner!r} is made layer by layer, of a policy that "
+            f"is recognised as a perceptron, which this one is not: {reason}. "
+            "Use preconditioner='auto'"
+        )
+
+
+class Curvature:
+    """The statistics and what was last made of them.
+
+    Args:
+        state: An optimizer's ``state``: what must survive in a state dict is kept there, by
+            parameter. ``{}`` for a single solve.
+    """
+
+    def __init__(self, state: MutableMapping[Tensor, Any]) -> None:
+        self.state = state
+        self.bases: list[EigenBases | None] = []
+        self.based_on: list[Factors] = []
+        self.made: tuple[float, Preconditioner] | None = None
+
+    def preconditioner(
+        self, kind: str, network: Network, parameters: FlatParameters, batch: Batch, damping: float
+    ) -> Preconditioner | None:
+        """What the next solve uses; None where the statistics are not finite.
+
+        Args:
+            kind: "diagonal" or "kfac".
+            network: The policy at theta_old.
+            parameters: The flat order.
+            batch: The update's rows, checked.
+            damping: The solve's.
+        """
+        with torch.no_grad(), one_thread(_widest(network) <= EIGEN_WIDTH):
+            if kind == "diagonal":
+                return self._diagonal(network, parameters, batch, damping)
+            return self._kfac(network, parameters, batch, damping)
+
+    def _kfac(
+        self, network: Network, parameters: FlatParameters, batch: Batch, damping: float
+    ) -> Preconditioner | None:
+        places = _places(network, parameters)
+        widths = [
+            (at.inputs * (at.weight is not None) + (at.bias is not None), at.outputs)
+            for at in places.values()
+        ]
+
+        def compute() -> list[tuple[Tensor, ...]]:
+            rows = layer_rows(network, _statistics_batch(batch))
+            return [
+                factors_of(rows[index], weight=at.weight is not None, bias=at.bias is not None)
+                for index, at in places.items()
+            ]
+
+        keys = [_key(network, index, at) for index, at in places.items()]
+        shapes = [((m, m), (out, out)) for m, out in widths]
+        found = self._statistics(keys, ("kfac_A", "kfac_G"), shapes, compute)
+        if found is None:
+            return None
+        factors = [Factors(*pair) for pair in found]
+        try:
+            return self._from_factors(factors, places, network, parameters, damping)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return None
+
+    def _from_factors(
+        self,
+        factors: list[Factors],
+        places: dict[int, Place],
+        network: Network,
+        parameters: FlatParameters,
+        damping: float,
+    ) -> Preconditioner:
+        same = len(factors) == len(self.based_on) and all(
+            new.A is old.A and new.G is old.G
+            for new, old in zip(factors, self.based_on, strict=True)
+        )
+        if not same:
+            self.bases, self.based_on, self.made = [eigen_bases(f) for f in factors], factors, None
+        if self.made is None or self.made[0] != damping:
+            blocks = [
+                inverse_block(f, damping) if bases is None else eigen_block(bases, damping)
+                for f, bases in zip(factors, self.bases, strict=True)
+            ]
+            diagonal = _rest(network, parameters, damping)
+            made = Preconditioner(diagonal, list(zip(places.values(), blocks, strict=True)))
+            self.made = damping, made
+        return self.made[1]
+
+    def _diagonal(
+        self, network: Network, parameters: FlatParameters, batch: Batch, damping: float
+    ) -> Preconditioner | None:
+        places = _places(network, parameters)
+
+        def compute() -> list[tuple[Tensor, ...]]:
+            rows = layer_rows(network, _statistics_batch(batch))
+            return [(_layer_diagonal(rows[index], at),) for index, at in places.items()]
+
+        keys = [_key(network, index, at) for index, at in places.items()]
+        shapes = [
+            ((at.outputs, at.inputs * (at.weight is not None) + (at.bias is not None)),)
+            for at in places.values()
+        ]
+        found = self._statistics(keys, ("fisher_diagonal",), shapes, compute)
+        if found is None:
+            return None
+        inverse = _rest(network, parameters, damping)
+        for at, (F,) in zip(places.values(), found, strict=True):
+            M = damped_inverse(F, damping)
+            if at.weight is not None:
+                part = M[:, : at.inputs].reshape(-1)
+                inverse[at.weight : at.weight + at.inputs * at.outputs] = part
+            if at.bias is not None:
+                inverse[at.bias : at.bias + at.outputs] = M[:, -1]
+        return Preconditioner(inverse)
+
+    def _statistics(
+        self,
+        keys: list[Tensor],
+        names: tuple[str, ...],
+        shapes: Sequence[tuple[tuple[int, ...], ...]],
+        compute: Callable[[], list[tuple[Tensor, ...]]],
+    ) -> list[tuple[Tensor, ...]] | None:
+        """Those in the state while they are young, else new ones; None if not finite."""
+        entries = [self.state.get(key, {}) for key in keys]
+        young = all(
+            0 < entry.get(AGE, 0) < REFRESH
+            and all(
+                isinstance(entry.get(name), Tensor) and tuple(entry[name].shape) == shape
+                for name, shape in zip(names, wanted, strict=True)
+            )
+            for entry, wanted in zip(entries, shapes, strict=True)
+        )
+        if not young:
+            found = compute()
+            if not all(all_finite(t) for pair in found for t in pair):
+                for key in keys:
+                    self.state.pop(key, None)
+                return None
+            for key, pair in zip(keys, found, strict=True):
+                self.state[key] = {AGE: 0, **dict(zip(names, pair, strict=True))}
+            entries = [self.state[key] for key in keys]
+        for entry in entries:
+            entry[AGE] += 1
+        return [tuple(entry[name] for name in names) for entry in entries]
+
+
+def _statistics_batch(batch: Batch) -> Batch:
+    if batch.rows <= STATISTICS_ROWS:
+        return batch
+    share = STATISTICS_ROWS / batch.rows
+    return batch_rows(batch, strided_rows(batch.rows, share, batch.obs.device))
+
+
+def _places(network: Network, parameters: FlatParameters) -> dict[int, Place]:
+    """The layers with stepped parameters, by their index."""
+    starts = [0, *accumulate(parameters.sizes)]
+
+    def start(tensor: Tensor | None) -> int | None:
+        place = None if tensor is None else parameters.place.get(id(tensor))
+        return None if place is None else starts[place]
+
+    places = {}
+    for index, layer in enumerate(network.layers):
+        outputs, inputs = layer.weight.shape
+        at = Place(start(layer.weight), start(layer.bias), inputs, outputs)
+        if at.weight is not None or at.bias is not None:
+            places[index] = at
+    return places
+
+
+def _key(network: Network, index: int, at: Place) -> Tensor:
+    """The parameter under which a layer's statistics are kept."""
+    layer = network.layers[index]
+    tensor = layer.weight if at.weight is not None else layer.bias
+    assert tensor is not None  # noqa: S101
+    return tensor
+
+
+def _layer_diagonal(rows: LayerRows, at: Place) -> Tensor:
+    """The layer's diagonal of F ``[out, m]``: the mean of e^2 a^2 over the rows of one draw."""
+    share = rows.ones.square()  # both factors carry the root of the row's share
+    parts = [(rows.inputs / rows.ones).square()] if at.weight is not None else []
+    parts += [torch.ones_like(share)] if at.bias is not None else []
+    return rows.gradients.square().T @ torch.cat(parts, 1)
+
+
+def _rest(network: Network, parameters: FlatParameters, damping: float) -> Tensor:
+    """``M^-1`` ``[P]`` outside the layers: log_std's block of F is 2 I, that of others 0."""
+    size = sum(parameters.sizes)
+    inverse = torch.full(
+        (size,), 1 / (damping or 1.0), dtype=parameters.dtype, device=parameters.device
+    )
+    place = None if network.log_std is None else parameters.place.get(id(network.log_std))
+    if place is not None:
+        start = sum(parameters.sizes[:place])
+        inverse[start : start + parameters.sizes[place]] = 1 / (2 + damping)
+    return inverse
+
+
+def _widest(network: Network) -> int:
+    return max(max(layer.weight.shape) for layer in network.layers)
