@@ -143,6 +143,11 @@ class ObservationNormalizer:
         np.minimum(result, self.clip, out=result)
         return result
 
+    def constants(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]:
+        """Mean [O], scale [O] and clip, with which float32 observations are normalised."""
+        mean, scale = self._float32
+        return mean.ravel(), scale.ravel(), self.clip
+
     def observe(self, observations: npt.ArrayLike, valid: Bool | None = None) -> None:
         """Note the raw observations of a rollout, [..., O]; they count from `commit` on.
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import nn
 
 from trpo_fast.episodes import EnvironmentFault
-from trpo_fast.flattening import action_converter
 from trpo_fast.normalization import ObservationNormalizer
 from trpo_fast.recording import Recording, Rollout, bootstrap_values
-from trpo_fast.sampling import Sampler, sampling
+from trpo_fast.sampling import Sampler, sampler_for, sampling
 from trpo_fast.threads import one_thread_if_small
 from trpo_fast.vector_environment import Transition, VectorEnvironment
 
@@ -65,8 +64,8 @@ class RolloutCollector:
                 batch_shape [B]; in eval mode meanwhile.
             normalizer: applied to what the policy sees; the rollout keeps raw observations.
             steps: T.
-            rng: one number is drawn from it, which seeds torch for this rollout; torch's own
-                generator is left as it was.
+            rng: gives the noise of the whole rollout, and a seed for torch, on which a policy that
+                samples for itself draws; torch's own generator is left as it was.
             should_stop: asked before each step.
 
         Raises:
@@ -81,18 +80,17 @@ class RolloutCollector:
         self._begin()
         seed = int(rng.integers(1 << 63))
         recording = Recording(self.env, steps)
-        sampler = Sampler(policy, normalizer, self.env.num_envs)
-        to_env = action_converter(policy, self.env.action_space)
         with (
             sampling(policy, seed),
             one_thread_if_small(policy, self.env.num_envs),
             np.errstate(over="ignore"),
         ):
+            sampler = sampler_for(policy, normalizer, recording, self.env.action_space, rng)
             for t in range(steps):
                 if should_stop is not None and should_stop():
                     raise RolloutInterrupted
-                self._step(t, recording, sampler, to_env)
-            rollout = recording.finish(self._observations, sampler.log_probs(recording))
+                self._step(t, recording, sampler)
+            rollout = recording.finish(self._observations, sampler.log_probs())
         if not rollout.num_valid:
             raise EnvironmentFault(
                 f"every episode of this rollout was dropped: {self.env.name} gives NaN at every "
@@ -120,16 +118,13 @@ class RolloutCollector:
         t: int,
         recording: Recording,
         sampler: Sampler,
-        to_env: Callable[[Tensor], npt.NDArray[Any]],
     ) -> None:
         now, following = recording.observations[t], recording.observations[t + 1]
         if t == 0:
             now[:] = self._observations
         if self._masks is not None:
             recording.keep_masks(t, self._masks)
-        actions = sampler(now, self._masks)
-        recording.keep_actions(t, actions)
-        env_actions = to_env(actions)
+        env_actions = sampler(t)
         transition = self.env.step(env_actions, following)
         self._masks = transition.action_masks
         recording.keep(t, transition)

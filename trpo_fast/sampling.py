@@ -1,106 +1,257 @@
-"""Drawing actions for a batch of observations, reproducibly."""
+"""Drawing a rollout's actions, reproducibly.
+
+For a policy whose network is known the noise of a whole rollout is drawn at its start, from NumPy's
+generator: a step is then a function of observations, parameters and noise, and one native call.
+Any other policy draws for itself from torch's generator, seeded for the rollout.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
-from trpo_fast import backends
+from trpo_fast import _native, network
+from trpo_fast.flattening import action_converter
 from trpo_fast.network import Network, distribution, network_of
 from trpo_fast.normalization import ObservationNormalizer
 from trpo_fast.recording import Recording
 
-__all__ = ["Sampler", "draw", "sampling"]
+__all__ = ["draw", "draw_noise", "sampler_for", "sampling"]
 
-Bool = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]
+# (step) -> the actions of that step as the environments take them
+Step = Callable[[int], Array]
 
 
-def draw(network: Network, outputs: Tensor, mask: Tensor | None) -> Tensor:
-    """A sample of ``distribution(network, outputs, mask)``, [B] or [B, A].
+def draw_noise(net: Network, rng: np.random.Generator, steps: int, envs: int) -> Array:
+    """The noise of a rollout, [T, B, A] (one number a block for categorical heads).
 
-    For the common heads without building that object, whose construction and general sampling
-    routine cost several times the arithmetic on a batch of a few rows. Categorical heads: the
-    argmax of logits plus Gumbel noise, which is -log of exponential noise (Maddison, Tarlow,
-    Minka 2014, "A* sampling", section 2).
+    Standard normal in the network's dtype for the Gaussian heads, else uniform in [0, 1), float64.
     """
-    head = network.head
-    if head.kind == "gaussian" and network.log_std is not None:
-        return torch.addcmul(outputs, network.log_std.exp(), torch.randn_like(outputs))
+    head = net.head
+    shape = (steps, envs, len(head.nvec) or head.action_dim)
+    if not head.kind.startswith("gaussian"):
+        return rng.random(shape)
+    if net.layers and net.layers[0].weight.dtype is torch.float64:
+        return rng.standard_normal(shape)
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def draw(net: Network, outputs: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
+    """Actions [B, A] of ``distribution(net, outputs, mask)`` from noise as ``draw_noise`` gives.
+
+    The twin of csrc/common/sampling.h. Categories by inversion: the first whose cumulative
+    probability exceeds the noise.
+    """
+    head = net.head
+    if head.kind == "gaussian" and net.log_std is not None:
+        return torch.addcmul(outputs, net.log_std.exp(), noise)
     if head.kind == "gaussian_state_std":
         mean, log_std = outputs.chunk(2, dim=-1)
-        return torch.addcmul(mean, log_std.exp(), torch.randn_like(mean))
-    if head.kind == "categorical":
-        scores = outputs - torch.empty_like(outputs).exponential_().log_()
-        if mask is not None:
-            scores = scores.masked_fill_(~mask, -torch.inf)
-        return scores.argmax(dim=-1)
-    return distribution(network, outputs, mask).sample()
+        return torch.addcmul(mean, log_std.exp(), noise)
+    if head.kind == "bernoulli":
+        return (noise < outputs.double().sigmoid()).to(outputs.dtype)
+    logits = outputs.double()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    blocks = logits.split(list(head.nvec), dim=-1)
+    pairs = zip(blocks, noise.unbind(-1), strict=True)
+    return torch.stack([_category(block, u) for block, u in pairs], dim=-1)
+
+
+def _category(logits: Tensor, uniform: Tensor) -> Tensor:
+    probabilities = torch.softmax(logits, dim=-1)
+    passed = (probabilities.cumsum(-1) <= uniform.unsqueeze(-1)).sum(-1)
+    # Rounding may leave the last sum below the noise: then it is the last possible category.
+    places = torch.arange(logits.shape[-1], device=logits.device)
+    last = torch.where(probabilities > 0, places, 0).amax(-1)
+    return torch.minimum(passed, last)
 
 
 class Sampler:
-    """One batched policy call a step: through the native forward where the policy is known."""
+    """The steps of one rollout, written to a recording.
+
+    A call gives the actions of a step as the environments take them; ``log_probs`` afterwards the
+    log-probabilities [T, B].
+    """
 
     def __init__(
-        self, policy: nn.Module, normalizer: ObservationNormalizer | None, envs: int
+        self,
+        policy: nn.Module,
+        normalizer: ObservationNormalizer | None,
+        recording: Recording,
+        space: spaces.Space[Any],
     ) -> None:
         self._policy = policy
         self._normalizer = normalizer
-        self._envs = envs
-        network = network_of(policy)
-        self._network = network if isinstance(network, Network) else None
-        if self._network is not None:
-            self._forward = backends.forward_function(self._network.layers)
+        self._recording = recording
+        self._to_env = action_converter(policy, space)
         parameter = next(policy.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._scratch: npt.NDArray[np.float32] | None = None
-        # [B, outputs] of each step for a known network, [B] log-probabilities for any other
         self._kept: list[Tensor] = []
 
-    def __call__(self, raw: npt.NDArray[np.float32], masks: Bool | None) -> Tensor:
-        """Sampled actions [B, ...] for raw observations [B, O]."""
-        if self._normalizer is None:
-            shown = raw
-        else:
-            self._scratch = np.empty_like(raw) if self._scratch is None else self._scratch
-            shown = self._normalizer(raw, self._scratch)
-        x = torch.from_numpy(shown)
-        mask = None if masks is None else torch.from_numpy(masks)
-        if self._network is not None:
-            x = x.to(device=self._device, dtype=self._dtype)
-            outputs = self._forward(x)
-            self._kept.append(outputs)
-            mask = None if mask is None else mask.to(self._device)
-            return draw(self._network, outputs, mask).cpu()
-        x = x.to(self._device)
-        given = {} if mask is None else {"action_mask": mask.to(self._device)}
+    def _shown(self, t: int) -> tuple[Tensor, Tensor | None]:
+        """What the policy is shown at step t, [B, O], and its masks."""
+        recording = self._recording
+        raw = recording.observations[t]
+        shown = raw if self._normalizer is None else self._normalizer(raw)
+        mask = None if recording.masks is None else torch.from_numpy(recording.masks[t])
+        return torch.from_numpy(shown).to(self._device), (
+            None if mask is None else mask.to(self._device)
+        )
+
+    def __call__(self, t: int) -> Array:
+        """Sample step t by the policy's own distribution."""
+        x, mask = self._shown(t)
+        given = {} if mask is None else {"action_mask": mask}
         chosen = self._policy(x, **given)
         actions: Tensor = chosen.sample()
         log_prob: Tensor = chosen.log_prob(actions)
-        if log_prob.shape != (self._envs,):
+        if log_prob.shape != (len(x),):
             raise ValueError(
-                f"the policy's log_prob must have shape [{self._envs}], one number per row of "
+                f"the policy's log_prob must have shape [{len(x)}], one number per row of "
                 f"obs; got {tuple(log_prob.shape)}. Wrap per-dimension distributions in "
                 "torch.distributions.Independent(..., 1)."
             )
         self._kept.append(log_prob.cpu())
-        return actions.cpu()
+        actions = actions.cpu()
+        self._recording.keep_actions(t, actions)
+        return self._to_env(actions)
 
-    def log_probs(self, recording: Recording) -> Tensor:
-        """Log-probabilities [T, B] of the actions, for a known network in one batch."""
-        kept = torch.stack(self._kept)
-        if self._network is None:
-            return kept
+    def log_probs(self) -> Tensor:
+        """Log-probabilities [T, B] of the actions."""
+        return torch.stack(self._kept)
+
+
+class NetworkSampler(Sampler):
+    """In pure torch, for a known network anywhere; and the ground of the native one."""
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        normalizer: ObservationNormalizer | None,
+        recording: Recording,
+        space: spaces.Space[Any],
+        net: Network,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(policy, normalizer, recording, space)
+        self._net = net
+        steps, envs = recording.rewards.shape
+        self._noise = draw_noise(net, rng, steps, envs)
+        width = () if net.head.kind == "categorical" else self._noise.shape[2:]
+        dtype = torch.int64 if net.head.nvec else self._dtype
+        recording.actions = torch.empty((steps, envs, *width), dtype=dtype)
+
+    def __call__(self, t: int) -> Array:
+        """Sample step t from the noise of the rollout."""
+        x, mask = self._shown(t)
+        outputs = network.forward(self._net.layers, x.to(self._dtype))
+        self._kept.append(outputs)
+        noise = torch.from_numpy(self._noise[t]).to(self._device)
+        kept = self._recording.actions
+        assert kept is not None  # noqa: S101
+        kept[t] = draw(self._net, outputs, noise, mask).cpu().view(kept[t].shape)
+        return self._to_env(kept[t])
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities [T, B] of the actions, in one batch."""
+        recording, kept = self._recording, torch.stack(self._kept)
         assert recording.actions is not None  # noqa: S101
         masks = recording.masks
         mask = None if masks is None else torch.from_numpy(masks).flatten(0, 1).to(self._device)
-        chosen = distribution(self._network, kept.flatten(0, 1), mask)
+        chosen = distribution(self._net, kept.flatten(0, 1), mask)
         flat = chosen.log_prob(recording.actions.flatten(0, 1).to(self._device))
         return flat.cpu().reshape(kept.shape[:2])
+
+
+class NativeSampler(NetworkSampler):
+    """By one native call a step, without a tensor made on the way."""
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        normalizer: ObservationNormalizer | None,
+        recording: Recording,
+        space: spaces.Space[Any],
+        net: Network,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(policy, normalizer, recording, space, net, rng)
+        self._space_dtype = space.dtype
+        self._env_actions: Array | None = None
+        # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
+        if net.head.kind != "bernoulli" and not getattr(policy, "squash", False):
+            # New for each rollout: an environment may keep the actions it was given.
+            self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
+            shape = (*self._noise.shape[:2], *(space.shape or ()))
+            self._shaped = self._env_actions.reshape(shape)
+        self._native: Any = None
+
+    def _actions(self) -> Array:
+        assert self._recording.actions is not None  # noqa: S101
+        array: Array = self._recording.actions.numpy()
+        return array.reshape(self._noise.shape)
+
+    def _begin(self) -> None:
+        """Once the first step's masks are there."""
+        from trpo_fast.backends.sampling import NativeSampling
+
+        policy: Any = self._policy
+        actions, recording = self._actions(), self._recording
+        bounds = (
+            np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
+            for bound in (policy.action_low, policy.action_high)
+        )
+        self._native = NativeSampling(
+            self._net,
+            observations=recording.observations,
+            constants=None if self._normalizer is None else self._normalizer.constants(),
+            noise=self._noise,
+            masks=recording.masks,
+            actions=actions,
+            env_actions=self._env_actions,
+            bounds=(next(bounds), next(bounds)),
+        )
+
+    def __call__(self, t: int) -> Array:
+        """Sample step t natively."""
+        if self._native is None:
+            self._begin()
+        self._native.step(t)
+        if self._env_actions is None:
+            assert self._recording.actions is not None  # noqa: S101
+            return self._to_env(self._recording.actions[t])
+        given: Array = self._shaped[t].astype(self._space_dtype, copy=False)
+        return given
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities [T, B] of the actions."""
+        found: Tensor = self._native.log_probs
+        return found.squeeze(-1).to(self._dtype)
+
+
+def sampler_for(
+    policy: nn.Module,
+    normalizer: ObservationNormalizer | None,
+    recording: Recording,
+    space: spaces.Space[Any],
+    rng: np.random.Generator,
+) -> Sampler:
+    """The fastest sampler that serves the policy; the noise is drawn from ``rng`` here."""
+    net = network_of(policy)
+    if isinstance(net, str):
+        return Sampler(policy, normalizer, recording, space)
+    native = _native.core is not None and net.layers[0].weight.device.type == "cpu"
+    kind = NativeSampler if native else NetworkSampler
+    return kind(policy, normalizer, recording, space, net, rng)
 
 
 @contextmanager

@@ -12,6 +12,7 @@
 #include "../../csrc/cpu/conjugate_gradient.h"
 #include "../../csrc/cpu/dispatch.h"
 #include "../../csrc/cpu/mlp_forward.h"
+#include "../../csrc/cpu/sampling.h"
 #include "../../csrc/cpu/trust_region.h"
 #include "../../csrc/cpu/value_fit.h"
 
@@ -161,6 +162,54 @@ struct Fixture {
   }
 };
 
+// Every row of three steps: finite log-probabilities, actions within what the environment takes.
+template <class T>
+void drive_sampling(const Shape& s, const PolicyBatch<T>& batch) {
+  const Index steps = 3, envs = s.rows, rows = steps * envs, A = s.actions;
+  const Index outputs = batch.layers.back().out;
+  const bool categorical = !s.nvec.empty();
+  const SamplingPolicy<T> policy{batch.layers,  batch.head_kind,      batch.actions, batch.nvec,
+                                 batch.log_std, batch.log_std_stride, s.threads};
+  const std::vector<float> observations = normal<float>((steps + 1) * envs * s.obs, 2);
+  const std::vector<float> mean = normal<float>(s.obs, 1);
+  const std::vector<float> scale(std::size_t(s.obs), 0.7f);
+  const std::vector<T> noise = normal<T>(rows * A, 1);
+  std::vector<double> uniform(std::size_t(rows * A));
+  for (double& u : uniform) u = std::uniform_real_distribution<double>(0, 1)(engine);
+  std::vector<std::uint8_t> masks(std::size_t(rows * outputs), 1);
+  for (Index i = 0; i < rows && s.masked && categorical && s.nvec[0] > 1; ++i) {
+    masks[i * outputs + i % s.nvec[0]] = 0;
+  }
+  std::vector<T> real(std::size_t(rows * A)), env_real(real.size());
+  const std::vector<T> low(std::size_t(A), T(-1)), high(std::size_t(A), T(1));
+  std::vector<std::int64_t> category(real.size()), env_category(real.size());
+  const std::vector<std::int64_t> start(std::size_t(A), 5);
+  std::vector<double> log_probs(static_cast<std::size_t>(rows));
+  RolloutBuffers<T> b{};
+  b.steps = steps, b.envs = envs, b.inputs = s.obs, b.actions = A, b.outputs = outputs;
+  b.observations = observations.data();
+  b.mean = mean.data(), b.scale = scale.data(), b.clip = 3;
+  b.normal = noise.data(), b.uniform = uniform.data();
+  b.masks = s.masked && categorical ? masks.data() : nullptr;
+  if (categorical) {
+    b.category = category.data(), b.env_category = env_category.data(), b.start = start.data();
+  } else {
+    b.real = real.data(), b.env_real = env_real.data();
+    b.low = low.data(), b.high = high.data();
+  }
+  b.log_prob = log_probs.data();
+  const Memory memory(Sampling<T>::workspace_bytes(policy));
+  const Sampling<T> sampling(policy, memory.get());
+  for (Index t = 0; t < steps; ++t) sampling.step(b, t);
+  for (const double value : log_probs) check(std::isfinite(value), "log_prob", value, 0);
+  for (const T value : env_real) check(std::fabs(value) <= 1, "clamped", value, 1);
+  for (Index i = 0; categorical && i < rows * A; ++i) {
+    const std::int64_t choice = category[i];
+    check(choice >= 0 && choice < s.nvec[i % A], "category", double(choice), 0);
+    check(env_category[i] == choice + 5, "shifted", double(env_category[i]), double(choice + 5));
+  }
+}
+
 template <class T>
 void drive(const Shape& shape) {
   Fixture<T> f(shape);
@@ -226,6 +275,7 @@ void drive(const Shape& shape) {
   const MlpForward<T> forward(f.batch.layers, shape.threads, packed.get());
   forward(obs, {out.data(), obs.rows, outputs, outputs, 1});
   for (const T value : out) check(std::isfinite(value), "forward", value, 0);
+  drive_sampling<T>(shape, f.batch);
 }
 
 // Adam on a linear target: the error falls, the padding stays zero (or the fit would diverge), and

@@ -1,0 +1,176 @@
+#include <memory>
+
+#include "../cpu/sampling.h"
+#include "gil.h"
+#include "register.h"
+#include "tensor_arg.h"
+
+namespace trpo_fast {
+namespace {
+
+constexpr const char* kWhat = "this rollout's sampling";
+// Multiplications below which a step is over before another thread would use the lock well.
+constexpr Index kQuickStep = 1 << 20;
+
+template <class T>
+class BoundSampling {
+ public:
+  BoundSampling(const py::sequence& layers, Index input_width, int head, Index action_dim,
+                const std::vector<Index>& nvec, const py::object& log_std, int threads) {
+    if (threads < 1) throw py::value_error("threads must be at least 1");
+    if (head < 0 || head >= kHeadCount) throw py::value_error("unknown head");
+    policy_.layers = layers_arg<T>(layers, input_width);
+    policy_.head_kind = HeadKind(head);
+    policy_.nvec = nvec;
+    policy_.actions = nvec.empty() ? action_dim : Index(nvec.size());
+    policy_.threads = threads;
+    policy_.log_std = nullptr;
+    policy_.log_std_stride = 0;
+    if (!log_std.is_none()) {
+      const TensorArg arg(log_std, "log_std", 1);
+      arg.require_size(0, policy_.actions);
+      policy_.log_std = arg.data<const T>();
+      policy_.log_std_stride = arg.stride(0);
+    }
+    check_head();
+  }
+
+  std::size_t workspace_bytes() const { return Sampling<T>::workspace_bytes(policy_); }
+
+  // The parameters are read here; the buffers at each step.
+  void bind(std::uintptr_t workspace, const py::dict& args) {
+    const Exclusive only(busy_, kWhat);
+    const TensorArg observations(args["observations"], "observations", 3);
+    observations.require_contiguous();
+    RolloutBuffers<T> b{};
+    b.steps = observations.size(0) - 1;
+    b.envs = observations.size(1);
+    b.inputs = policy_.layers.front().in;
+    b.actions = policy_.actions;
+    b.outputs = policy_.layers.back().out;
+    observations.require_size(2, b.inputs);
+    b.observations = observations.data<const float>();
+    b.mean = vector<const float>(args, "mean", b.inputs);
+    b.scale = vector<const float>(args, "scale", b.inputs);
+    b.clip = args["clip"].cast<float>();
+    b.masks = rows<const std::uint8_t>(args, "masks", b, b.outputs);
+    const bool categorical = !policy_.nvec.empty();
+    const bool gaussian = policy_.head_kind == HeadKind::gaussian ||
+                          policy_.head_kind == HeadKind::gaussian_state_std;
+    if (gaussian) b.normal = rows<const T>(args, "noise", b, b.actions);
+    if (!gaussian) b.uniform = rows<const double>(args, "noise", b, b.actions);
+    if (categorical) {
+      b.category = rows<std::int64_t>(args, "actions", b, b.actions);
+      b.env_category = rows<std::int64_t>(args, "env_actions", b, b.actions);
+      b.start = vector<const std::int64_t>(args, "low", b.actions);
+    } else {
+      b.real = rows<T>(args, "actions", b, b.actions);
+      b.env_real = rows<T>(args, "env_actions", b, b.actions);
+      b.low = vector<const T>(args, "low", b.actions);
+      b.high = vector<const T>(args, "high", b.actions);
+    }
+    b.log_prob = rows<double>(args, "log_prob", b, 1);
+    check_buffers(b);
+    buffers_ = b;
+    quick_ = b.envs * multiplications() < kQuickStep;
+    sampling_ = std::make_unique<Sampling<T>>(policy_, reinterpret_cast<void*>(workspace));
+  }
+
+  void step(Index t) {
+    const Exclusive only(busy_, kWhat);
+    if (sampling_ == nullptr) throw py::value_error("bind() a workspace first");
+    if (t < 0 || t >= buffers_.steps) {
+      throw py::index_error("step " + std::to_string(t) + " of a rollout of " +
+                            std::to_string(buffers_.steps));
+    }
+    if (quick_) return sampling_->step(buffers_, t);
+    const GilReleased released;
+    sampling_->step(buffers_, t);
+  }
+
+ private:
+  void check_head() const {
+    Index outputs = policy_.actions * (policy_.head_kind == HeadKind::gaussian_state_std ? 2 : 1);
+    const bool categorical = policy_.head_kind == HeadKind::categorical ||
+                             policy_.head_kind == HeadKind::multi_categorical;
+    if (categorical) {
+      outputs = 0;
+      for (const Index n : policy_.nvec) outputs += n;
+    }
+    if (categorical == policy_.nvec.empty() || outputs != policy_.layers.back().out) {
+      throw py::value_error("the head does not fit the last layer's outputs");
+    }
+    if ((policy_.head_kind == HeadKind::gaussian) != (policy_.log_std != nullptr)) {
+      throw py::value_error("log_std goes with the Gaussian head whose log std is a parameter");
+    }
+  }
+
+  static void check_buffers(const RolloutBuffers<T>& b) {
+    const bool action = b.real != nullptr || b.category != nullptr;
+    const bool noise = b.normal != nullptr || b.uniform != nullptr;
+    if (b.steps < 1 || !action || !noise || b.log_prob == nullptr) {
+      throw py::value_error("a rollout needs steps, noise, actions and log_prob");
+    }
+    const bool bounds = b.env_real == nullptr || (b.low != nullptr && b.high != nullptr);
+    const bool shift = b.env_category == nullptr || b.start != nullptr;
+    if (!bounds || !shift || (b.mean == nullptr) != (b.scale == nullptr)) {
+      throw py::value_error("env_actions need low and high; mean and scale go together");
+    }
+  }
+
+  Index multiplications() const {
+    Index total = 0;
+    for (const Layer<T>& layer : policy_.layers) total += layer.in * layer.out;
+    return total;
+  }
+
+  template <class Element>
+  static Element* vector(const py::dict& args, const char* name, Index size) {
+    if (args[name].is_none()) return nullptr;
+    const TensorArg arg(args[name], name, 1);
+    arg.require_size(0, size);
+    arg.require_contiguous();
+    return arg.data<Element>();
+  }
+
+  // [T, B, width]
+  template <class Element>
+  static Element* rows(const py::dict& args, const char* name, const RolloutBuffers<T>& b,
+                       Index width) {
+    if (args[name].is_none()) return nullptr;
+    const TensorArg arg(args[name], name, 3);
+    arg.require_size(0, b.steps);
+    arg.require_size(1, b.envs);
+    arg.require_size(2, width);
+    arg.require_contiguous();
+    return arg.data<Element>();
+  }
+
+  SamplingPolicy<T> policy_;
+  RolloutBuffers<T> buffers_{};
+  bool quick_ = true;
+  std::unique_ptr<Sampling<T>> sampling_;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+};
+
+template <class T>
+void register_kind(py::module_& m, const char* name) {
+  using Bound = BoundSampling<T>;
+  py::class_<Bound>(m, name)
+      .def(py::init<const py::sequence&, Index, int, Index, const std::vector<Index>&,
+                    const py::object&, int>(),
+           py::arg("layers"), py::arg("input_width"), py::arg("head"), py::arg("action_dim"),
+           py::arg("nvec"), py::arg("log_std"), py::arg("threads"))
+      .def("workspace_bytes", &Bound::workspace_bytes)
+      .def("bind", &Bound::bind, py::arg("workspace"), py::arg("buffers"))
+      .def("step", &Bound::step, py::arg("t"));
+}
+
+}  // namespace
+
+void register_sampling(py::module_& m) {
+  register_kind<float>(m, "SamplingF32");
+  register_kind<double>(m, "SamplingF64");
+}
+
+}  // namespace trpo_fast
