@@ -154,4 +154,5 @@ def _products(
     if options.backend != "auto":
         raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
     refuse_generic(options, network)
-    return GenericProblem(parameters, options, fisher_terms=fisher_terms(policy, batch, options))
+    terms = fisher_terms(policy, batch, options)
+    return GenericProblem(parameters, options, fisher_terms=terms, module=policy)

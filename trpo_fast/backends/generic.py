@@ -1,9 +1,7 @@
 """The update's parts for any module or closure, through autograd.
 
-The Fisher product is Pearlmutter's Hessian-vector product of the mean KL at theta_old, where the
-KL's gradient is 0 and its Hessian is the Fisher matrix (Schulman et al. 2015, appendix C.1). One
-linearisation is kept for the whole solve; a batch too large for that is linearised chunk by chunk,
-again at each product.
+The Fisher product is that of ``linearization``. One linearisation is kept for the whole solve; a
+batch too large for that is linearised chunk by chunk, again at each product.
 """
 
 from __future__ import annotations
@@ -12,15 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from trpo_fast.backends.linearization import Linearization, linearize, slopes_of
 from trpo_fast.distributions import detached, in_double
 from trpo_fast.flat import FlatParameters, strided_rows, weighted_mean
 from trpo_fast.options import Options
 from trpo_fast.trust_region import Solution, conjugate_gradient
 
 Rows = tuple[Distribution, Tensor | None]  # distribution and weights of some rows
+NOISE = 1e-6  # a KL(theta, theta) that rounding explains, in nats
 
 
 class Evaluation(NamedTuple):
@@ -32,10 +32,15 @@ class Evaluation(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A share of the batch: the whole loss is ``sum(share * loss)`` over the terms."""
+    """A share of the batch: the whole loss is ``sum(share * loss)`` over the terms.
+
+    ``rows`` gives the same distribution without a loss, as often as is wanted; None where ``call``
+    is a closure, whose number of calls is promised.
+    """
 
     call: Callable[[], Evaluation]
     share: float
+    rows: Callable[[], Rows] | None = None
 
 
 class FisherTerm(NamedTuple):
@@ -56,6 +61,7 @@ class GenericProblem:
             by ``fisher_fraction``, without another call.
         by_dependence: Step only the parameters that the distribution depends on; otherwise those
             that the loss alone depends on too.
+        module: Holds the parameters, where it is known.
     """
 
     backend = "generic"
@@ -68,16 +74,21 @@ class GenericProblem:
         fisher_terms: Sequence[FisherTerm] | None = None,
         *,
         by_dependence: bool = True,
+        module: nn.Module | None = None,
     ) -> None:
-        self.parameters, self.options = parameters, options
+        self.parameters, self.options, self.module = parameters, options, module
         self.terms, self.fisher_terms = terms, fisher_terms
         self.by_dependence = by_dependence
         self.theta = parameters.start
         self.old: list[Distribution] = []  # each term's distribution at theta_old, in float64
-        self.kl_slopes: list[Tensor | None] | None = None  # of a single Fisher term, graph kept
+        self.kept: Linearization | None = None  # of a single Fisher term
 
     def gradient(self) -> tuple[float, Tensor]:
-        """The loss at theta_old, and minus its gradient ``[P]``."""
+        """The loss at theta_old, and minus its gradient ``[P]``.
+
+        Raises:
+            ValueError: the model gives another distribution at a second call.
+        """
         self.old, loss, g = [], 0.0, torch.zeros_like(self.theta)
         tensors, keep = self.parameters.tensors, self.fisher_terms is None
         used = [False] * len(tensors)
@@ -85,18 +96,17 @@ class GenericProblem:
             with torch.enable_grad():
                 found = term.call()
                 rows = (found.distribution, found.weights)
-                kl_slopes = _slopes(
-                    self._mean_kl(rows, strided=keep), tensors, retain=True, twice=keep
-                )
-                loss_slopes = _slopes(term.share * found.loss, tensors, retain=keep)
-            for index, (by_kl, by_loss) in enumerate(zip(kl_slopes, loss_slopes, strict=True)):
-                dependent = by_kl is not None or (by_loss is not None and not self.by_dependence)
+                linear = self._linearize(rows, term.rows) if keep else None
+                by_kl = _depends_on(found.distribution, tensors) if linear is None else linear.used
+                loss_slopes = slopes_of(term.share * found.loss, tensors, retain=keep)
+            for index, by_loss in enumerate(loss_slopes):
+                dependent = by_kl[index] or (by_loss is not None and not self.by_dependence)
                 used[index] = used[index] or dependent
-            if keep:
-                self.kl_slopes = kl_slopes
+            self.kept = linear
             self.old.append(in_double(detached(found.distribution)))
             loss += term.share * float(found.loss.detach())
             g -= self.parameters.flatten(loss_slopes)
+        self._check_repeatable()
         self.parameters.used = used
         for view, is_used in zip(self.parameters.split(g), used, strict=True):
             if not is_used:
@@ -117,19 +127,19 @@ class GenericProblem:
 
     def fisher_product(self, v: Tensor) -> Tensor:
         """``F v`` ``[P]``, without damping, over the Fisher's share of the rows."""
-        if self.kl_slopes is None and self.fisher_terms is None:
+        if self.kept is None and self.fisher_terms is None:
             self.gradient()
-        if self.kl_slopes is not None:
-            return self._hessian_product(self.kl_slopes, v)
+        if self.kept is not None:
+            return self.kept.product(v)
         terms = self.fisher_terms or []
         total = torch.zeros_like(v)
         for term in terms:
             with torch.enable_grad():
-                mean_kl = self._mean_kl(term.call(), strided=False)
-                slopes = _slopes(mean_kl, self.parameters.tensors, twice=True)
+                rows = term.call()
+            linear = self._linearize(rows, term.call, strided=False)
             if len(terms) == 1:
-                self.kl_slopes = slopes
-            total.add_(self._hessian_product(slopes, v), alpha=term.share)
+                self.kept = linear
+            total.add_(linear.product(v), alpha=term.share)
         return total
 
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
@@ -158,69 +168,77 @@ class GenericProblem:
             self.parameters.write(self.theta)
         return loss, kl
 
-    def _mean_kl(self, rows: Rows, *, strided: bool) -> Tensor:
-        """Mean of KL(old, new) at new = old, with its graph to the parameters."""
+    def _linearize(
+        self, rows: Rows, again: Callable[[], Rows] | None, *, strided: bool = True
+    ) -> Linearization:
         distribution, weights = rows
-        try:
-            kl = kl_divergence(detached(distribution), distribution)
-        except NotImplementedError as error:
-            name = type(distribution).__name__
-            raise NotImplementedError(
-                f"no KL divergence is registered for {name}; register one with "
-                "torch.distributions.register_kl"
-            ) from error
-        if not kl.requires_grad:
-            raise ValueError(
-                "the distribution does not depend on any of the parameters; give the optimizer "
-                "the policy's parameters, and do not call forward under no_grad or detach"
+        old = in_double(detached(distribution))
+        fraction = self.options.fisher_fraction if strided else 1.0
+        call = None if again is None else lambda: again()[0]
+        with torch.enable_grad():
+            return linearize(
+                distribution,
+                lambda new: _mean_kl(old, new, weights, fraction),
+                self.parameters,
+                self.module,
+                call,
             )
-        if weights is not None and weights.shape != kl.shape:
-            shapes = f"{tuple(weights.shape)}, the distribution batch_shape {tuple(kl.shape)}"
-            raise ValueError(f"weights have shape {shapes}; they must be equal")
-        if strided and self.options.fisher_fraction < 1:
-            kl = kl.flatten()
-            kept = torch.arange(len(kl), device=kl.device)
-            if weights is not None:
-                weights = weights.flatten()
-                kept = kept[weights > 0]
-            kept = kept[strided_rows(len(kept), self.options.fisher_fraction, kl.device)]
-            kl, weights = kl[kept], None if weights is None else weights[kept]
-        return weighted_mean(kl, weights)
 
-    def _hessian_product(self, slopes: Sequence[Tensor | None], v: Tensor) -> Tensor:
-        pairs = [
-            (slope, part)
-            for slope, part in zip(slopes, self.parameters.split(v), strict=True)
-            if slope is not None and slope.requires_grad
-        ]
-        if not pairs:
-            return torch.zeros_like(v)
-        try:
-            products = torch.autograd.grad(
-                [slope for slope, _ in pairs],
-                self.parameters.tensors,
-                [part for _, part in pairs],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        except RuntimeError as error:
-            if "double backward" not in str(error):
-                raise
-            raise RuntimeError(
-                "the model cannot be differentiated twice, which the Fisher product needs; "
-                "call the uncompiled model in the closure, and switch fused kernels off"
-            ) from error
-        return self.parameters.flatten(products)
+    @torch.no_grad()
+    def _check_repeatable(self) -> None:
+        """KL(theta_old, theta_old) = 0, or else the line search would compare noise with noise."""
+        for term, old in zip(self.terms[:1], self.old, strict=False):
+            if term.rows is None:
+                return
+            again, weights = term.rows()
+            kl = float(weighted_mean(kl_divergence(old, in_double(again)), weights))
+            if kl > max(NOISE, 1e-2 * self.options.max_kl):
+                raise ValueError(
+                    f"the policy gives another distribution each time it is called: "
+                    f"KL(theta, theta) = {kl:.3g}, and it must be 0. Noise that eval mode does not "
+                    "switch off has no trust region; draw it outside forward and pass it in obs"
+                )
 
 
-def _slopes(
-    value: Tensor, tensors: Sequence[Tensor], *, retain: bool = False, twice: bool = False
-) -> list[Tensor | None]:
-    """Derivatives of a scalar; None where it does not depend on a tensor."""
-    if not value.requires_grad:
-        return [None] * len(tensors)
-    return list(
-        torch.autograd.grad(
-            value, tensors, retain_graph=retain or twice, create_graph=twice, allow_unused=True
-        )
+def _depends_on(distribution: Distribution, tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether a distribution depends on each of the tensors."""
+    slopes = slopes_of(
+        _mean_kl(detached(distribution), distribution, None, 1.0), tensors, retain=True
     )
+    return [slope is not None for slope in slopes]
+
+
+def _mean_kl(
+    old: Distribution, new: Distribution, weights: Tensor | None, fraction: float
+) -> Tensor:
+    """Mean of KL(old, new) over the rows, or over an evenly strided fraction of them.
+
+    Raises:
+        NotImplementedError: torch has no KL registered for the type.
+        ValueError: the new distribution has no graph, or the weights are not one for each row.
+    """
+    try:
+        kl = kl_divergence(old, new)
+    except NotImplementedError as error:
+        name = type(new).__name__
+        raise NotImplementedError(
+            f"no KL divergence is registered for {name}; register one with "
+            "torch.distributions.register_kl"
+        ) from error
+    if not kl.requires_grad:
+        raise ValueError(
+            "the distribution does not depend on any of the parameters; give the optimizer "
+            "the policy's parameters, and do not call forward under no_grad or detach"
+        )
+    if weights is not None and weights.shape != kl.shape:
+        shapes = f"{tuple(weights.shape)}, the distribution batch_shape {tuple(kl.shape)}"
+        raise ValueError(f"weights have shape {shapes}; they must be equal")
+    if fraction < 1:
+        kl = kl.flatten()
+        kept = torch.arange(len(kl), device=kl.device)
+        if weights is not None:
+            weights = weights.flatten()
+            kept = kept[weights > 0]
+        kept = kept[strided_rows(len(kept), fraction, kl.device)]
+        kl, weights = kl[kept], None if weights is None else weights[kept]
+    return weighted_mean(kl, weights)

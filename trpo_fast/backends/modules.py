@@ -86,7 +86,8 @@ def module_terms(
 
     The second is None where the Fisher's rows are those of the only term.
     """
-    terms = [Term(ModuleTerm(module, part), share) for part, share in _parts(batch)]
+    calls = [(ModuleTerm(module, part), share) for part, share in _parts(batch)]
+    terms = [Term(call, share, call.rows) for call, share in calls]
     if len(terms) == 1 and options.fisher_fraction == 1:
         return terms, None
     return terms, fisher_terms(module, batch, options)

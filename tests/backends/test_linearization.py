@@ -1,0 +1,312 @@
+"""Fisher products of models of every kind, against dense float64 Hessians of the mean KL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from generic_models import MODELS, Model
+from torch import Tensor, nn
+from torch.autograd.functional import hessian
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Binomial,
+    Categorical,
+    Cauchy,
+    Dirichlet,
+    Distribution,
+    Exponential,
+    Gamma,
+    Geometric,
+    Gumbel,
+    HalfNormal,
+    Independent,
+    Laplace,
+    LogNormal,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    OneHotCategorical,
+    Poisson,
+    TransformedDistribution,
+    kl_divergence,
+)
+from torch.distributions.transforms import TanhTransform
+from torch.func import functional_call
+from torch.nn.functional import softplus
+
+from trpo_fast import TRPOOptimizer, fisher_vector_product
+from trpo_fast.backends import linearization
+from trpo_fast.backends.linearization import (
+    ForwardReverse,
+    KlHessian,
+    ReverseTwice,
+    depends_on,
+    linearize,
+)
+from trpo_fast.distributions import MaskedCategorical, MultiCategorical, detached
+from trpo_fast.flat import FlatParameters
+from trpo_fast.modes import twice_differentiable
+
+pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
+
+
+def parameters_of(module: nn.Module) -> FlatParameters:
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return FlatParameters([p for _, p in named], [name for name, _ in named])
+
+
+def dense_fisher(module: nn.Module, obs: Any) -> Tensor:
+    """F ``[P, P]``: the Hessian of the mean KL, by torch, without anything of ours."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    sizes = [p.numel() for p in named.values()]
+    with torch.no_grad():
+        old = detached(module(obs))
+
+    def mean_kl(flat: Tensor) -> Tensor:
+        pieces = zip(named.items(), flat.split(sizes), strict=True)
+        given = {name: piece.view_as(p) for (name, p), piece in pieces}
+        return kl_divergence(old, functional_call(module, given, (obs,))).mean()
+
+    theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
+    return hessian(mean_kl, theta)
+
+
+def linear_of(module: nn.Module, obs: Any, *, forward: bool) -> Any:
+    distribution = module(obs)
+    old = detached(distribution)
+    return linearize(
+        distribution,
+        lambda new: kl_divergence(old, new).mean(),
+        parameters_of(module),
+        module if forward else None,
+        (lambda: module(obs)) if forward else None,
+    )
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_every_kind_of_model_equals_the_dense_fisher_matrix(model: Model) -> None:
+    module, obs = model.make(torch.float64)
+    with twice_differentiable(module):
+        dense = dense_fisher(module, obs)
+        torch.manual_seed(1)
+        for forward in (False, True):
+            linear = linear_of(module, obs, forward=forward)
+            for _ in range(2):  # the linearisation is kept
+                v = torch.randn(len(dense), dtype=torch.float64)
+                assert torch.allclose(linear.product(v), dense @ v, rtol=1e-8, atol=1e-12)
+    assert isinstance(linear, ForwardReverse if model.convolves else ReverseTwice)
+    if model.convolves:
+        assert linear._reverse is None, "forward mode was given up"
+    assert float(dense.abs().max()) > 1e-6
+
+
+class Head(nn.Module):
+    """Some outputs of a small network, made into a distribution."""
+
+    def __init__(self, width: int, make: Callable[[Tensor], Distribution]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, width))
+        self.make = make
+
+    def forward(self, obs: Tensor) -> Distribution:
+        return self.make(self.body(obs))
+
+
+def positive(x: Tensor) -> Tensor:
+    return softplus(x) + 0.3
+
+
+def tril(x: Tensor) -> Tensor:
+    return torch.diag_embed(positive(x[:, :2])) + torch.tensor([[0.0, 0], [0.5, 0]]).to(x)
+
+
+MASK = torch.tensor([True, True, False, True])
+HEADS: dict[str, tuple[int, Callable[[Tensor], Distribution], type]] = {
+    "normal": (4, lambda x: Independent(Normal(x[:, :2], positive(x[:, 2:])), 1), ReverseTwice),
+    "normal, fixed scale": (2, lambda x: Independent(Normal(x, torch.ones(2)), 1), ReverseTwice),
+    "scalar normal": (2, lambda x: Normal(x[:, 0], positive(x[:, 1])), ReverseTwice),
+    "tanh": (
+        4,
+        lambda x: TransformedDistribution(
+            Independent(Normal(x[:, :2], positive(x[:, 2:])), 1), [TanhTransform(cache_size=1)]
+        ),
+        ReverseTwice,
+    ),
+    "log-normal": (2, lambda x: LogNormal(x[:, 0], positive(x[:, 1])), ReverseTwice),
+    "categorical": (4, lambda x: Categorical(logits=x), ReverseTwice),
+    "categorical, probs": (4, lambda x: Categorical(probs=x.softmax(1)), ReverseTwice),
+    "categorical, masked": (
+        4,
+        lambda x: MaskedCategorical(x, MASK.expand_as(x)),
+        ReverseTwice,
+    ),
+    "multi-categorical": (5, lambda x: MultiCategorical(x, (2, 3)), ReverseTwice),
+    "one-hot": (4, lambda x: OneHotCategorical(logits=x), ReverseTwice),
+    "bernoulli": (3, lambda x: Independent(Bernoulli(logits=x), 1), ReverseTwice),
+    "bernoulli, probs": (3, lambda x: Independent(Bernoulli(probs=x.sigmoid()), 1), ReverseTwice),
+    "beta": (4, lambda x: Independent(Beta(*positive(x).chunk(2, 1)), 1), ReverseTwice),
+    "gamma": (2, lambda x: Gamma(*positive(x).unbind(1)), ReverseTwice),
+    "dirichlet": (3, lambda x: Dirichlet(positive(x)), ReverseTwice),
+    "exponential": (1, lambda x: Exponential(positive(x[:, 0])), ReverseTwice),
+    "poisson": (1, lambda x: Poisson(positive(x[:, 0])), ReverseTwice),
+    "gumbel": (2, lambda x: Gumbel(x[:, 0], positive(x[:, 1])), ReverseTwice),
+    "half-normal": (1, lambda x: HalfNormal(positive(x[:, 0])), ReverseTwice),
+    "multivariate": (
+        4,
+        lambda x: MultivariateNormal(x[:, 2:], scale_tril=tril(x)),
+        ReverseTwice,
+    ),
+    "multivariate, covariance": (
+        4,
+        lambda x: MultivariateNormal(x[:, 2:], tril(x) @ tril(x).mT),
+        ReverseTwice,
+    ),
+    "low rank": (
+        4,
+        lambda x: LowRankMultivariateNormal(x[:, :2], x[:, 2:, None], positive(x[:, 2:])),
+        ReverseTwice,
+    ),
+    # Of these types nothing is known here but their KL.
+    "geometric": (1, lambda x: Geometric(logits=x[:, 0]), KlHessian),
+    "binomial": (1, lambda x: Binomial(5, logits=x[:, 0]), KlHessian),
+    "cauchy": (2, lambda x: Cauchy(x[:, 0], positive(x[:, 1])), KlHessian),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_distribution_equals_the_dense_fisher_matrix(name: str) -> None:
+    width, make, kind = HEADS[name]
+    torch.manual_seed(0)
+    module, obs = Head(width, make).double(), torch.randn(6, 3, dtype=torch.float64)
+    dense = dense_fisher(module, obs)
+    v = torch.randn(len(dense), dtype=torch.float64)
+    linear = linear_of(module, obs, forward=False)
+    assert type(linear) is kind
+    assert torch.allclose(linear.product(v), dense @ v, rtol=1e-7, atol=1e-11)
+    assert float(torch.linalg.eigvalsh(dense)[-1]) > 1e-3
+    # The whole way, through the public function.
+    product = fisher_vector_product(module, obs, v)
+    assert torch.allclose(product, dense @ v, rtol=1e-7, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_distribution_takes_a_step_in_float32(name: str) -> None:
+    width, make, _ = HEADS[name]
+    torch.manual_seed(0)
+    module, obs = Head(width, make), torch.randn(64, 3)
+    with torch.no_grad():
+        old = detached(module(obs))
+        actions = old.sample()
+    opt = TRPOOptimizer(module)
+    opt.step(obs=obs, actions=actions, advantages=torch.randn(64))
+    result = opt.last_result
+    assert result is not None
+    assert result.accepted, result
+    with torch.no_grad():
+        kl = float(kl_divergence(old, module(obs)).mean())
+    assert kl == pytest.approx(result.kl, rel=1e-2, abs=1e-6)
+    assert 1e-4 < kl <= 0.01 * (1 + 1e-3)
+
+
+def test_laplace_has_the_curvature_that_autograd_does_not_see() -> None:
+    torch.manual_seed(0)
+    module = Head(2, lambda x: Laplace(x[:, 0], positive(x[:, 1]))).double()
+    obs = torch.randn(1, 3, dtype=torch.float64)
+    scale = float(module(obs).scale.detach())
+    J = torch.autograd.functional.jacobian(
+        lambda bias: torch.stack([positive(bias)[1], bias[0]]), module.body(obs)[0].detach()
+    )
+    # Of the last bias: 1 / scale^2 on (loc, scale), both. Its entries are the last two of [P].
+    expected = J.T @ J / scale**2
+    sizes = [p.numel() for p in module.parameters()]
+    v = torch.zeros(sum(sizes), dtype=torch.float64)
+    for column in range(2):
+        v.zero_()
+        v[-2 + column] = 1
+        product = fisher_vector_product(module, obs, v)[-2:]
+        assert torch.allclose(product, expected[:, column], rtol=1e-9)
+
+
+def test_forward_mode_is_given_up_where_it_disagrees() -> None:
+    class Detours(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv1d(1, 2, 3), nn.Linear(6, 3)
+
+        def forward(self, obs: Tensor) -> Distribution:
+            with torch.no_grad():  # forward mode does not stop here, reverse mode does
+                features = self.conv(obs)
+            return Categorical(logits=self.out((self.conv(obs) * features).flatten(1)))
+
+    torch.manual_seed(0)
+    module, obs = Detours().double(), torch.randn(4, 1, 5, dtype=torch.float64)
+    v = torch.randn(sum(p.numel() for p in module.parameters()), dtype=torch.float64)
+    linear = linear_of(module, obs, forward=True)
+    assert isinstance(linear, ForwardReverse)
+    product = linear.product(v)
+    assert linear._reverse is not None
+    assert torch.equal(product, linear_of(module, obs, forward=False).product(v))
+
+
+def test_forward_mode_is_given_up_where_torch_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoForward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 2 * grad
+
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv1d(1, 2, 3), nn.Linear(6, 3)
+
+        def forward(self, obs: Tensor) -> Distribution:
+            features = NoForward.apply(self.conv(obs).flatten(1))
+            return Categorical(logits=self.out(features))
+
+    torch.manual_seed(0)
+    module, obs = Custom().double(), torch.randn(4, 1, 5, dtype=torch.float64)
+    linear = linear_of(module, obs, forward=True)
+    v = torch.randn(sum(p.numel() for p in module.parameters()), dtype=torch.float64)
+    expected = linear_of(module, obs, forward=False).product(v)
+    assert torch.allclose(linear.product(v), expected, rtol=1e-12)
+    assert linear._reverse is not None
+    # And it stays given up.
+    monkeypatch.setattr(linearization, "_prepare_forward_mode", lambda: pytest.fail("tried again"))
+    assert torch.allclose(linear.product(v), expected, rtol=1e-12)
+
+
+def test_the_parameters_are_themselves_again_after_forward_mode() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 3))
+    before = list(module.parameters())
+
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = module, 0
+
+        def forward(self, obs: Tensor) -> Distribution:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return Categorical(logits=self.body(obs))
+
+    opt = TRPOOptimizer(Failing())
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(obs=torch.randn(4, 1, 5), actions=torch.zeros(4).long(), advantages=torch.randn(4))
+    assert all(a is b for a, b in zip(module.parameters(), before, strict=True))
+    assert all(p.requires_grad and not p.grad_fn for p in module.parameters())
+
+
+def test_dependence_is_read_from_the_graph() -> None:
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    assert depends_on([(a * 2).sum(), c], [a, b, c]) == [True, False, True]
+    assert depends_on([(a + b).detach()], [a, b]) == [False, False]
