@@ -310,3 +310,35 @@ def test_dependence_is_read_from_the_graph() -> None:
     a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
     assert depends_on([(a * 2).sum(), c], [a, b, c]) == [True, False, True]
     assert depends_on([(a + b).detach()], [a, b]) == [False, False]
+
+
+@pytest.mark.parametrize("form", ["dropout", "functional", "noise"])
+def test_a_policy_that_answers_otherwise_each_time_is_refused(form: str) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.drop = nn.Linear(3, 4), nn.Dropout(0.5)
+
+        def forward(self, obs: Tensor) -> Distribution:
+            if form == "dropout":
+                logits = self.drop(self.linear(obs))
+            elif form == "functional":
+                logits = nn.functional.dropout(self.linear(obs), 0.5, training=True)
+            else:
+                logits = self.linear(obs + torch.randn_like(obs))
+            return Categorical(logits=logits)
+
+    torch.manual_seed(0)
+    module = Noisy()
+    before = [p.detach().clone() for p in module.parameters()]
+    opt = TRPOOptimizer(module)
+    obs, actions = torch.randn(64, 3), torch.randint(0, 4, (64,))
+    if form == "dropout":  # eval mode switches it off
+        opt.step(obs=obs, actions=actions, advantages=torch.randn(64))
+        assert opt.last_result is not None
+        assert opt.last_result.accepted
+        return
+    with pytest.raises(ValueError, match=r"each time it is called: KL\(theta, theta\) = 0\.\d"):
+        opt.step(obs=obs, actions=actions, advantages=torch.randn(64))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+    assert module.training
