@@ -168,6 +168,7 @@ class Case:
         policy = Policy(network, self.kind.head, hidden=hidden)
         optimizer = TRPOOptimizer(
             policy, max_kl=MAX_KL, damping=DAMPING, cg_iters=CG_ITERS, cg_tol=0.0,
+            cg_progress_tol=0.0,
             preconditioner="none", precision="fp32",
         )  # fmt: skip
         batch: dict[str, Any] = {
