@@ -16,8 +16,10 @@ from training_process import (
     train,
 )
 
+from trpo_fast.time_budget import COLUMNS as TIME_COLUMNS
+
 # What the wall clock decides.
-TIMED = {"time/fps", "time/time_elapsed"}
+TIMED = {"time/fps", "time/time_elapsed", *TIME_COLUMNS}
 
 
 def untimed(directory):

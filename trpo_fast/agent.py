@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import numbers
-import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from trpo_fast.progress import ProgressDisplay
 from trpo_fast.recorder import RunRecorder
 from trpo_fast.rollout import Rollout, RolloutCollector
 from trpo_fast.run_directory import RunDirectory
+from trpo_fast.time_budget import Clock
 
 # Stable-Baselines3's stats_window_size: episodes in rollout/ep_rew_mean.
 EPISODE_WINDOW = 100
@@ -104,6 +104,8 @@ class TRPO:
         # The directory whose contents are this agent's own past.
         self.continues: Path | None = None
         self.recorder: RunRecorder | None = None
+        # Seconds of the last `learn` call by phase, see time_budget.py.
+        self.time_budget: Mapping[str, float] = {}
 
     @property
     def seed(self) -> int:
@@ -169,7 +171,8 @@ class TRPO:
             try:
                 self._enter_environment()
                 callbacks.start(locals(), globals())
-                clock = _Clock(self.progress)
+                clock = Clock(self.progress.time_elapsed, self.num_timesteps)
+                self.time_budget = clock.total
                 going = True
                 while going and self.num_timesteps < target:
                     row, is_best = self._iterate(clock)
@@ -190,12 +193,16 @@ class TRPO:
                     recorder.close()
         return self
 
-    def _iterate(self, clock: _Clock) -> tuple[Row, bool]:
+    def _iterate(self, clock: Clock) -> tuple[Row, bool]:
         """One rollout, one update; its row for the log and whether it is the best so far."""
         rollout = self.collector.collect(
-            self.policy, self.learner.normalizer, self.config.rollout_steps, self.rng
+            self.policy,
+            self.learner.normalizer,
+            self.config.rollout_steps,
+            self.rng,
+            budget=clock.budget,
         )
-        row = self.learner.update(rollout, self.rng)
+        row = self.learner.update(rollout, self.rng, clock.budget)
         done, before = self.progress, self.num_timesteps
         done.num_updates += 1
         done.num_timesteps += rollout.num_valid
@@ -209,7 +216,9 @@ class TRPO:
             row["eval/mean_reward"], row["eval/std_reward"] = result.mean, result.std
             row["eval/mean_ep_length"] = result.mean_length
         row |= {ITERATION: done.num_updates, TIMESTEPS: done.num_timesteps}
-        return row | clock.figures(done), is_best
+        row |= clock.figures(done.num_timesteps)
+        done.time_elapsed = row["time/time_elapsed"]
+        return row, is_best
 
     def _episode_figures(self, rollout: Rollout) -> Row:
         self.recent_returns.extend(rollout.episode_returns)
@@ -386,21 +395,6 @@ class TRPO:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Clock:
-    """Training time over all `learn` calls, and the pace of this one."""
-
-    def __init__(self, progress: agent_state.Progress) -> None:
-        self._began = time.monotonic()
-        self._time_before = progress.time_elapsed
-        self._steps_before = progress.num_timesteps
-
-    def figures(self, progress: agent_state.Progress) -> Row:
-        passed = max(time.monotonic() - self._began, 1e-9)
-        progress.time_elapsed = self._time_before + passed
-        fps = int((progress.num_timesteps - self._steps_before) / passed)
-        return {"time/time_elapsed": progress.time_elapsed, "time/fps": fps}
 
 
 def _with_suffix(path: str | Path) -> Path:

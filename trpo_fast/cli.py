@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from trpo_fast import __version__, mujoco_warnings
 from trpo_fast.cli_options import add_agent_options, agent_options, non_negative, parse, positive
 from trpo_fast.interrupts import INTERRUPTED, interrupt_guard
+from trpo_fast.time_budget import budget_table
 
 if TYPE_CHECKING:
     from trpo_fast.agent import TRPO
@@ -104,6 +105,7 @@ def _add_train(commands: Any) -> None:
         help="go on from the directory's newest checkpoint; without one, start afresh",
     )
     run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.add_argument("--profile", action="store_true", help="print at the end where the time went")
     add_agent_options(train, default_seed=DEFAULT_SEED)
     train.set_defaults(run=_train)
 
@@ -147,7 +149,10 @@ def _train(options: argparse.Namespace) -> int:
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"Go on with: {_resume_line(options, directory)}")
             raise
-    return _report(agent, directory)
+    code = _report(agent, directory)
+    if options.profile:
+        _say(f"time in this call\n{budget_table(agent.time_budget)}")
+    return code
 
 
 def _fresh(options: argparse.Namespace, given: dict[str, Any]) -> TRPO:

@@ -25,6 +25,7 @@ from trpo_fast.optimizer import TRPOOptimizer
 from trpo_fast.policies import MlpPolicy
 from trpo_fast.rollout import Rollout, bootstrap_values
 from trpo_fast.threads import one_thread_if_small
+from trpo_fast.time_budget import TimeBudget
 from trpo_fast.trust_region import TrustRegionResult
 from trpo_fast.value_function import ValueFunction
 
@@ -87,38 +88,47 @@ class Learner:
             self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
         self.counters = {"train/unscaled_advantages": 0, "train/skipped_critic_rows": 0}
 
-    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, Any]:
+    def update(
+        self, rollout: Rollout, rng: np.random.Generator, budget: TimeBudget | None = None
+    ) -> dict[str, Any]:
         """Learn from a rollout of the current policy; the figures for the log.
 
-        `rng` shuffles the critic's rows; the same state of it gives the same bits.
+        `rng` shuffles the critic's rows; the same state of it gives the same bits. The times of
+        the phases are counted in `budget`.
         """
-        values, last_values, final_values = bootstrap_values(rollout, self._values)
+        budget = budget or TimeBudget()
+        with budget.phase("inference"):
+            values, last_values, final_values = bootstrap_values(rollout, self._values)
         rewards = rollout.rewards
         if self.return_scaler is not None:
             rewards = self.return_scaler(rewards)
-        advantages, returns = compute_gae(
-            rewards,
-            values,
-            rollout.terminated,
-            rollout.truncated,
-            last_values,
-            final_values=final_values,
-            gamma=self.config.gamma,
-            lam=self.config.lam,
-        )
+        with budget.phase("gae"):
+            advantages, returns = compute_gae(
+                rewards,
+                values,
+                rollout.terminated,
+                rollout.truncated,
+                last_values,
+                final_values=final_values,
+                gamma=self.config.gamma,
+                lam=self.config.lam,
+            )
         observations = self._normalized(rollout.select(rollout.observations))
         masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
         # The rollout's own log-probabilities are those of the current policy: None computes them
         # as the step itself does, so that the ratio is 1 to the last bit.
-        self.optimizer.step(
-            obs=observations,
-            actions=rollout.select(rollout.actions).to(self.device),
-            advantages=self._scaled(rollout.select(advantages)).to(self.device),
-            old_log_prob=None,
-            action_mask=masks,
-        )
+        scaled = self._scaled(rollout.select(advantages)).to(self.device)
+        with budget.phase("update"):
+            self.optimizer.step(
+                obs=observations,
+                actions=rollout.select(rollout.actions).to(self.device),
+                advantages=scaled,
+                old_log_prob=None,
+                action_mask=masks,
+            )
         returns = rollout.select(returns)
-        fit = self.critic.fit(observations, returns.to(self.device), rng)
+        with budget.phase("critic"):
+            fit = self.critic.fit(observations, returns.to(self.device), rng)
         if fit.skipped_rows:
             text = "the critic skipped rows that were not finite, or gave such gradients"
             self._count("train/skipped_critic_rows", fit.skipped_rows, text)

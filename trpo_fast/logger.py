@@ -17,6 +17,7 @@ from typing import Any
 
 from trpo_fast.checkpoint import write_atomically
 from trpo_fast.event_file import EventFile
+from trpo_fast.time_budget import COLUMNS as TIME_COLUMNS
 
 ITERATION = "time/iterations"
 TIMESTEPS = "time/total_timesteps"
@@ -25,6 +26,7 @@ COLUMNS = (
     TIMESTEPS,
     "time/time_elapsed",
     "time/fps",
+    *TIME_COLUMNS,
     "rollout/ep_rew_mean",
     "rollout/ep_len_mean",
     "rollout/episodes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from trpo_fast.normalization import ObservationNormalizer
 from trpo_fast.recording import Recording, Rollout, bootstrap_values
 from trpo_fast.sampling import Sampler, sampler_for, sampling
 from trpo_fast.threads import one_thread_if_small
+from trpo_fast.time_budget import TimeBudget
 from trpo_fast.vector_environment import Transition, VectorEnvironment
 
 __all__ = ["Rollout", "RolloutCollector", "RolloutInterrupted", "bootstrap_values"]
@@ -56,6 +58,7 @@ class RolloutCollector:
         steps: int,
         rng: np.random.Generator,
         should_stop: Callable[[], bool] | None = None,
+        budget: TimeBudget | None = None,
     ) -> Rollout:
         """Step every environment ``steps`` times.
 
@@ -67,6 +70,7 @@ class RolloutCollector:
             rng: gives the noise of the whole rollout, and a seed for torch, on which a policy that
                 samples for itself draws; torch's own generator is left as it was.
             should_stop: asked before each step.
+            budget: the times of the environments and of the policy are counted in it.
 
         Raises:
             EnvironmentFault: an environment raised, died, or (on_fault="stop") gave a NaN.
@@ -77,7 +81,9 @@ class RolloutCollector:
         """
         if steps < 1:
             raise ValueError(f"a rollout needs at least one step, got {steps!r}.")
-        self._begin()
+        budget = budget or TimeBudget()
+        with budget.phase("env"):
+            self._begin()
         seed = int(rng.integers(1 << 63))
         recording = Recording(self.env, steps)
         with (
@@ -89,7 +95,7 @@ class RolloutCollector:
             for t in range(steps):
                 if should_stop is not None and should_stop():
                     raise RolloutInterrupted
-                self._step(t, recording, sampler)
+                self._step(t, recording, sampler, budget)
             rollout = recording.finish(self._observations, sampler.log_probs())
         if not rollout.num_valid:
             raise EnvironmentFault(
@@ -118,14 +124,19 @@ class RolloutCollector:
         t: int,
         recording: Recording,
         sampler: Sampler,
+        budget: TimeBudget,
     ) -> None:
         now, following = recording.observations[t], recording.observations[t + 1]
         if t == 0:
             now[:] = self._observations
         if self._masks is not None:
             recording.keep_masks(t, self._masks)
+        start = perf_counter()
         env_actions = sampler(t)
+        acted = perf_counter()
         transition = self.env.step(env_actions, following)
+        budget.add("inference", acted - start)
+        budget.add("env", perf_counter() - acted)
         self._masks = transition.action_masks
         recording.keep(t, transition)
         np.logical_not(transition.resetting, out=recording.valid[t])
