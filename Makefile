@@ -16,10 +16,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tools are in $(VENV) already, so a rebuild reuses the build directory.
 INSTALL := $(PIP) install -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
+EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train test sanitize cross lint format bench smoke wheel ci clean
+.PHONY: help build train emulation test sanitize cross lint format bench smoke wheel ci clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -49,13 +50,22 @@ build: $(STAMP)/native  ## build the native module and install the package, edit
 train: $(STAMP)/native $(STAMP)/extra-mujoco  ## train TRAIN_ENV for TRAIN_STEPS steps and name the results
 	$(BIN)/trpo-fast train $(TRAIN_ENV) --total-steps $(TRAIN_STEPS) $(TRAIN_ARGS)
 
-test: $(STAMP)/native $(STAMP)/extra-test,mujoco  ## run the test suite; the native module must load
-	TRPO_FAST_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+$(STAMP)/emulation: $(STAMP)/build-tools $(NATIVE_SOURCES) $(EMULATION_SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/emulation -G Ninja -DTRPO_FAST_EMULATION=ON \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$(abspath $(BIN))/python"
+	$(BIN)/cmake --build build/emulation
+	@touch $@
+
+emulation: $(STAMP)/emulation  ## build the CUDA kernels as host code, for the tests
+
+test: $(STAMP)/native $(STAMP)/emulation $(STAMP)/extra-test,mujoco  ## run the test suite; the native module must load
+	TRPO_FAST_REQUIRE_EMULATION=1 TRPO_FAST_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and UBSan, without Python
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/sanitize -G Ninja \
 	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_WERROR=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(BIN)/cmake --build build/sanitize
+	build/sanitize/cuda_driver
 	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
 
 cross: $(STAMP)/build-tools  ## compile the kernels for 64-bit Arm; drive them if qemu can

@@ -1,4 +1,4 @@
-"""The one door to the compiled module ``trpo_fast._core``.
+"""The one door to the compiled modules: ``trpo_fast._core``, and ``_core_cuda`` on demand.
 
 Everything that wants native speed asks ``core`` here, and takes its pure-torch path when it is
 ``None``. Set ``TRPO_FAST_REQUIRE_NATIVE=1`` to turn that silent fallback into an ImportError, as
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import cache
 from types import ModuleType
 
 INSTALL_LINE = "pip install --force-reinstall --no-deps --no-cache-dir trpo-fast"
@@ -25,6 +26,22 @@ def _load() -> tuple[ModuleType | None, str | None]:
         f"The native module trpo_fast._core is {found}. trpo_fast works without it, on slower "
         f"pure-torch code. To rebuild it: {INSTALL_LINE} (in a checkout: make build); "
         "this needs a C++17 compiler."
+    )
+    return None, " ".join(message.split())
+
+
+@cache
+def cuda() -> tuple[ModuleType | None, str | None]:
+    """The module ``trpo_fast._core_cuda``, or why there is none. Loaded at the first call only."""
+    try:
+        return importlib.import_module("trpo_fast._core_cuda"), None
+    except ModuleNotFoundError as error:
+        found = f"not built ({error})"
+    except (ImportError, OSError) as error:
+        found = f"present but cannot be loaded ({error})"
+    message = (
+        f"the native module trpo_fast._core_cuda is {found}; it is built where nvcc is found: put "
+        "CUDA's bin directory on PATH and reinstall (in a checkout: make build)"
     )
     return None, " ".join(message.split())
 

@@ -107,7 +107,7 @@ TRPO_FAST_HOST_DEVICE double log_prob(const Head& head, const T* o, const Gaussi
 }
 
 // delta = coefficient * d log_prob / d outputs; log_std_gradient [A] += coefficient * d log_prob /
-// d log std.
+// d log std, where it is not null.
 template <class T>
 TRPO_FAST_HOST_DEVICE void log_prob_gradient(const Head& head, const T* o,
                                              const GaussianScale& scale, const RowAction<T>& action,
@@ -118,7 +118,7 @@ TRPO_FAST_HOST_DEVICE void log_prob_gradient(const Head& head, const T* o,
       for (Index a = 0; a < head.actions; ++a) {
         const double z = (double(action.real[a * action.stride]) - double(o[a])) * scale.inv_std[a];
         delta[a] = T(coefficient * z * scale.inv_std[a]);
-        log_std_gradient[a] += coefficient * (z * z - 1);
+        if (log_std_gradient != nullptr) log_std_gradient[a] += coefficient * (z * z - 1);
       }
       break;
     case HeadKind::gaussian_state_std:
@@ -279,6 +279,36 @@ TRPO_FAST_HOST_DEVICE void apply_metric(const Head& head, const T* metric, T wei
       }
       break;
   }
+}
+
+// zdot' M zdot of one row, never negative; metric as for apply_metric.
+template <class T>
+TRPO_FAST_HOST_DEVICE double metric_square(const Head& head, const T* metric, const T* zdot) {
+  double total = 0;
+  switch (head.kind) {
+    case HeadKind::gaussian:
+    case HeadKind::gaussian_state_std:
+    case HeadKind::bernoulli:
+      for (Index i = 0; i < head.outputs; ++i) {
+        total += double(metric[i]) * double(zdot[i]) * double(zdot[i]);
+      }
+      break;
+    case HeadKind::categorical:
+    case HeadKind::multi_categorical:
+      for (Index a = 0; a < head.actions; ++a) {
+        const Index n = head.nvec[a];
+        double mean = 0;
+        for (Index i = 0; i < n; ++i) mean += double(metric[i]) * double(zdot[i]);
+        for (Index i = 0; i < n; ++i) {
+          const double d = double(zdot[i]) - mean;
+          total += double(metric[i]) * d * d;
+        }
+        zdot += n;
+        metric += n;
+      }
+      break;
+  }
+  return total;
 }
 
 }  // namespace trpo_fast

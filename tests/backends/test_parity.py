@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_device import needs_device, on_device
+from emulated_cuda import EmulatedProblem, needs_emulation
 from torch import Tensor
 from torch.distributions import kl_divergence
 from update_cases import (
@@ -29,7 +31,7 @@ from update_cases import (
 )
 
 from trpo_fast import MlpPolicy
-from trpo_fast.backends import ANALYTIC
+from trpo_fast.backends import ANALYTIC, cuda
 from trpo_fast.backends.generic import GenericProblem
 from trpo_fast.backends.modules import module_terms
 from trpo_fast.options import Options
@@ -61,13 +63,28 @@ class Backend:
     tolerance: dict[torch.dtype, float]
 
 
+def emulated(policy: MlpPolicy, data: dict[str, Any], options: Options) -> Problem:
+    network, batch = recognised(policy, data)
+    assert cuda.shape_refusal(network) is None
+    return EmulatedProblem(network, flat_of(policy), batch, options)
+
+
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-10}
 BACKENDS = {"generic": Backend(generic, ROUNDING)} | {
-    name: Backend(analytic(name), ROUNDING) for name in ANALYTIC
+    name: Backend(analytic(name), ROUNDING)
+    for name, backend in ANALYTIC.items()
+    if backend.device != "cuda"
 }
 DTYPES = [torch.float32, torch.float64]
 
-every_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+every_backend = pytest.mark.parametrize(
+    "backend",
+    [
+        *(pytest.param(backend, id=name) for name, backend in BACKENDS.items()),
+        pytest.param(Backend(emulated, ROUNDING), id="cuda_emulated", marks=needs_emulation),
+        pytest.param(Backend(on_device, ROUNDING), id="cuda", marks=needs_device),
+    ],
+)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "f64"])
 

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _native, network
+from trpo_fast.backends import cuda
+from trpo_fast.backends.cuda import CudaProblem
 from trpo_fast.backends.reference import ReferenceProblem
 from trpo_fast.batch import Batch
 from trpo_fast.errors import say_once
@@ -36,19 +38,26 @@ Refusal = Callable[[network.Network, Batch, Options], str | None]
 
 
 class Backend(NamedTuple):
-    """An analytic backend: its problem class, and why it refuses a batch, or None."""
+    """An analytic backend: its problem class, and why it refuses a batch, or None.
+
+    "auto" considers it only for parameters on ``device``; None is any.
+    """
 
     problem: Callable[[network.Network, FlatParameters, Batch, Options], Problem]
     refusal: Refusal
+    device: str | None = None
 
 
 def _analytic() -> dict[str, Backend]:
     """Fastest first: "auto" takes the first that does not refuse."""
-    backends = {"reference": Backend(ReferenceProblem, lambda *_: None)}
+    backends = {
+        "cuda": Backend(CudaProblem, cuda.refusal, "cuda"),
+        "reference": Backend(ReferenceProblem, lambda *_: None),
+    }
     if _native.core is not None:
         from trpo_fast.backends.cpu import CpuProblem, refusal
 
-        backends = {"cpu": Backend(CpuProblem, refusal), **backends}
+        backends = {"cpu": Backend(CpuProblem, refusal, "cpu"), **backends}
     return backends
 
 
@@ -64,7 +73,9 @@ def fused_problem(
         ValueError: the named backend cannot serve; the text says why.
     """
     named = options.backend != "auto"
-    names = [options.backend] if named else list(ANALYTIC)
+    kind = net.layers[0].weight.device.type
+    suited = [name for name, backend in ANALYTIC.items() if backend.device in (None, kind)]
+    names = [options.backend] if named else suited
     for name in names:
         if name not in ANALYTIC:
             why = _native.load_error if name == "cpu" and _native.core is None else None

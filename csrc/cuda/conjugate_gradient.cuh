@@ -1,0 +1,131 @@
+// Conjugate gradients on (F + damping I) x = b from x = 0, by the whole grid (Hestenes & Stiefel
+// 1952; Nocedal & Wright 2006, algorithm 5.2). Departures from the textbook: dot products in
+// double, a stop on the relative residual or on the quadratic model's relative progress (Martens
+// 2010, section 4.4, over one iteration), an end at the last good x; and p'Ap is taken from the
+// network's outputs, so that an iteration needs two barriers of the grid (three where p does not
+// fit shared memory).
+#pragma once
+
+#include "problem.cuh"
+
+namespace trpo_fast::cuda {
+
+struct Solution {
+  SolveStatus status;
+  int iterations;
+  double residual;   // |r| / |b|
+  double curvature;  // x'Ax
+  double slope;      // x'b
+};
+
+template <class T>
+__device__ constexpr double rounding() {
+  return sizeof(T) == 4 ? 1.1920928955078125e-7 : 2.220446049250313e-16;
+}
+
+template <class T, int kRows>
+class ConjugateGradient {
+ public:
+  __device__ ConjugateGradient(Problem<T, kRows>& problem)
+      : problem_(problem), a_(problem.args), v_(problem.vectors) {}
+
+  // b = args.g; x in args.x.
+  __device__ __noinline__ Solution solve() {
+    const UpdateOptions& o = a_.options;
+    double rr = start();
+    const double norm = rr;
+    double progress = 0;
+    bool lost = false;  // r, and with it x'(b - r)
+    Solution s{SolveStatus::done, 0, 1, 0, 0};
+    // Below rounding level a residual is noise, and so is what further steps would add.
+    const double least = 4 * rounding<T>(), tolerance = o.cg_tol > least ? o.cg_tol : least;
+    const double stop = tolerance * tolerance * norm;
+    while (s.iterations < o.cg_iters && rr > stop) {
+      const double curvature = problem_.product(p_, o.damping);
+      if (!std::isfinite(curvature)) {
+        s.status = SolveStatus::non_finite;
+        break;
+      }
+      if (curvature <= 0) {
+        s.status = SolveStatus::negative_curvature;
+        break;
+      }
+      const double alpha = rr / curvature;       // alpha = r'r / p'Ap
+      const double next = step_residual(alpha);  // r = r - alpha A p
+      if (!std::isfinite(next)) {
+        s.status = SolveStatus::breakdown;
+        lost = true;
+        break;
+      }
+      step(T(alpha), T(next / rr));  // x = x + alpha p, p = r + (r'r_new / r'r_old) p
+      rr = next;
+      ++s.iterations;
+      // q(x_old) - q(x) = alpha r'r / 2, with q(x) = x'Ax / 2 - b'x
+      const double gain = alpha * alpha * curvature;
+      progress += gain;
+      if (gain < o.cg_progress_tol * progress) break;
+    }
+    s.residual = norm > 0 ? std::sqrt(rr / norm) : 0;
+    finish(s);
+    if (lost) s.curvature = progress;  // rests on the p staying conjugate
+    return s;
+  }
+
+ private:
+  // x = 0, r = p = b; returns r'r.
+  __device__ double start() {
+    double rr[1] = {0};
+    v_.each([&](Index i) {
+      const T b = a_.g[i];
+      a_.x[i] = 0;
+      a_.r[i] = a_.p[i] = b;
+      rr[0] += double(b) * double(b);
+    });
+    problem_.sums(rr);
+    p_ = const_cast<T*>(problem_.shared_copy(a_.p));
+    return rr[0];
+  }
+
+  __device__ double step_residual(double alpha) {
+    double rr[1] = {0};
+    v_.each_reduced([&](Index i, T sum) {
+      const T Ap = problem_.product_element(i, sum, p_[i]) + T(a_.options.damping) * p_[i];
+      const T r = a_.r[i] - T(alpha) * Ap;
+      a_.r[i] = r;
+      rr[0] += double(r) * double(r);
+    });
+    problem_.sums(rr);
+    return rr[0];
+  }
+
+  __device__ void step(T alpha, T beta) {
+    v_.each([&](Index i) { a_.x[i] += alpha * p_[i]; });
+    if (a_.plan.weights_resident) {
+      __syncthreads();
+      v_.each_in_block([&](Index i) { p_[i] = a_.r[i] + beta * p_[i]; });
+      __syncthreads();
+    } else {
+      v_.each([&](Index i) { p_[i] = a_.r[i] + beta * p_[i]; });
+      grid_sync();
+    }
+  }
+
+  // x'Ax = x'(b - r)
+  __device__ void finish(Solution& s) {
+    double dots[2] = {0, 0};
+    v_.each([&](Index i) {
+      dots[0] += double(a_.x[i]) * double(a_.g[i]);
+      dots[1] += double(a_.x[i]) * double(a_.r[i]);
+    });
+    problem_.sums(dots);
+    s.slope = dots[0];
+    s.curvature = dots[0] - dots[1];
+  }
+
+  Problem<T, kRows>& problem_;
+  const ProblemArgs<T>& a_;
+  const Vectors<T, kRows>& v_;
+  T* p_ = nullptr;
+};
+
+}  // namespace trpo_fast::cuda

@@ -1,0 +1,85 @@
+# The CUDA module _core_cuda, and the same kernels as host code for tests (tests/native/emulation).
+#
+# TRPO_FAST_CUDA: AUTO builds the module where nvcc is found, ON insists, OFF leaves it out.
+# TRPO_FAST_CUDA_ARCHITECTURES: as CMake's CUDA_ARCHITECTURES; "90" is machine code and PTX, from which
+# a driver compiles for anything newer.
+set(TRPO_FAST_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO (where nvcc is found), ON or OFF")
+set(TRPO_FAST_CUDA_ARCHITECTURES "80-real;90" CACHE STRING "Compute capabilities to compile for")
+set(cuda_modes AUTO ON OFF)
+if(NOT TRPO_FAST_CUDA IN_LIST cuda_modes)
+  message(FATAL_ERROR "TRPO_FAST_CUDA is ${TRPO_FAST_CUDA}; use AUTO, ON or OFF")
+endif()
+
+set(cuda_host_sources csrc/cuda/policy_problem.cpp)
+set(cuda_device_sources
+  csrc/cuda/device_info.cu
+  csrc/cuda/policy_kernel_f32.cu
+  csrc/cuda/policy_kernel_f64.cu)
+set(cuda_register_sources
+  csrc/python/register_cuda_device.cpp
+  csrc/python/register_cuda_policy_problem.cpp)
+
+function(trpo_fast_find_cuda)
+  set(found OFF PARENT_SCOPE)
+  if(TRPO_FAST_CUDA STREQUAL OFF)
+    return()
+  endif()
+  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    find_program(TRPO_FAST_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda
+      PATH_SUFFIXES bin)
+    if(TRPO_FAST_NVCC)
+      set(CMAKE_CUDA_COMPILER "${TRPO_FAST_NVCC}" CACHE FILEPATH "nvcc")
+    endif()
+  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(found ON PARENT_SCOPE)
+  elseif(TRPO_FAST_CUDA STREQUAL ON)
+    message(FATAL_ERROR "TRPO_FAST_CUDA=ON, but no working nvcc was found: put CUDA's bin directory on "
+      "PATH or set CUDACXX, or build with TRPO_FAST_CUDA=AUTO or OFF")
+  else()
+    message(STATUS "CUDA kernels are left out: no working nvcc was found")
+  endif()
+endfunction()
+
+macro(trpo_fast_add_cuda)
+  trpo_fast_find_cuda()
+  if(found)
+    set(CMAKE_CUDA_ARCHITECTURES "${TRPO_FAST_CUDA_ARCHITECTURES}")
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    set(CMAKE_CUDA_STANDARD 17)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    message(STATUS "CUDA kernels: ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
+    add_library(trpo_fast_cuda STATIC ${cuda_host_sources} ${cuda_device_sources})
+    target_compile_options(trpo_fast_cuda PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
+      $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${TRPO_FAST_WERROR}>>:-Werror=all-warnings>)
+    get_target_property(host_warnings trpo_fast_warnings INTERFACE_COMPILE_OPTIONS)
+    target_compile_options(trpo_fast_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${host_warnings}>")
+    if(NOT TRPO_FAST_NATIVE_ONLY)
+      pybind11_add_module(_core_cuda MODULE csrc/python/module_cuda.cpp ${cuda_register_sources})
+      target_link_libraries(_core_cuda PRIVATE trpo_fast_cuda trpo_fast_warnings CUDA::cudart_static)
+      install(TARGETS _core_cuda LIBRARY DESTINATION trpo_fast)
+    endif()
+  endif()
+endmacro()
+
+# trpo_fast_cuda_emulated: every kernel as C++.
+function(trpo_fast_add_emulation)
+  set_source_files_properties(${cuda_device_sources} PROPERTIES
+    LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
+  add_library(trpo_fast_cuda_emulated STATIC
+    ${cuda_host_sources} ${cuda_device_sources} tests/native/emulation/emulation.cpp)
+  target_include_directories(trpo_fast_cuda_emulated PUBLIC tests/native/emulation)
+  target_link_libraries(trpo_fast_cuda_emulated PRIVATE trpo_fast_warnings)
+  if(NOT TRPO_FAST_NATIVE_ONLY)
+    find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+    find_package(pybind11 CONFIG REQUIRED)
+    pybind11_add_module(_core_cuda_emulated MODULE
+      tests/native/emulation/module.cpp ${cuda_register_sources})
+    target_link_libraries(_core_cuda_emulated PRIVATE trpo_fast_cuda_emulated trpo_fast_warnings)
+  endif()
+endfunction()

@@ -1,0 +1,67 @@
+// The kernel: one cooperative launch does one task, and an update is one task.
+#pragma once
+
+#include "trust_region.cuh"
+
+namespace trpo_fast::cuda {
+
+template <class T, int kRows>
+__device__ void fisher_task(Problem<T, kRows>& problem) {
+  const ProblemArgs<T>& a = problem.args;
+  const auto& vectors = problem.vectors;
+  if (!a.fisher_ready) prepare_fisher(problem.panels);
+  T* const packed = a.task == Task::solve ? a.g : a.p;
+  vectors.each(
+      [&](Index i) { packed[i] = vectors.place(i) >= 0 ? a.vector[vectors.place(i)] : T(0); });
+  if (a.task == Task::solve) {
+    const Solution s = ConjugateGradient<T, kRows>(problem).solve();
+    TrustRegion<T, kRows>::report_solution(problem, s);
+    vectors.each([&](Index i) {
+      if (vectors.place(i) >= 0) a.result[vectors.place(i)] = a.x[i];
+    });
+    return;
+  }
+  grid_sync();
+  const T* const v = problem.shared_copy(a.p);
+  problem.product(v, 0);
+  vectors.each_reduced(
+      [&](Index i, T sum) { a.result[vectors.place(i)] = problem.product_element(i, sum, v[i]); });
+}
+
+template <class T, int kRows>
+__device__ void evaluate_task(Problem<T, kRows>& problem) {
+  const ProblemArgs<T>& a = problem.args;
+  problem.vectors.each([&](Index i) {
+    const Index place = problem.vectors.place(i);
+    a.candidate[i] = place >= 0 ? a.vector[place] : a.weights[i];
+  });
+  grid_sync();
+  double found[2];
+  problem.evaluate(a.candidate, found);
+  problem.report(kLossAfter, found[0]);
+  problem.report(kKl, found[1]);
+}
+
+template <class T, int kRows>
+__global__ void __launch_bounds__(kThreads, 1)
+    policy_kernel(const __grid_constant__ ProblemArgs<T> a) {
+  Problem<T, kRows> problem(a);
+  problem.prepare();
+  switch (a.task) {
+    case Task::gradient: {
+      double loss = 0, square = 0;
+      problem.gradient(loss, square);
+      if (!a.fisher_is_all) prepare_fisher(problem.panels);
+      return problem.report(kLossBefore, loss);
+    }
+    case Task::product:
+    case Task::solve:
+      return fisher_task(problem);
+    case Task::evaluate:
+      return evaluate_task(problem);
+    case Task::update:
+      return TrustRegion<T, kRows>(problem).update();
+  }
+}
+
+}  // namespace trpo_fast::cuda

@@ -1,0 +1,10 @@
+#include "launch.cuh"
+
+namespace trpo_fast::cuda {
+
+template <>
+void launch(const ProblemArgs<double>& args, int device, void* stream) {
+  launch_rows<double, kSmallPanelRows>(args, device, stream);
+}
+
+}  // namespace trpo_fast::cuda

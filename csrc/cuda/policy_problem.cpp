@@ -1,0 +1,112 @@
+#include "policy_problem.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace trpo_fast::cuda {
+namespace {
+
+constexpr std::size_t kAlignment = 256;
+
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<unsigned char*>(base)) {}
+  template <class T>
+  void take(T*& pointer, Index count) {
+    pointer = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (std::size_t(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  std::size_t used_ = 0;
+};
+
+}  // namespace
+
+NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, Index unused) {
+  if (shapes.empty() || shapes.size() > std::size_t(kMaxLayers)) {
+    throw std::invalid_argument("the network has " + std::to_string(shapes.size()) +
+                                " layers; the kernel serves 1 to " + std::to_string(kMaxLayers));
+  }
+  NetworkPlan n{};
+  n.count = int(shapes.size());
+  n.widest = 32;
+  for (int l = 0; l < n.count; ++l) {
+    const LayerShape& shape = shapes[std::size_t(l)];
+    LayerPlan& layer = n.layers[l];
+    layer.in = int(shape.in);
+    layer.out = int(shape.out);
+    layer.in_rows = int(round_up4(shape.in + 1));
+    layer.in_padded = int(round_up4(shape.in));
+    layer.out_padded = int(round_up4(shape.out));
+    layer.activation = shape.activation;
+    layer.parameter = shape.parameter;
+    layer.weight = n.packed;
+    n.packed += Index(layer.in_rows) * layer.out_padded;
+    layer.backward = n.backward;
+    if (l > 0) n.backward += Index(layer.out_padded) * layer.in_padded;
+    layer.value = layer.slope = -1;
+    n.widest = std::max(n.widest, int(round_up4(shape.out + 1)));
+    if (l + 1 == n.count) break;
+    layer.value = n.cache_width;
+    n.cache_width += int(round_up4(shape.out + 1));
+    if (slope_from_output(shape.activation)) continue;
+    layer.slope = n.cache_width;
+    n.cache_width += layer.out_padded;
+  }
+  n.log_std = n.packed;
+  n.packed = round_up4(n.packed + log_std + unused);
+  return n;
+}
+
+LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
+                       const DeviceLimits& device) {
+  const std::size_t limit = std::size_t(device.shared_bytes);
+  const std::size_t weights = std::size_t(3 * network.packed + network.backward) * element;
+  const auto panels = [&](int panel_rows) {
+    const std::size_t buffers =
+        std::size_t(3 * panel_rows * panel_stride(network.widest)) * element;
+    return buffers + scalar_doubles(panel_rows, actions) * sizeof(double) +
+           scalar_elements(actions) * element;
+  };
+  const bool large = element == sizeof(float) && panels(kPanelRows) <= limit &&
+                     rows >= Index(kPanelRows) * device.multiprocessors;
+  LaunchPlan plan{};
+  plan.panel_rows = large ? kPanelRows : kSmallPanelRows;
+  plan.shared_bytes = panels(plan.panel_rows);
+  if (plan.shared_bytes > limit) {
+    throw std::invalid_argument("the network needs " + std::to_string(plan.shared_bytes) +
+                                " bytes of shared memory a block, the device has " +
+                                std::to_string(limit));
+  }
+  plan.weights_resident = plan.shared_bytes + weights <= limit;
+  if (plan.weights_resident) plan.shared_bytes += weights;
+  const Index panels_in_all = (rows + plan.panel_rows - 1) / plan.panel_rows;
+  plan.blocks = int(std::min(panels_in_all, Index(device.multiprocessors)));
+  return plan;
+}
+
+template <class T>
+std::size_t lay_out(ProblemArgs<T>& a, void* base) {
+  Arena arena(base);
+  const Index packed = a.network.packed, blocks = a.plan.blocks;
+  for (T** vector : {&a.weights, &a.g, &a.x, &a.r, &a.p, &a.candidate}) arena.take(*vector, packed);
+  arena.take(a.backward, a.network.backward);
+  arena.take(a.partials, blocks * packed);
+  const Index spare = a.fisher_is_all ? 0 : blocks * a.plan.panel_rows;
+  arena.take(a.cache, (a.fisher_rows.rows + spare) * a.network.cache_width);
+  const bool keeps_metric = a.head_kind != HeadKind::gaussian;
+  arena.take(a.metric, keeps_metric ? a.fisher_rows.rows * a.outputs : 0);
+  arena.take(a.old_outputs, a.rows.rows * a.outputs);
+  arena.take(a.row_log_prob, a.rows.rows);
+  arena.take(a.sums, grid_sums_elements(int(blocks)));
+  return arena.used();
+}
+
+template std::size_t lay_out(ProblemArgs<float>&, void*);
+template std::size_t lay_out(ProblemArgs<double>&, void*);
+
+}  // namespace trpo_fast::cuda

@@ -1,0 +1,206 @@
+// One update's batch at theta_old on the device: what Python hands over, and how the work and the
+// memory are laid out. Plain structs of sizes and device pointers; no CUDA header, so that the plan
+// can be tested anywhere.
+//
+// Packed vectors. Parameters, gradients and CG's vectors have one layout inside: layer by layer the
+// weight as [in_rows][out_padded] with the bias as row `in`, then log std, then what the network
+// does not use. Inputs carry a constant 1 in column `in`, so that no code knows of biases. Padding
+// is 0. `map` [packed] says where an element comes from in (theta [P], frozen tensors): -1 is
+// padding, less than P is stepped.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "../common/heads.h"
+
+#if defined(__CUDACC__)
+#define TRPO_FAST_SHARED_CODE __host__ __device__ inline
+#else
+#define TRPO_FAST_SHARED_CODE inline
+#endif
+
+namespace trpo_fast::cuda {
+
+constexpr int kThreads = 256;  // of every block
+constexpr int kWarps = kThreads / 32;
+constexpr int kMaxLayers = 8;
+constexpr int kMaxWidth = 128;  // of hidden layers and heads
+// Rows of a panel: many amortise the traffic of weights and partial sums; a small batch needs few,
+// so that all multiprocessors get some.
+constexpr int kPanelRows = 64, kSmallPanelRows = 16;
+constexpr int kMaxBlocks = 64;  // categorical blocks of a head
+// What a launch reports, in doubles.
+enum Figure : int {
+  kStatus,  // UpdateStatus
+  kLossBefore,
+  kLossAfter,
+  kKl,
+  kExpected,
+  kStep,
+  kGradientNorm,
+  kBacktracks,
+  kSolveStatus,
+  kIterations,
+  kResidual,
+  kCurvature,  // x'(F + damping I)x
+  kFigures
+};
+
+TRPO_FAST_SHARED_CODE constexpr Index round_up4(Index n) {
+  return (n + 3) / 4 * 4;
+}
+
+struct LayerPlan {
+  int in, out;
+  int in_rows;  // in + 1 (the bias), padded
+  int in_padded, out_padded;
+  Activation activation;
+  double parameter;
+  Index weight;      // in packed vectors
+  Index backward;    // in the copy [out_padded][in_padded] that backward reads; none for the first
+  int value, slope;  // columns in a row of the cache; slope -1: from the value
+};
+
+struct NetworkPlan {
+  LayerPlan layers[kMaxLayers];
+  int count;
+  int widest;  // columns of a panel buffer
+  int cache_width;
+  Index log_std;  // in packed vectors
+  Index packed, backward;
+
+  TRPO_FAST_SHARED_CODE const LayerPlan& last() const { return layers[count - 1]; }
+};
+
+// [in, out, activation, parameter] of a layer.
+struct LayerShape {
+  Index in, out;
+  Activation activation;
+  double parameter;
+};
+
+// `unused`: elements of theta that the network does not read; they follow the network's own.
+NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, Index unused);
+
+// How a launch is cut: every block owns neighbouring rows and works through them in panels.
+struct LaunchPlan {
+  int blocks, panel_rows;
+  bool weights_resident;  // in shared memory
+  std::size_t shared_bytes;
+};
+
+struct DeviceLimits {
+  int multiprocessors, shared_bytes;
+};
+
+// What sums over the grid need: two buffers in turns, this many sums of each block.
+constexpr int kGridSums = 3;
+TRPO_FAST_SHARED_CODE constexpr Index grid_sums_elements(Index blocks) {
+  return 2 * blocks * kGridSums;
+}
+
+// Row stride of a panel buffer: an odd number of 16-byte units keeps neighbouring rows in different
+// banks of shared memory.
+TRPO_FAST_SHARED_CODE constexpr int panel_stride(int columns) {
+  return columns / 4 % 2 == 0 ? columns + 4 : columns;
+}
+
+// A block's small arrays in shared memory, in doubles: warps' sums, rows' gains, two log stds with
+// their inverses and the gradient; a variance [A] and warps' partial sums [kWarps][32] of the
+// element's type follow.
+TRPO_FAST_SHARED_CODE constexpr std::size_t scalar_doubles(int panel_rows, int actions) {
+  return std::size_t(round_up4(kWarps * kGridSums + panel_rows + 5 * actions));
+}
+TRPO_FAST_SHARED_CODE constexpr std::size_t scalar_elements(int actions) {
+  return std::size_t(round_up4(actions)) + kWarps * 32;
+}
+
+// Raises std::invalid_argument where the device's shared memory is too small.
+LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
+                       const DeviceLimits& device);
+
+// Observations, and the weight and the mask of each; all contiguous.
+template <class T>
+struct RowSet {
+  const T* obs;              // [rows, in]
+  const T* weights;          // [rows] or null
+  const double* weight_sum;  // their sum; null with weights
+  const std::uint8_t* mask;  // [rows, outputs] or null
+  Index rows;
+};
+
+enum class Task : int { gradient, product, solve, evaluate, update };
+
+// As csrc/cpu/conjugate_gradient.h and trust_region.h number them.
+enum class SolveStatus : int { done = 0, negative_curvature = 1, breakdown = 2, non_finite = 3 };
+enum class UpdateStatus : int {
+  accepted = 0,
+  zero_gradient = 1,
+  zero_step = 2,
+  line_search_failed = 3,
+  negative_curvature = 4,
+  breakdown = 5,
+  non_finite = 6,
+};
+enum class Constraint : int { hard = 0, penalty = 1, none = 2 };
+
+struct UpdateOptions {
+  Constraint constraint;
+  double max_kl, damping, beta, lr, backtrack_coeff, accept_ratio;
+  int max_backtracks, cg_iters;
+  double cg_tol, cg_progress_tol, unit;
+};
+
+// Everything that a launch reads and writes; the kernel's one argument. Device pointers.
+template <class T>
+struct ProblemArgs {
+  Task task;
+  NetworkPlan network;
+  HeadKind head_kind;
+  int outputs, actions;
+  Index nvec[kMaxBlocks];
+  RowSet<T> rows, fisher_rows;
+  bool fisher_is_all;
+  const T* real_actions;                 // [N, A] or null
+  const std::int64_t* category_actions;  // [N, blocks] or null
+  const T* advantages;                   // [N] or null
+  const double* old_log_prob;            // [N] or null: the policy's own
+  bool kl_new_old;
+  const int* map;    // [packed]
+  Index parameters;  // P
+  const T* theta;    // [P + frozen]
+  UpdateOptions options;
+  bool fisher_ready;  // an earlier launch filled the Fisher rows' caches
+  LaunchPlan plan;
+
+  const T* vector;  // [P]: v, g or a candidate
+  T* result;        // [P]: g, F v, x or the accepted parameters
+  double* figures;  // [kFigures]
+
+  // Workspace.
+  T *weights, *backward, *g, *x, *r, *p, *candidate;  // [packed]; backward: its own size
+  T* partials;                                        // [blocks][packed]
+  T* cache;                     // [fisher rows (+ a panel a block)][cache_width]
+  T* metric;                    // [fisher rows][outputs]
+  T* old_outputs;               // [N][outputs]
+  double *row_log_prob, *sums;  // [N], GridSums
+
+  TRPO_FAST_SHARED_CODE Head head() const { return {head_kind, outputs, actions, nvec}; }
+};
+
+// Sets the workspace's pointers from `base` (null: only counts); returns its bytes.
+template <class T>
+std::size_t lay_out(ProblemArgs<T>& args, void* base);
+
+// Runs args.task on `stream` of `device`; returns at once. Raises std::runtime_error with advice.
+template <class T>
+void launch(const ProblemArgs<T>& args, int device, void* stream);
+template <>
+void launch(const ProblemArgs<float>& args, int device, void* stream);
+template <>
+void launch(const ProblemArgs<double>& args, int device, void* stream);
+
+DeviceLimits device_limits(int device);
+
+}  // namespace trpo_fast::cuda

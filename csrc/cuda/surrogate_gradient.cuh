@@ -1,0 +1,97 @@
+// The surrogate's loss and gradient at theta_old, and what later passes read: activations, old
+// outputs, log-probabilities, the metric.
+#pragma once
+
+#include "panels.cuh"
+
+namespace trpo_fast::cuda {
+
+template <class T>
+__device__ RowAction<T> action_of(const ProblemArgs<T>& a, Index row) {
+  return {a.real_actions ? a.real_actions + row * a.actions : nullptr,
+          a.category_actions ? a.category_actions + row * a.actions : nullptr, 1};
+}
+
+template <class T, int kRows>
+__device__ void cache_metric(const Panels<T, kRows>& panels, const BlockRows<T>& rows, Index row,
+                             const T* outputs) {
+  const ProblemArgs<T>& a = panels.args;
+  if (a.head_kind == HeadKind::gaussian) return;
+  metric_cache(a.head(), outputs, rows.mask(row, a.outputs), a.metric + row * a.outputs);
+}
+
+// loss -= w ratio A, and each row's share of it, for the deltas; returns this thread's loss.
+template <class T, int kRows>
+__device__ double surrogate_rows(const Panels<T, kRows>& panels, const BlockRows<T>& rows,
+                                 Index first) {
+  const ProblemArgs<T>& a = panels.args;
+  const int r = threadIdx.x;
+  if (r >= kRows) return 0;
+  panels.gains[r] = 0;
+  if (r >= panels.panel_rows(rows, first)) return 0;
+  const Index row = first + r;
+  const T* const o = panels.outputs() + r * panels.stride;
+  for (int i = 0; i < a.outputs; ++i) a.old_outputs[row * a.outputs + i] = o[i];
+  if (a.fisher_is_all) cache_metric(panels, rows, row, o);
+  const double now = log_prob(a.head(), o, {panels.log_std, panels.inv_std}, action_of(a, row),
+                              rows.mask(row, a.outputs));
+  const double old = a.old_log_prob ? a.old_log_prob[row] : now;
+  a.row_log_prob[row] = old;
+  const double gain = rows.share(row) * std::exp(now - old) * double(a.advantages[row]);
+  panels.gains[r] = gain;
+  return -gain;
+}
+
+// The state-independent log std's gradient, one thread an action: sum of gain (z^2 - 1).
+template <class T, int kRows>
+__device__ void log_std_rows(const Panels<T, kRows>& panels, const BlockRows<T>& rows,
+                             Index first) {
+  const ProblemArgs<T>& a = panels.args;
+  const int i = threadIdx.x;
+  if (a.head_kind != HeadKind::gaussian || i >= a.actions) return;
+  for (int r = 0; r < panels.panel_rows(rows, first); ++r) {
+    const double mean = panels.outputs()[r * panels.stride + i];
+    const double z =
+        (double(a.real_actions[(first + r) * a.actions + i]) - mean) * panels.inv_std[i];
+    panels.log_std_sums[i] += panels.gains[r] * (z * z - 1);
+  }
+}
+
+// delta = d(w ratio log pi)/d outputs A, in place of the outputs.
+template <class T, int kRows>
+__device__ void delta_rows(const Panels<T, kRows>& panels, const BlockRows<T>& rows, Index first) {
+  const ProblemArgs<T>& a = panels.args;
+  const int r = threadIdx.x;
+  if (r >= kRows) return;
+  T* const o = panels.outputs() + r * panels.stride;
+  const bool counts = r < panels.panel_rows(rows, first);
+  if (counts) {
+    log_prob_gradient(a.head(), o, {panels.log_std, panels.inv_std}, action_of(a, first + r),
+                      rows.mask(first + r, a.outputs), panels.gains[r], o, nullptr);
+  }
+  for (int i = counts ? a.outputs : 0; i < panels.net.last().out_padded; ++i) o[i] = 0;
+}
+
+// This block's partial gradient; returns this thread's part of the loss.
+template <class T, int kRows>
+__device__ double surrogate_pass(Panels<T, kRows>& panels) {
+  const ProblemArgs<T>& a = panels.args;
+  const BlockRows<T> rows(a.rows);
+  double loss = 0;
+  if (threadIdx.x < unsigned(a.actions)) panels.log_std_sums[threadIdx.x] = 0;
+  for (Index first = rows.begin; first < rows.end; first += kRows) {
+    panels.forward(rows, first, panels.weights, true);
+    loss += surrogate_rows(panels, rows, first);
+    __syncthreads();
+    log_std_rows(panels, rows, first);
+    __syncthreads();
+    delta_rows(panels, rows, first);
+    panels.backward(rows, first, first == rows.begin);
+  }
+  if (a.head_kind == HeadKind::gaussian && threadIdx.x < unsigned(a.actions)) {
+    panels.partial[panels.net.log_std + threadIdx.x] = T(panels.log_std_sums[threadIdx.x]);
+  }
+  return loss;
+}
+
+}  // namespace trpo_fast::cuda

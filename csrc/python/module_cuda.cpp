@@ -1,0 +1,7 @@
+#include "register_cuda.h"
+
+PYBIND11_MODULE(_core_cuda, m) {
+  m.doc() = "Compiled kernels of trpo_fast for CUDA. Use them through trpo_fast.backends.";
+  trpo_fast::register_cuda_device(m);
+  trpo_fast::register_cuda_policy_problem(m);
+}

@@ -1,0 +1,56 @@
+#include <cuda_runtime.h>
+#include <pybind11/stl.h>
+
+#include "../cuda/policy_problem.h"
+#include "register_cuda.h"
+
+namespace trpo_fast {
+namespace {
+
+namespace py = pybind11;
+
+// Never raises: a machine without a driver has facts too.
+py::dict facts() {
+  py::dict found;
+  int runtime = 0, driver = 0, devices = 0;
+  (void)cudaRuntimeGetVersion(&runtime);
+  (void)cudaDriverGetVersion(&driver);
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  found["runtime"] = runtime;
+  found["driver"] = driver;  // 0: none is installed
+  found["devices"] = error == cudaSuccess ? devices : 0;
+  found["error"] = error == cudaSuccess ? py::object(py::none())
+                                        : py::object(py::str(cudaGetErrorString(error)));
+  return found;
+}
+
+// How a batch would be cut on a device with these limits; needs no device.
+py::dict plan(const std::vector<std::tuple<Index, Index, int, double>>& layers, Index log_std,
+              Index unused, Index rows, int actions, std::size_t element, int multiprocessors,
+              int shared_bytes) {
+  std::vector<cuda::LayerShape> shapes;
+  for (const auto& [in, out, activation, parameter] : layers) {
+    shapes.push_back({in, out, Activation(activation), parameter});
+  }
+  const cuda::NetworkPlan network = cuda::network_plan(shapes, log_std, unused);
+  const cuda::LaunchPlan launch =
+      cuda::launch_plan(network, rows, actions, element, {multiprocessors, shared_bytes});
+  py::dict found;
+  found["packed"] = network.packed;
+  found["blocks"] = launch.blocks;
+  found["panel_rows"] = launch.panel_rows;
+  found["weights_resident"] = launch.weights_resident;
+  found["shared_bytes"] = launch.shared_bytes;
+  return found;
+}
+
+}  // namespace
+
+void register_cuda_device(py::module_& m) {
+  m.def("facts", &facts);
+  m.def("plan", &plan, py::arg("layers"), py::arg("log_std"), py::arg("unused"), py::arg("rows"),
+        py::arg("actions"), py::arg("element"), py::arg("multiprocessors"),
+        py::arg("shared_bytes"));
+}
+
+}  // namespace trpo_fast

@@ -1,0 +1,223 @@
+#include <algorithm>
+
+#include "../cuda/policy_problem.h"
+#include "gil.h"
+#include "register_cuda.h"
+#include "tensor_arg.h"
+
+namespace trpo_fast {
+namespace {
+
+using cuda::ProblemArgs;
+using cuda::RowSet;
+using cuda::Task;
+
+// The views of one update. Holds device addresses: Python keeps the tensors alive and in place
+// meanwhile, and has checked that every one is contiguous on the device.
+template <class T>
+class BoundCudaProblem {
+ public:
+  explicit BoundCudaProblem(const py::kwargs& args) : device_(args["device"].cast<int>()) {
+    read_network(args);
+    read_head(args);
+    a_.rows = row_set(args, "");
+    a_.fisher_is_all = args["fisher_obs"].is_none();
+    a_.fisher_rows = a_.fisher_is_all ? a_.rows : row_set(args, "fisher_");
+    const Index rows = a_.rows.rows;
+    a_.advantages = read<T>(args["advantages"], "advantages", {rows});
+    a_.old_log_prob = read<double>(args["old_log_prob"], "old_log_prob", {rows});
+    const py::object actions = args["actions"];
+    if (categorical()) {
+      a_.category_actions = read<std::int64_t>(actions, "actions", {rows, Index(a_.actions)});
+    } else {
+      a_.real_actions = read<T>(actions, "actions", {rows, Index(a_.actions)});
+    }
+    a_.kl_new_old = args["kl_new_old"].cast<bool>();
+    a_.plan =
+        cuda::launch_plan(a_.network, rows, a_.actions, sizeof(T), cuda::device_limits(device_));
+    bytes_ = cuda::lay_out(a_, nullptr);
+  }
+
+  std::size_t workspace_bytes() const { return bytes_; }
+
+  void bind(std::uintptr_t workspace) {
+    cuda::lay_out(a_, reinterpret_cast<void*>(workspace));
+    bound_ = true;
+  }
+
+  void gradient(py::handle g, py::handle figures, std::uintptr_t stream) {
+    require_actions("the gradient");
+    run(Task::gradient, py::none(), g, figures, stream);
+    a_.fisher_ready = true;
+  }
+
+  void fisher_product(py::handle v, py::handle out, py::handle figures, std::uintptr_t stream) {
+    run(Task::product, v, out, figures, stream);
+    a_.fisher_ready = true;
+  }
+
+  void solve(py::handle g, py::handle x, py::handle figures, const py::dict& options,
+             std::uintptr_t stream) {
+    read_solve(options);
+    run(Task::solve, g, x, figures, stream);
+    a_.fisher_ready = true;
+  }
+
+  void evaluate(py::handle theta, py::handle figures, std::uintptr_t stream) {
+    require_actions("a candidate");
+    run(Task::evaluate, theta, py::none(), figures, stream);
+  }
+
+  void update(py::handle candidate, py::handle figures, const py::dict& options,
+              std::uintptr_t stream) {
+    require_actions("an update");
+    const auto number = [&](const char* name) { return options[name].template cast<double>(); };
+    cuda::UpdateOptions& o = a_.options;
+    read_solve(options);
+    o.constraint = cuda::Constraint(options["constraint"].template cast<int>());
+    o.max_kl = number("max_kl");
+    o.beta = number("beta");
+    o.lr = number("lr");
+    o.backtrack_coeff = number("backtrack_coeff");
+    o.accept_ratio = number("accept_ratio");
+    o.max_backtracks = options["max_backtracks"].template cast<int>();
+    o.unit = number("unit");
+    run(Task::update, py::none(), candidate, figures, stream);
+  }
+
+ private:
+  void read_solve(const py::dict& options) {
+    a_.options.damping = options["damping"].template cast<double>();
+    a_.options.cg_iters = options["cg_iters"].template cast<int>();
+    a_.options.cg_tol = options["cg_tol"].template cast<double>();
+    a_.options.cg_progress_tol = options["cg_progress_tol"].template cast<double>();
+  }
+
+  template <class Element>
+  static const Element* read(const py::object& arg, const char* name,
+                             std::initializer_list<Index> sizes) {
+    if (arg.is_none()) return nullptr;
+    const TensorArg tensor(arg, name, int(sizes.size()));
+    int dimension = 0;
+    for (const Index size : sizes) tensor.require_size(dimension++, size);
+    tensor.require_contiguous();
+    return tensor.data<const Element>();
+  }
+
+  void read_network(const py::kwargs& args) {
+    std::vector<cuda::LayerShape> shapes;
+    for (const py::handle item : args["layers"]) {
+      const auto fields = item.cast<std::tuple<Index, Index, int, double>>();
+      const auto [in, out, activation, parameter] = fields;
+      if (activation < 0 || activation >= kActivationCount) {
+        throw py::value_error("unknown activation");
+      }
+      if (in < 1 || out < 1 || out > cuda::kMaxWidth ||
+          (!shapes.empty() && in != shapes.back().out)) {
+        throw py::value_error("the layers' widths do not fit together or are too large");
+      }
+      shapes.push_back({in, out, Activation(activation), parameter});
+    }
+    const Index log_std = args["log_std"].cast<Index>();
+    a_.network = cuda::network_plan(shapes, log_std, args["unused"].cast<Index>());
+    a_.parameters = args["parameters"].cast<Index>();
+    a_.map = read<int>(args["map"], "map", {a_.network.packed});
+    a_.theta = TensorArg(args["theta"], "theta", 1).data<const T>();
+  }
+
+  void read_head(const py::kwargs& args) {
+    const int kind = args["head"].cast<int>();
+    if (kind < 0 || kind >= kHeadCount) throw py::value_error("unknown head");
+    a_.head_kind = HeadKind(kind);
+    a_.actions = args["action_dim"].cast<int>();
+    a_.outputs = a_.network.last().out;
+    const auto nvec = args["nvec"].cast<std::vector<Index>>();
+    int expected = a_.head_kind == HeadKind::gaussian_state_std ? 2 * a_.actions : a_.actions;
+    if (categorical()) {
+      expected = 0;
+      for (const Index n : nvec) expected += int(n);
+      if (int(nvec.size()) != a_.actions || nvec.size() > std::size_t(cuda::kMaxBlocks)) {
+        throw py::value_error("nvec is not [A], or has too many blocks");
+      }
+      std::copy(nvec.begin(), nvec.end(), a_.nvec);
+    }
+    if (expected != a_.outputs) throw py::value_error("the last layer does not fit the head");
+  }
+
+  bool categorical() const {
+    return a_.head_kind == HeadKind::categorical || a_.head_kind == HeadKind::multi_categorical;
+  }
+
+  RowSet<T> row_set(const py::kwargs& args, const std::string& prefix) const {
+    const TensorArg obs(args[(prefix + "obs").c_str()], "obs", 2);
+    obs.require_size(1, a_.network.layers[0].in);
+    obs.require_contiguous();
+    const Index rows = obs.size(0);
+    if (rows < 1) throw py::value_error("obs has no rows");
+    RowSet<T> set{};
+    set.obs = obs.data<const T>();
+    set.rows = rows;
+    set.weights = read<T>(args[(prefix + "weights").c_str()], "weights", {rows});
+    set.weight_sum = read<double>(args[(prefix + "weight_sum").c_str()], "weight_sum", {1});
+    if ((set.weights == nullptr) != (set.weight_sum == nullptr)) {
+      throw py::value_error("weights and weight_sum go together");
+    }
+    set.mask = read<std::uint8_t>(args[(prefix + "action_mask").c_str()], "action_mask",
+                                  {rows, Index(a_.outputs)});
+    return set;
+  }
+
+  void require_actions(const char* what) const {
+    const bool actions = a_.real_actions != nullptr || a_.category_actions != nullptr;
+    if (a_.advantages == nullptr || !actions) {
+      throw py::value_error(std::string(what) + " needs actions and advantages");
+    }
+  }
+
+  void run(Task task, py::handle vector, py::handle result, py::handle figures,
+           std::uintptr_t stream) {
+    if (!bound_) throw py::value_error("bind() a workspace first");
+    const auto flat = [&](py::handle arg, const char* name) {
+      return const_cast<T*>(
+          read<T>(py::reinterpret_borrow<py::object>(arg), name, {a_.parameters}));
+    };
+    a_.task = task;
+    a_.vector = flat(vector, "vector");
+    a_.result = flat(result, "result");
+    a_.figures = const_cast<double*>(
+        read<double>(py::reinterpret_borrow<py::object>(figures), "figures", {cuda::kFigures}));
+    const GilReleased released;
+    cuda::launch(a_, device_, reinterpret_cast<void*>(stream));
+  }
+
+  int device_;
+  bool bound_ = false;
+  std::size_t bytes_ = 0;
+  ProblemArgs<T> a_{};
+};
+
+template <class T>
+void register_problem(py::module_& m, const char* name) {
+  using Problem = BoundCudaProblem<T>;
+  py::class_<Problem>(m, name)
+      .def(py::init<const py::kwargs&>())
+      .def("workspace_bytes", &Problem::workspace_bytes)
+      .def("bind", &Problem::bind, py::arg("workspace"))
+      .def("gradient", &Problem::gradient, py::arg("g"), py::arg("figures"), py::arg("stream"))
+      .def("fisher_product", &Problem::fisher_product, py::arg("v"), py::arg("out"),
+           py::arg("figures"), py::arg("stream"))
+      .def("solve", &Problem::solve, py::arg("g"), py::arg("x"), py::arg("figures"),
+           py::arg("options"), py::arg("stream"))
+      .def("evaluate", &Problem::evaluate, py::arg("theta"), py::arg("figures"), py::arg("stream"))
+      .def("update", &Problem::update, py::arg("candidate"), py::arg("figures"), py::arg("options"),
+           py::arg("stream"));
+}
+
+}  // namespace
+
+void register_cuda_policy_problem(py::module_& m) {
+  register_problem<float>(m, "PolicyProblemF32");
+  register_problem<double>(m, "PolicyProblemF64");
+}
+
+}  // namespace trpo_fast

@@ -1,0 +1,207 @@
+// Drives csrc/cuda as host code (emulation/), without Python, for AddressSanitizer and
+// UndefinedBehaviorSanitizer (`make sanitize`): every head, odd widths, several blocks, both panel
+// sizes, weights in shared memory and not. The answers are compared with the CPU core's; with
+// threads and blocks run in other orders they must keep their bits, or a barrier is missing.
+#include <cstring>
+#include <memory>
+
+#include "../../csrc/cpu/conjugate_gradient.h"
+#include "../../csrc/cpu/dispatch.h"
+#include "../../csrc/cpu/trust_region.h"
+#include "../../csrc/cuda/policy_problem.h"
+#include "emulation/cuda_runtime.h"
+#include "fixture.h"
+
+using namespace trpo_fast;
+
+namespace {
+
+template <class T>
+double distance(const std::vector<T>& a, const std::vector<T>& b) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(double(a[i]) - double(b[i]), 2);
+    size += std::pow(double(b[i]), 2);
+  }
+  return std::sqrt(difference / (size + 1e-30));
+}
+
+// Where packed vectors find their elements; as packed_map of backends/cuda.py.
+template <class T>
+std::vector<int> packed_map(const PolicyBatch<T>& batch, const cuda::NetworkPlan& network) {
+  std::vector<int> map(std::size_t(network.packed), -1);
+  for (int l = 0; l < network.count; ++l) {
+    const cuda::LayerPlan& layer = network.layers[l];
+    const LayerOffsets at = batch.offsets[std::size_t(l)];
+    for (int o = 0; o < layer.out; ++o) {
+      for (int i = 0; i <= layer.in; ++i) {
+        const Index from = i < layer.in ? at.weight + o * layer.in + i : at.bias + o;
+        map[std::size_t(layer.weight + i * layer.out_padded + o)] = int(from);
+      }
+    }
+  }
+  for (Index a = 0; batch.log_std != nullptr && a < batch.actions; ++a) {
+    map[std::size_t(network.log_std + a)] = int(batch.log_std_offset + a);
+  }
+  return map;
+}
+
+// The batch on the emulated device, and every result of one kind after another.
+template <class T>
+class Device {
+ public:
+  explicit Device(const Fixture<T>& f) : batch_(f.batch), theta_(f.theta) {
+    const MatrixView<const T>& view = batch_.rows.obs;
+    for (Index row = 0; row < view.rows; ++row) {
+      for (Index c = 0; c < view.cols; ++c) obs_.push_back(view.data[row * view.row_stride + c]);
+    }
+    std::vector<cuda::LayerShape> shapes;
+    for (const Layer<T>& layer : batch_.layers) {
+      shapes.push_back({layer.in, layer.out, layer.activation, double(layer.parameter)});
+    }
+    const Index log_std = batch_.log_std != nullptr ? batch_.actions : 0;
+    a_.network = cuda::network_plan(shapes, log_std, 0);
+    map_ = packed_map(batch_, a_.network);
+    a_.map = map_.data();
+    a_.theta = theta_.data();
+    a_.parameters = batch_.parameters;
+    a_.head_kind = batch_.head_kind;
+    a_.outputs = int(batch_.layers.back().out);
+    a_.actions = int(batch_.actions);
+    std::copy(batch_.nvec.begin(), batch_.nvec.end(), a_.nvec);
+    a_.rows = rows(batch_.rows, &sums_[0]);
+    a_.fisher_is_all = batch_.fisher_is_all;
+    a_.fisher_rows = a_.fisher_is_all ? a_.rows : rows(batch_.fisher_rows, &sums_[1]);
+    a_.real_actions = batch_.nvec.empty() ? batch_.first_action.real : nullptr;
+    a_.category_actions = batch_.nvec.empty() ? nullptr : batch_.first_action.category;
+    a_.advantages = batch_.advantages;
+    a_.kl_new_old = batch_.kl_new_old;
+    a_.plan =
+        cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), cuda::device_limits(0));
+    memory_ = std::make_unique<Memory>(cuda::lay_out(a_, nullptr));
+    cuda::lay_out(a_, memory_->get());
+    a_.figures = figures;
+  }
+
+  std::vector<T> run(cuda::Task task, const std::vector<T>& vector, const UpdateOptions& options) {
+    std::vector<T> result(std::size_t(batch_.parameters), T(0));
+    if (task == cuda::Task::update) result = theta_;
+    a_.task = task;
+    a_.vector = vector.data();
+    a_.result = result.data();
+    a_.options = {cuda::Constraint(int(options.constraint)),
+                  options.max_kl,
+                  options.damping,
+                  options.beta,
+                  options.lr,
+                  options.backtrack_coeff,
+                  options.accept_ratio,
+                  options.max_backtracks,
+                  options.solve.iterations,
+                  options.solve.tolerance,
+                  options.solve.progress,
+                  options.unit};
+    cuda::launch(a_, 0, nullptr);
+    a_.fisher_ready = true;
+    return result;
+  }
+
+  double figures[cuda::kFigures] = {};
+
+ private:
+  static cuda::RowSet<T> with(const RowSet<T>& set, const T* obs, const double* sum) {
+    return {obs, set.weights, set.weights ? sum : nullptr, set.mask, set.obs.rows};
+  }
+  cuda::RowSet<T> rows(const RowSet<T>& set, double* sum) const {
+    for (Index row = 0; row < set.obs.rows; ++row) *sum += set.weight(row);
+    return with(set, obs_.data(), sum);
+  }
+
+  const PolicyBatch<T>& batch_;
+  std::vector<T> theta_, obs_;
+  std::vector<int> map_;
+  double sums_[2] = {};
+  std::unique_ptr<Memory> memory_;
+  cuda::ProblemArgs<T> a_{};
+};
+
+template <class T>
+void drive(const Shape& shape) {
+  const Fixture<T> f(shape);
+  const Memory memory(PolicyProblem<T>::workspace_bytes(f.batch));
+  PolicyProblem<T> cpu(f.batch, memory.get());
+  const Kernels<T>& kernels = dense_kernels().get<T>();
+  const Index n = f.batch.parameters;
+  const double tolerance = sizeof(T) == 4 ? 1e-4 : 1e-11;
+  // Few iterations: further ones amplify rounding, on the CPU's own instruction sets as much as
+  // here.
+  const UpdateOptions options{Constraint::hard, 0.01, 0.1, 1, 1, 0.8, 0, 10, {3, 1e-4, 0}, 1};
+  const std::vector<T> none, v = normal<T>(n, 1);
+  const auto size = std::size_t(n);
+
+  std::vector<T> g(size), Fv(size), candidate(f.theta);
+  const double loss = cpu.gradient(g.data());
+  cpu.fisher_product(v.data(), 0, Fv.data());
+  auto never = [] { return false; };
+  std::vector<T> work(5 * size);
+  T* const w = work.data();
+  TrustRegion<T, decltype(never)> region(cpu, nullptr, kernels, n, options, never);
+  const UpdateResult expected = region.update(
+      f.theta.data(), {w, {w + n, w + 2 * n, nullptr, w + 3 * n, w + 4 * n}}, candidate.data());
+
+  Device<T> device(f);
+  emulation::set_order(0);
+  const std::vector<T> gradient = device.run(cuda::Task::gradient, none, options);
+  check(distance(gradient, g) <= tolerance, "gradient", distance(gradient, g), 0);
+  check_close("loss", device.figures[cuda::kLossBefore], loss, tolerance);
+  const std::vector<T> product = device.run(cuda::Task::product, v, options);
+  check(distance(product, Fv) <= tolerance, "F v", distance(product, Fv), 0);
+  const std::vector<T> updated = device.run(cuda::Task::update, none, options);
+  check(int(device.figures[cuda::kStatus]) == int(expected.status), "status of the update",
+        device.figures[cuda::kStatus], int(expected.status));
+  if (expected.status == UpdateStatus::accepted) {
+    check_close("KL / max_kl", device.figures[cuda::kKl] / options.max_kl,
+                expected.kl / options.max_kl, 20 * tolerance);
+    check_close("loss after", device.figures[cuda::kLossAfter], expected.loss_after,
+                20 * tolerance);
+  } else {
+    check(distance(updated, f.theta) == 0, "parameters left alone", distance(updated, f.theta), 0);
+  }
+  for (const unsigned order : {1u, 7u}) {
+    emulation::set_order(order);
+    const std::vector<T> again = Device<T>(f).run(cuda::Task::update, none, options);
+    check(std::memcmp(again.data(), updated.data(), size * sizeof(T)) == 0,
+          "the same bits in every order", distance(again, updated), 0);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<std::vector<Index>> networks{{}, {1}, {64, 64}, {17, 65}, {128}, {3, 3, 3}};
+  const Activation activations[] = {Activation::tanh,     Activation::relu, Activation::silu,
+                                    Activation::softplus, Activation::elu,  Activation::gelu};
+  int i = 0;
+  for (const Index rows : {Index(1), Index(17), Index(200)}) {
+    for (const auto& hidden : networks) {
+      for (int kind = 0; kind < kHeadCount; ++kind, ++i) {
+        const HeadKind head = HeadKind(kind);
+        Shape shape{
+            rows,       Index(1 + i % 19), hidden,     head,    1 + i % 5, {}, activations[i % 6],
+            i % 2 == 0, i % 3 == 0,        i % 4 == 0, 1 << 20, 1};
+        if (i % 7 == 0) shape.obs += 140;  // more inputs than a panel buffer has columns
+        if (head == HeadKind::categorical) shape.actions = 1;
+        for (Index a = 0; a < shape.actions && (kind == 2 || kind == 3); ++a) {
+          shape.nvec.push_back(2 + (i + a) % 24);
+        }
+        emulation::device().multiprocessors = 1 + i % 3;
+        // Too little for the weights every other time.
+        emulation::device().shared_bytes = i % 2 == 0 ? 227 << 10 : 120 << 10;
+        drive<float>(shape);
+        if (i % 3 == 0) drive<double>(shape);
+      }
+    }
+  }
+  std::printf("CUDA kernels as host code: %d checks, %d failed\n", checks, failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,14 @@
+// The kernels of _core_cuda as host code, for the parity tests: same interface, host pointers.
+#include "../../../csrc/python/register_cuda.h"
+#include "cuda_runtime.h"
+
+PYBIND11_MODULE(_core_cuda_emulated, m) {
+  trpo_fast::register_cuda_device(m);
+  trpo_fast::register_cuda_policy_problem(m);
+  m.def("set_order", &emulation::set_order);
+  m.def("set_device", [](int multiprocessors, int shared_bytes) {
+    emulation::device().multiprocessors = multiprocessors;
+    emulation::device().shared_bytes = shared_bytes;
+  });
+  m.def("fail_next_launch", [](int error) { emulation::device().launch_error = error; });
+}

@@ -1,0 +1,153 @@
+// What the native drivers share: checks that count, memory of an exact size, and a batch of any
+// shape.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "../../csrc/cpu/policy_problem.h"
+
+namespace {
+
+using namespace trpo_fast;
+
+int checks = 0, failures = 0;
+
+void check(bool good, const char* what, double value, double expected) {
+  ++checks;
+  if (good) return;
+  ++failures;
+  std::printf("FAILED %s: %.17g, expected %.17g\n", what, value, expected);
+}
+
+void check_close(const char* what, double value, double expected, double tolerance) {
+  check(std::fabs(value - expected) <= tolerance * (1 + std::fabs(expected)), what, value,
+        expected);
+}
+
+// Exactly the bytes asked for, aligned, so that one byte beyond is seen.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes)
+      : size_(bytes), raw_(std::aligned_alloc(kAlignment, round_up(Index(bytes), kAlignment))) {}
+  ~Memory() {
+    Arena::release(raw_, std::size_t(round_up(Index(size_), kAlignment)));
+    std::free(raw_);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* get() const { return raw_; }
+
+ private:
+  std::size_t size_;
+  void* raw_;
+};
+
+struct Shape {
+  Index rows, obs;
+  std::vector<Index> hidden;
+  HeadKind head;
+  Index actions;
+  std::vector<Index> nvec;
+  Activation activation;
+  bool weighted, masked, subset;
+  Index cache_bytes;
+  int threads;
+};
+
+std::mt19937 engine(1);
+
+template <class T>
+std::vector<T> normal(Index n, double scale) {
+  std::normal_distribution<double> draw(0, scale);
+  std::vector<T> v(static_cast<std::size_t>(n));
+  for (T& x : v) x = T(draw(engine));
+  return v;
+}
+
+template <class T>
+struct Fixture {
+  std::vector<T> theta, obs, real, advantages, weights;
+  std::vector<std::int64_t> categories;
+  std::vector<std::uint8_t> mask;
+  PolicyBatch<T> batch;
+
+  explicit Fixture(const Shape& s) {
+    const bool categorical =
+        s.head == HeadKind::categorical || s.head == HeadKind::multi_categorical;
+    Index outputs = s.head == HeadKind::gaussian_state_std ? 2 * s.actions : s.actions;
+    if (categorical) {
+      outputs = 0;
+      for (const Index n : s.nvec) outputs += n;
+    }
+    std::vector<Index> widths{s.obs};
+    widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());
+    widths.push_back(outputs);
+    Index size = s.head == HeadKind::gaussian ? s.actions : 0;
+    for (std::size_t l = 0; l + 1 < widths.size(); ++l) size += (widths[l] + 1) * widths[l + 1];
+    theta = normal<T>(size, 0.2);
+    Index at = s.head == HeadKind::gaussian ? s.actions : 0;
+    for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
+      const Index in = widths[l], out = widths[l + 1], bias = at + in * out;
+      const bool last = l + 2 == widths.size();
+      // Small outputs where they are log stds: their exponentials bend the loss over the step
+      // taken.
+      const double scale = last && s.head == HeadKind::gaussian_state_std ? 0.2 : 2;
+      for (Index i = at; i < bias; ++i) theta[i] *= T(scale / std::sqrt(double(in)));
+      batch.layers.push_back({theta.data() + at, in, 1, theta.data() + bias, 1, in, out,
+                              last ? Activation::identity : s.activation, T(0.5)});
+      batch.offsets.push_back({at, bias});
+      at = bias + out;
+    }
+    const Index n = s.rows;
+    obs = normal<T>(n * (s.obs + 2), 1);  // two columns that are not read: a strided view
+    real = normal<T>(n * s.actions, 1);
+    advantages = normal<T>(n, 1);
+    for (Index i = 0; i < n * s.actions && s.head == HeadKind::bernoulli; ++i) real[i] = i % 3 == 0;
+    categories.assign(std::size_t(n * s.actions), 0);
+    for (Index i = 0; i < n * s.actions && categorical; ++i) {
+      categories[i] = (i * 7) % s.nvec[i % s.actions];
+    }
+    if (s.weighted) {
+      weights = normal<T>(n, 1);
+      for (T& w : weights) w = w * w + T(0.1);
+    }
+    batch.parameters = size;
+    batch.head_kind = s.head;
+    batch.actions = s.actions;
+    batch.nvec = s.nvec;
+    batch.log_std = s.head == HeadKind::gaussian ? theta.data() : nullptr;
+    batch.log_std_stride = 1;
+    batch.log_std_offset = s.head == HeadKind::gaussian ? 0 : -1;
+    batch.rows = {{obs.data(), n, s.obs, s.obs + 2, 1},
+                  s.weighted ? weights.data() : nullptr,
+                  nullptr,
+                  outputs};
+    if (s.masked && categorical) {
+      mask.assign(std::size_t(n * outputs), 1);
+      for (Index row = 0; row < n; ++row) {
+        Index block = 0;
+        for (Index a = 0; a < s.actions; block += s.nvec[a++]) {
+          const Index other = (categories[row * s.actions + a] + 1) % s.nvec[a];
+          if (s.nvec[a] > 1) mask[row * outputs + block + other] = 0;
+        }
+      }
+      batch.rows.mask = mask.data();
+    }
+    batch.fisher_is_all = !s.subset;
+    batch.fisher_rows = batch.rows;
+    batch.fisher_rows.obs.rows = (n + 1) / 2;
+    batch.first_action = {real.data(), categories.data(), 1};
+    batch.action_row_stride = s.actions;
+    batch.advantages = advantages.data();
+    batch.old_log_prob = nullptr;
+    batch.kl_new_old = s.weighted;
+    batch.cache_bytes = s.cache_bytes;
+    batch.threads = s.threads;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,43 @@
+# Types of the native CUDA module. A tensor crosses as ``(address, sizes, strides)``, contiguous, on
+# the device; ``trpo_fast.backends.cuda`` makes these.
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+TensorArg: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+def facts() -> dict[str, Any]: ...
+def plan(
+    layers: Sequence[tuple[int, int, int, float]],
+    log_std: int,
+    unused: int,
+    rows: int,
+    actions: int,
+    element: int,
+    multiprocessors: int,
+    shared_bytes: int,
+) -> dict[str, int]: ...
+
+class _PolicyProblem:
+    def __init__(self, **arguments: Any) -> None: ...
+    def workspace_bytes(self) -> int: ...
+    def bind(self, workspace: int) -> None: ...
+    def gradient(self, g: TensorArg, figures: TensorArg, stream: int) -> None: ...
+    def fisher_product(
+        self, v: TensorArg, out: TensorArg, figures: TensorArg, stream: int
+    ) -> None: ...
+    def solve(
+        self,
+        g: TensorArg,
+        x: TensorArg,
+        figures: TensorArg,
+        options: dict[str, float],
+        stream: int,
+    ) -> None: ...
+    def evaluate(self, theta: TensorArg, figures: TensorArg, stream: int) -> None: ...
+    def update(
+        self, candidate: TensorArg, figures: TensorArg, options: dict[str, float], stream: int
+    ) -> None: ...
+
+class PolicyProblemF32(_PolicyProblem): ...
+class PolicyProblemF64(_PolicyProblem): ...
