@@ -53,6 +53,19 @@ def test_forced_instruction_set_is_reported(run_python) -> None:
     assert "vax" in unknown["error"]
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_vectorization_is_recommended(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    modules = ("json",) if installed else ("no_such_module_anywhere",)
+    monkeypatch.setitem(doctor.EXTRAS, "envpool", modules)
+    report = doctor.doctor_report()
+    first, *_, last = report["vectorization"]
+    assert first.startswith("envpool")
+    assert ("pip install 'trpo-fast[envpool]'" in first) != installed
+    assert last.startswith("sync")
+    text = doctor.format_report(report)
+    assert all(line in text for line in report["vectorization"])
+
+
 def test_extras_are_those_of_the_package() -> None:
     declared = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     assert set(doctor.EXTRAS) == set(declared)

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from toy_environments import Raising, Scripted, Walk
 
-from trpo_fast import environments
+from trpo_fast import env_pool
 from trpo_fast.environments import (
     EnvironmentFault,
     EnvironmentSetupError,
@@ -141,7 +141,7 @@ def test_a_missing_extra_gets_the_install_line(error: Exception, extra: str) -> 
 
 
 def test_missing_envpool_gets_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environments, "find_spec", lambda name: None)
+    monkeypatch.setattr(env_pool, "is_installed", lambda: False)
     with pytest.raises(MissingExtraError, match=r"pip install 'trpo-fast\[envpool\]'"):
         make_vector_env("CartPole-v1", vectorization="envpool")
 

@@ -49,8 +49,9 @@ def doctor_report() -> dict[str, Any]:
     Returns:
         A JSON-serialisable dict: ``trpo_fast``, ``python`` and ``platform`` (strings),
         ``packages`` (name -> version, or None where missing), ``native``, ``cuda``, ``threads``,
-        ``extras`` (name -> installed, missing modules, install line), and ``hints``: sentences
-        that each say what is wrong and how to mend it, empty when all is well.
+        ``vectorization`` (which to choose, in words), ``extras`` (name -> installed, missing
+        modules, install line), and ``hints``: sentences that each say what is wrong and how to
+        mend it, empty when all is well.
     """
     report: dict[str, Any] = {
         "trpo_fast": _version("trpo_fast"),
@@ -62,6 +63,7 @@ def doctor_report() -> dict[str, Any]:
         "threads": _thread_facts(),
         "extras": {name: _extra_facts(name) for name in EXTRAS},
     }
+    report["vectorization"] = _vectorization(report)
     report["hints"] = _hints(report)
     return report
 
@@ -88,6 +90,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"cuda        torch is {built}; {devices}",
         f"threads     torch {threads['torch']} of {threads['usable_cpus']} usable CPUs"
         + "".join(f", {k}={v}" for k, v in threads["environment"].items()),
+        "vectorize   " + f"\n{' ' * 12}".join(report["vectorization"]),
         "extras",
     ]
     for name, extra in report["extras"].items():
@@ -154,6 +157,16 @@ def _usable_cpus() -> int:
 def _extra_facts(name: str) -> dict[str, Any]:
     missing = [module for module in EXTRAS[name] if importlib.util.find_spec(module) is None]
     return {"installed": not missing, "missing": missing, "install": install_line(name)}
+
+
+def _vectorization(report: dict[str, Any]) -> list[str]:
+    """Which vectorization to choose here; docs/end-to-end.md has the figures behind it."""
+    installed = report["extras"]["envpool"]["installed"]
+    first = "envpool, where EnvPool has the environment: its threads step it without Python"
+    lines = [first if installed else f"{first} ({install_line('envpool')})"]
+    if report["threads"]["usable_cpus"] > 1:
+        lines.append("async, where one step takes over a millisecond: a process an environment")
+    return [*lines, "sync otherwise: no cost between processes, and resume is bit for bit"]
 
 
 def _hints(report: dict[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from trpo_fast import env_pool
 from trpo_fast.episodes import (
     EnvironmentFault,
     EnvironmentSetupError,
@@ -67,7 +67,8 @@ def make_vector_env(
             (a vector of one), or a gymnasium vector environment, which is used as it is:
             ``num_envs`` is then its own, and its episodes cannot be replayed.
         num_envs: B, >= 1.
-        vectorization: "sync" (in this process), "async" (one process each), or "envpool".
+        vectorization: "sync" (in this process), "async" (one process each), or "envpool" (an id of
+            EnvPool, stepped by its threads; its episodes cannot be replayed).
         seed: every episode is seeded from it, the environment's index and the episode's number;
             None draws one (kept in ``.seed``).
         env_kwargs: keyword arguments of the environment's constructor.
@@ -86,7 +87,8 @@ def make_vector_env(
         _refuse_kwargs(env_kwargs, name)
         return VectorEnvironment(env, name=name, seed=seed)
     if vectorization == "envpool":
-        raise _no_envpool()
+        pool = _pool(env, num_envs, seed, env_kwargs or {})
+        return VectorEnvironment(pool, name=name, seed=seed)
     if isinstance(env, gym.Env):
         _refuse_kwargs(env_kwargs, name)
         if vectorization == "async":
@@ -133,16 +135,20 @@ def _refuse_kwargs(env_kwargs: Mapping[str, Any] | None, name: str) -> None:
         )
 
 
-def _no_envpool() -> EnvironmentSetupError:
-    if find_spec("envpool") is None:
-        return MissingExtraError(
-            "vectorization='envpool' needs a package that is not installed. "
-            "Install it with: pip install 'trpo-fast[envpool]'"
+def _pool(
+    env: Environment, num_envs: int, seed: int, env_kwargs: Mapping[str, Any]
+) -> VectorEnv[Any, Any, Any]:
+    if not isinstance(env, str):
+        raise EnvironmentSetupError(
+            f"EnvPool makes environments by their ids; it cannot step {environment_name(env)}, "
+            "which is an object of Python. Use vectorization='sync' or 'async'."
         )
-    return EnvironmentSetupError(
-        "vectorization='envpool' is not served by this version; use 'sync' or 'async', or pass a "
-        "gymnasium vector environment that wraps the pool."
-    )
+    if not env_pool.is_installed():
+        raise MissingExtraError(
+            "vectorization='envpool' needs a package that is not installed. "
+            f"Install it with: {env_pool.INSTALL_LINE}"
+        )
+    return env_pool.PooledEnvironments(env, num_envs, seed, env_kwargs)
 
 
 @contextmanager
