@@ -257,6 +257,51 @@ TRPO_FAST_HOST_DEVICE void metric_cache(const Head& head, const T* o, const std:
   }
 }
 
+// e = B s, in place of the outputs o, with B B' = M and s of +-1: over all sign patterns the mean
+// of e e' is M. Categorical blocks: B = diag(sqrt p) - p sqrt(p)'. inv_std [A]: gaussian heads
+// only.
+template <class T>
+TRPO_FAST_HOST_DEVICE void metric_root(const Head& head, const double* inv_std,
+                                       const std::uint8_t* mask, const T* signs, T* o) {
+  switch (head.kind) {
+    case HeadKind::gaussian:
+      for (Index a = 0; a < head.actions; ++a) o[a] = T(inv_std[a]) * signs[a];
+      break;
+    case HeadKind::gaussian_state_std:
+      for (Index a = 0; a < head.actions; ++a) {
+        o[a] = T(std::exp(-double(o[head.actions + a]))) * signs[a];
+        o[head.actions + a] = T(1.4142135623730951) * signs[head.actions + a];
+      }
+      break;
+    case HeadKind::categorical:
+    case HeadKind::multi_categorical:
+      for (Index a = 0; a < head.actions; ++a) {
+        const Index n = head.nvec[a];
+        const double normalizer = log_normalizer(o, mask, n);
+        double sum = 0;
+        for (Index i = 0; i < n; ++i) {
+          if (mask == nullptr || mask[i])
+            sum += std::exp(0.5 * (double(o[i]) - normalizer)) * signs[i];
+        }
+        for (Index i = 0; i < n; ++i) {
+          const bool allowed = mask == nullptr || mask[i];
+          const double root = allowed ? std::exp(0.5 * (double(o[i]) - normalizer)) : 0;
+          o[i] = T(root * (double(signs[i]) - root * sum));
+        }
+        o += n;
+        signs += n;
+        if (mask != nullptr) mask += n;
+      }
+      break;
+    case HeadKind::bernoulli:
+      for (Index a = 0; a < head.actions; ++a) {
+        const double x = o[a];
+        o[a] = T(std::exp(-0.5 * (softplus(-x) + softplus(x)))) * signs[a];
+      }
+      break;
+  }
+}
+
 // u = weight * M zdot, in place. metric: the row's cache; for gaussian 1 / sigma^2 [A], shared by
 // all rows.
 template <class T>

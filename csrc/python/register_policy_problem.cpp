@@ -4,6 +4,7 @@
 #include "../cpu/conjugate_gradient.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/kfac.h"
+#include "../cpu/kronecker_factors.h"
 #include "../cpu/trust_region.h"
 #include "gil.h"
 #include "register.h"
@@ -97,6 +98,35 @@ class BoundProblem {
     T* const to = flat(out, "out");
     const GilReleased released;
     problem_->fisher_product(from, damping, to);
+  }
+
+  std::size_t factor_bytes(Index rows) const {
+    if (rows < 1 || rows > rows_) throw py::value_error("rows must lie in 1 .. N");
+    return KroneckerFactors<T>::workspace_bytes(batch_, rows);
+  }
+
+  // signs [rows, outputs] of +-1; targets: for each layer (A or None, bias?, G or None); a
+  // workspace of factor_bytes(rows).
+  void kronecker_factors(py::handle signs_arg, const py::sequence& targets,
+                         std::uintptr_t workspace) {
+    const Exclusive only(busy_, kWhat);
+    const TensorArg signs(signs_arg, "signs", 2);
+    const Index rows = signs.size(0);
+    signs.require_size(1, batch_.layers.back().out);
+    signs.require_contiguous();
+    if (rows < 1 || rows > rows_) throw py::value_error("rows must lie in 1 .. N");
+    std::vector<FactorTarget<T>> to;
+    for (const py::handle item : targets) {
+      const auto parts = item.cast<std::tuple<py::object, bool, py::object>>();
+      if (to.size() == batch_.layers.size()) throw py::value_error("there are too many targets");
+      const Layer<T>& layer = batch_.layers[to.size()];
+      const bool bias = std::get<1>(parts);
+      to.push_back({square_arg(std::get<0>(parts), layer.in + (bias ? 1 : 0)), bias,
+                    square_arg(std::get<2>(parts), layer.out)});
+    }
+    const GilReleased released;
+    const KroneckerFactors<T> factors(batch_, rows, reinterpret_cast<void*>(workspace));
+    factors.compute(signs.data<const T>(), to);
   }
 
   // preconditioner: None, or what preconditioner_arg reads.
@@ -210,19 +240,25 @@ class BoundProblem {
     const Index columns = (weight >= 0 ? inputs : 0) + (bias >= 0 ? 1 : 0);
     if (inputs < 0 || out < 1 || columns < 1) throw py::value_error("a block has no entries");
     if (transposed.is_none() != scale.is_none()) throw py::value_error("a block lacks a part");
-    const TensorArg square(left, "left", 2);
-    square.require_size(0, out);
-    square.require_size(1, out);
-    square.require_contiguous();
     return {weight,
             bias,
             inputs,
             columns,
             out,
-            square.data<const T>(),
+            square_arg(left, out),
             in_slabs(right, columns, columns),
             in_slabs(transposed, columns, columns),
             in_slabs(scale, out, columns)};
+  }
+
+  // [size, size]; null where None.
+  static T* square_arg(const py::object& arg, Index size) {
+    if (arg.is_none()) return nullptr;
+    const TensorArg matrix(arg, "factor", 2);
+    matrix.require_size(0, size);
+    matrix.require_size(1, size);
+    matrix.require_contiguous();
+    return matrix.data<T>();
   }
 
   // [slabs, rows, width], as slabs.h lays out a matrix [rows, columns]; null where None.
@@ -379,6 +415,9 @@ void register_problem(py::module_& m, const char* name) {
       .def("prepare_fisher", &Problem::prepare_fisher)
       .def("fisher_product", &Problem::fisher_product, py::arg("v"), py::arg("damping"),
            py::arg("out"))
+      .def("factor_bytes", &Problem::factor_bytes, py::arg("rows"))
+      .def("kronecker_factors", &Problem::kronecker_factors, py::arg("signs"), py::arg("targets"),
+           py::arg("workspace"))
       .def("solve", &Problem::solve, py::arg("g"), py::arg("x"), py::arg("work"),
            py::arg("options"), py::arg("preconditioner"))
       .def("evaluate", &Problem::evaluate, py::arg("theta"))

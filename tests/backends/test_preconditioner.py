@@ -34,10 +34,15 @@ every_backend = pytest.mark.parametrize("backend", ANALYTIC)
 
 
 def made(
-    policy: MlpPolicy, data: dict[str, Any], kind: str, damping: float = 0.1
+    policy: MlpPolicy,
+    data: dict[str, Any],
+    kind: str,
+    damping: float = 0.1,
+    backend: str = "reference",
 ) -> Preconditioner:
     network, batch = recognised(policy, data)
-    found = Curvature({}).preconditioner(kind, network, flat_of(policy), batch, damping)
+    problem = ANALYTIC[backend].problem(network, flat_of(policy), batch, Options())
+    found = Curvature({}).preconditioner(kind, network, problem, batch, damping)
     assert found is not None
     return found
 
@@ -95,6 +100,55 @@ def test_it_is_symmetric_and_positive_definite(case: Case, kind: str, weighted: 
     M = dense(made(policy, make_data(policy, case, weighted=weighted), kind))
     assert torch.allclose(M, M.T, atol=1e-9)
     assert float(torch.linalg.eigvalsh((M + M.T) / 2).min()) > 0
+
+
+NETWORKS = [
+    ((), "tanh", 9, 3),
+    ((1,), "relu", 1, 1),
+    ((9,), "leaky_relu", 33, 6),
+    ((48, 16, 8), "elu", 97, 15),
+    ((16, 64), "silu", 200, 16),
+    ((65, 33), "gelu", 700, 17),
+    ((70, 130), "gelu_tanh", 65, 64),
+    ((6,), "softplus", 20, 65),
+    ((64, 64), "tanh", 600, 100),
+]
+
+
+@pytest.mark.parametrize("backend", [name for name in ANALYTIC if name != "reference"])
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize(("hidden", "activation", "rows", "obs_width"), NETWORKS)
+def test_every_backends_factors_are_the_references(
+    backend: str,
+    case: Case,
+    dtype: torch.dtype,
+    weighted: bool,
+    hidden: tuple[int, ...],
+    activation: str,
+    rows: int,
+    obs_width: int,
+) -> None:
+    policy = make_policy(case, hidden, activation, dtype, obs_width=obs_width)
+    exact = make_policy(case, hidden, activation, torch.float64, obs_width=obs_width)
+    exact.load_state_dict(policy.state_dict())
+    data = make_data(exact, case, rows, weighted=weighted and rows > 1)
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in data.items()}
+    states: list[dict[Tensor, Any]] = [{}, {}]
+    for state, name, module, inputs in zip(
+        states, (backend, "reference"), (policy, exact), (cast, data), strict=True
+    ):
+        network, batch = recognised(module, inputs)
+        problem = ANALYTIC[name].problem(network, flat_of(module), batch, Options())
+        Curvature(state).preconditioner("kfac", network, problem, batch, 0.1)
+    assert len(states[0]) == len(states[1]) == len(hidden) + 1
+    for found, expected in zip(states[0].values(), states[1].values(), strict=True):
+        for factor in ("kfac_A", "kfac_G"):
+            error = (found[factor].double() - expected[factor]).norm()
+            bound = 2e-5 if dtype is torch.float32 else 1e-12
+            assert float(error) <= bound * float(expected[factor].norm())
+            assert torch.equal(found[factor], found[factor].T)
 
 
 @pytest.mark.parametrize("hidden", [(), (4,), (4, 3)])
@@ -232,7 +286,8 @@ def test_statistics_that_are_not_finite_leave_plain_cg(kind: str, log_std: float
         policy.log_std.fill_(log_std)
     network, batch = recognised(policy, data)
     state: dict[Tensor, Any] = {}
-    found = Curvature(state).preconditioner(kind, network, flat_of(policy), batch, 0.1)
+    problem = ANALYTIC["reference"].problem(network, flat_of(policy), batch, Options())
+    found = Curvature(state).preconditioner(kind, network, problem, batch, 0.1)
     if found is None:
         assert not state
     else:  # 1 / sigma underflowed to 0, which is a number
@@ -250,13 +305,29 @@ def test_it_draws_no_random_numbers_and_repeats_itself() -> None:
     assert torch.equal(first, second)
 
 
-def test_the_statistics_take_evenly_strided_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_backend
+def test_the_statistics_take_evenly_strided_rows(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preconditioner, "STATISTICS_ROWS", 10)
     case = BY_NAME["gaussian"]
     policy = make_policy(case)
     data = make_data(policy, case, rows=40)
     some = {key: value[::4] for key, value in data.items()}
-    assert torch.equal(dense(made(policy, data, "kfac")), dense(made(policy, some, "kfac")))
+    found, expected = (made(policy, d, "kfac", backend=backend) for d in (data, some))
+    assert torch.equal(dense(found), dense(expected))
+
+
+@pytest.mark.parametrize(
+    ("rows", "hidden", "interval"),
+    [(64, (64, 64), 5), (2048, (64, 64), 5), (8192, (64, 64), 2), (100_000, (64, 64), 1)],
+)
+def test_large_batches_renew_their_statistics_more_often(
+    rows: int, hidden: tuple[int, ...], interval: int
+) -> None:
+    policy = make_policy(BY_NAME["gaussian"], hidden=hidden, obs_width=17)
+    network, _ = recognised(policy, make_data(policy, BY_NAME["gaussian"]))
+    assert preconditioner.refresh_interval(network, rows) == interval
 
 
 class TestConjugateGradient:

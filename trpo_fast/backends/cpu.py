@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _core
-from trpo_fast.backends.kfac import Block
+from trpo_fast.backends.kfac import Block, Factors, signs_of
 from trpo_fast.backends.preconditioner import Place, Preconditioner
 from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
@@ -229,6 +229,7 @@ class CpuProblem:
         self._tensors: list[Tensor] = []
         starts = [0, *accumulate(parameters.sizes)]
         self._size = starts[-1]
+        self._rows, self._outputs = batch.rows, network.layers[-1].weight.shape[0]
 
         def place(tensor: Tensor | None) -> int:
             index = None if tensor is None else parameters.place.get(id(tensor))
@@ -327,6 +328,32 @@ class CpuProblem:
             self._preconditioner(),
         )
         return Solution(x, quadratic, iterations, residual, SOLVE_STATUS[code])
+
+    def kronecker_factors(self, places: Mapping[int, Place], rows: int) -> list[Factors]:
+        """The factors of the layers in ``places``, over evenly strided rows of the batch."""
+        rows = min(rows, self._rows)
+        signs = signs_of(rows, self._outputs, self._dtype)
+        memory, address = workspace(self._native.factor_bytes(rows))
+        found: list[Factors] = []
+        targets: list[tuple[TensorArg | None, bool, TensorArg | None]] = []
+        for index, layer in enumerate(self.network.layers):
+            at = places.get(index)
+            if at is None:
+                targets.append((None, False, None))
+                continue
+            G = layer.weight.new_empty(at.outputs, at.outputs)
+            A = layer.weight.new_ones(at.columns, at.columns)  # the bias alone: [[1]]
+            found.append(Factors(A, G))
+            targets.append(
+                (
+                    None if at.weight is None else tensor_arg(A, self._dtype),
+                    at.bias is not None,
+                    tensor_arg(G, self._dtype),
+                )
+            )
+        self._native.kronecker_factors(tensor_arg(signs, self._dtype), targets, address)
+        del memory
+        return found
 
     def fisher_product(self, v: Tensor) -> Tensor:
         """``F v`` ``[P]``, without damping, over the Fisher's share of the rows."""

@@ -12,6 +12,7 @@ for eigendecompositions take factored damping (Martens & Grosse, section 6.3).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -63,13 +64,19 @@ class Block(NamedTuple):
         return self.left @ (self.scale * (self.left.T @ R @ self.right)) @ self.right.T
 
 
+@lru_cache(maxsize=4)
+def signs_of(rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
+    """Random signs ``[rows, outputs]``, the same at every call; torch's own generator rests."""
+    generator = torch.Generator().manual_seed(0)
+    return (2 * torch.randint(0, 2, (rows, outputs), generator=generator) - 1).to(dtype)
+
+
 def layer_rows(network: Network, batch: Batch) -> list[LayerRows]:
     """One draw of every layer's inputs and output gradients at theta_old, over the batch's rows."""
     point = linearise(network.layers, batch.obs)
-    generator = torch.Generator().manual_seed(0)
-    signs = 2 * torch.randint(0, 2, tuple(point.outputs.shape), generator=generator) - 1
     outputs = point.outputs
-    delta = output_draw(network, outputs, signs.to(outputs), batch.action_mask)
+    signs = signs_of(batch.rows, outputs.shape[1], outputs.dtype).to(outputs.device)
+    delta = output_draw(network, outputs, signs, batch.action_mask)
     if batch.weights is None:
         root = outputs.new_full((batch.rows, 1), 1 / math.sqrt(batch.rows))
     else:
