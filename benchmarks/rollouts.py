@@ -46,7 +46,6 @@ class Run:
 RUNS = (
     Run("HalfCheetah-v5", 1024, (3, 60)),
     Run("Hopper-v5", 1024, (3, 40)),
-    Run("CartPole-v1", 256, (3, 40)),
     Run("Ant-v5", 1024, (3, 40)),
     Run("HalfCheetah-v5", 3125, (3, 20)),
     Run("Ant-v5", 512, (3, 25), hidden=(1024, 1024)),
