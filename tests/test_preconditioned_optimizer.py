@@ -105,6 +105,39 @@ def test_the_generic_path_refuses_it_in_words(kind: str) -> None:
     assert same_bits(policy, before)
 
 
+@pytest.mark.parametrize(
+    ("rows", "hidden", "served"), [(64, (64, 64), False), (2048, (64, 64), True), (40, (7,), False)]
+)
+def test_auto_decides_by_size(rows: int, hidden: tuple[int, ...], served: bool) -> None:
+    policy = make_policy(GAUSSIAN, hidden=hidden, dtype=torch.float32)
+    opt = TRPOOptimizer(policy)
+    opt.step(**make_data(policy, GAUSSIAN, rows=rows))
+    assert bool(opt.state) == served
+
+
+def test_plain_cg_is_not_stopped_by_its_progress() -> None:
+    policy = make_policy(GAUSSIAN, dtype=torch.float32)
+    opt = TRPOOptimizer(policy, preconditioner="none", cg_progress_tol=0.9, cg_tol=0.0)
+    opt.step(**make_data(policy, GAUSSIAN))
+    assert opt.last_result is not None
+    assert opt.last_result.cg_iters == 10
+
+
+@every_backend
+def test_a_preconditioned_solve_stops_where_an_iteration_gains_little(backend: str) -> None:
+    counts = []
+    for tol in (0.0, 0.05, 0.5):
+        policy = make_policy(GAUSSIAN, dtype=torch.float32)
+        opt = TRPOOptimizer(
+            policy, backend=backend, preconditioner="kfac", cg_progress_tol=tol, cg_tol=0.0
+        )
+        opt.step(**make_data(policy, GAUSSIAN, rows=400))
+        assert opt.last_result is not None
+        counts.append(opt.last_result.cg_iters)
+    assert counts[0] == 10
+    assert counts[0] > counts[1] > counts[2]
+
+
 def test_an_agent_resumes_it_bit_for_bit(tmp_path: Path) -> None:
     keywords = {"num_envs": 2, "rollout_steps": 64, "seed": 3, "preconditioner": "kfac"}
     with TRPO("CartPole-v1", **keywords) as agent:

@@ -135,16 +135,16 @@ class Config:
         1e-4, "policy update", "relative residual at which they stop (0: run all)", minimum=0.0
     )
     cg_progress_tol: float = _option(
-        0.0,
+        0.05,
         "policy update",
-        "stop them, too, when one lowers the quadratic model by less than this share (0: never)",
+        "stop preconditioned ones, too, at one that adds less than this share (0: never)",
         minimum=0.0,
         below=1.0,
     )
     preconditioner: str = _option(
         "auto",
         "policy update",
-        "of conjugate gradients: kfac, diagonal or none; auto is none",
+        "of conjugate gradients: kfac, diagonal or none; auto is kfac where it pays",
         choices=("auto", "none", "diagonal", "kfac"),
     )
     precision: str = _option(

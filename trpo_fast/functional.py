@@ -74,7 +74,7 @@ def natural_gradient(
         damping: Added to the diagonal.
         cg_iters: Most conjugate-gradient iterations.
         cg_tol: Relative residual at which they stop.
-        cg_progress_tol: As for ``TRPOOptimizer``.
+        cg_progress_tol: As for ``TRPOOptimizer``, but 0 unless given: here the solution counts.
         preconditioner: As for ``TRPOOptimizer``; its statistics are made anew at each call.
         precision: As for ``TRPOOptimizer``.
         weights: ``[N]`` weights of the rows, >= 0, or None.
@@ -149,7 +149,7 @@ def _products(
         width = network.layers[0].weight.shape[1]
         fused = fused_batch(batch, network.head, width, parameters.dtype)
         problem = fused_problem(network, parameters, fused, options)
-        precondition(problem, Curvature({}), network, fused, options)
+        precondition(problem, Curvature(), network, fused, options)
         return problem
     if options.backend != "auto":
         raise ValueError(f"backend={options.backend!r} cannot serve: {network}")

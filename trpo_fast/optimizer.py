@@ -55,11 +55,13 @@ class TRPOOptimizer(torch.optim.Optimizer):
         damping: Added to the Fisher matrix's diagonal.
         cg_iters: Most conjugate-gradient iterations.
         cg_tol: Relative residual at which they stop; 0 runs them all.
-        cg_progress_tol: Stop, too, once an iteration's share of what the quadratic model has
-            fallen so far is below this (Martens 2010, section 4.4); 0 never does.
+        cg_progress_tol: A preconditioned solve stops, too, once an iteration's share of what the
+            quadratic model has fallen so far is below this (Martens 2010, section 4.4); 0 never
+            does. Plain conjugate gradients gain too unevenly to be judged by one iteration.
         preconditioner: Of conjugate gradients: "none"; "kfac", Kronecker-factored layers (Martens
-            & Grosse 2015); "diagonal", for comparison; "auto" is "none". Their statistics are kept
-            in the optimizer's state for some updates. Named ones need a recognised perceptron.
+            & Grosse 2015); "diagonal", for comparison. Its statistics are kept in the optimizer's
+            state for up to five updates. "auto" is "kfac" for recognised perceptrons whose batch
+            is large enough to pay for it. The solution sought is the same with all.
         precision: Of the Fisher products: "auto" or "fp32" (float64 for a float64 policy).
         fisher_fraction: Share of the rows, evenly strided, that the Fisher matrix is made of.
         backtrack_coeff: Factor between the candidates of the line search.
@@ -98,7 +100,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         damping: float = 0.1,
         cg_iters: int = 10,
         cg_tol: float = 1e-4,
-        cg_progress_tol: float = 0.0,
+        cg_progress_tol: float = 0.05,
         preconditioner: str = "auto",
         precision: str = "auto",
         fisher_fraction: float = 1.0,

@@ -50,7 +50,7 @@ class Options:
     damping: float = 0.1
     cg_iters: int = 10
     cg_tol: float = 1e-4
-    cg_progress_tol: float = 0.0
+    cg_progress_tol: float = 0.05
     preconditioner: str = "auto"
     precision: str = "auto"
     fisher_fraction: float = 1.0

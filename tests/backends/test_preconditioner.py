@@ -42,7 +42,7 @@ def made(
 ) -> Preconditioner:
     network, batch = recognised(policy, data)
     problem = ANALYTIC[backend].problem(network, flat_of(policy), batch, Options())
-    found = Curvature({}).preconditioner(kind, network, problem, batch, damping)
+    found = Curvature().preconditioner(kind, network, problem, batch, damping)
     assert found is not None
     return found
 
@@ -57,9 +57,9 @@ def solved(
     backend: str, policy: MlpPolicy, data: dict[str, Any], g: Tensor, **keywords: Any
 ) -> Any:
     network, batch = recognised(policy, data)
-    options = Options(**keywords)
+    options = Options(**{"cg_progress_tol": 0.0, **keywords})
     problem: Problem = ANALYTIC[backend].problem(network, flat_of(policy), batch, options)
-    precondition(problem, Curvature({}), network, batch, options)
+    precondition(problem, Curvature(), network, batch, options)
     return problem.solve(g, options)
 
 

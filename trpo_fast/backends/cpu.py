@@ -91,11 +91,6 @@ def workspace(nbytes: int) -> tuple[Tensor, int]:
     return memory, address + -address % ALIGNMENT
 
 
-def _solve_options(options: Options) -> dict[str, float]:
-    names = ("damping", "cg_iters", "cg_tol", "cg_progress_tol")
-    return {name: getattr(options, name) for name in names}
-
-
 class PackedPreconditioner(NamedTuple):
     """A preconditioner as the native module takes it, and the tensors that this points into."""
 
@@ -282,7 +277,7 @@ class CpuProblem:
                 "accept_ratio": options.accept_ratio,
                 "max_backtracks": options.max_backtracks,
                 "unit": unit,
-                **_solve_options(options),
+                **self._solve_options(options),
             },
             self._preconditioner(),
         )
@@ -324,7 +319,7 @@ class CpuProblem:
             tensor_arg(g, self._dtype),
             tensor_arg(x, self._dtype),
             tensor_arg(work, self._dtype),
-            _solve_options(options),
+            self._solve_options(options),
             self._preconditioner(),
         )
         return Solution(x, quadratic, iterations, residual, SOLVE_STATUS[code])
@@ -366,6 +361,11 @@ class CpuProblem:
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """Loss and mean KL at ``theta`` ``[P]``; ``gradient`` must have run."""
         return self._native.evaluate(tensor_arg(theta, self._dtype))
+
+    def _solve_options(self, options: Options) -> dict[str, float]:
+        names = ("damping", "cg_iters", "cg_tol", "cg_progress_tol")
+        found: dict[str, float] = {name: getattr(options, name) for name in names}
+        return found if self.preconditioner is not None else {**found, "cg_progress_tol": 0.0}
 
     def _preconditioner(self) -> PreconditionerArg | None:
         if self.preconditioner is None:

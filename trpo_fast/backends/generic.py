@@ -117,12 +117,7 @@ class GenericProblem:
         """Conjugate gradients on ``fisher_product``."""
         o = options
         return conjugate_gradient(
-            self.fisher_product,
-            g,
-            damping=o.damping,
-            iters=o.cg_iters,
-            tol=o.cg_tol,
-            progress_tol=o.cg_progress_tol,
+            self.fisher_product, g, damping=o.damping, iters=o.cg_iters, tol=o.cg_tol
         )
 
     def fisher_product(self, v: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ STATISTICS_ROWS = 2048
 REFRESH = 5
 # New statistics may cost so many products an update: they save one or two.
 REFRESH_PRODUCTS = 0.5
+# Products that K-FAC must save to pay for its statistics: of ten, four are usually left.
+PAYS_BELOW = 4.0
+# Flop of a product below which there is nothing to save: plain iterations take microseconds.
+LEAST_FLOP = 1 << 24
 # What factorising [m, m] costs, in m^3 of the products' flop: as measured for m = 64 and m = 1024.
 EIGEN_FLOP, INVERSE_FLOP = 100, 8
 AGE = "preconditioner_age"
@@ -119,7 +123,10 @@ def precondition(
         ValueError: one is named that the problem's backend does not use.
     """
     kind = options.preconditioner
-    if kind in ("auto", "none"):
+    if kind == "auto":
+        pays = isinstance(problem, Preconditioned) and curvature.pays(network, batch.rows)
+        kind = "kfac" if pays else "none"
+    if kind == "none":
         return
     if not isinstance(problem, Preconditioned):
         raise ValueError(  # noqa: TRY004
@@ -131,17 +138,26 @@ def precondition(
     )
 
 
+def product_flop(network: Network, rows: int) -> int:
+    """Of one Fisher product: two GEMM pairs a layer, the first layer needs half of one."""
+    weights = [layer.weight.numel() for layer in network.layers]
+    return rows * (8 * sum(weights) - 4 * weights[0])
+
+
+def statistics_cost(network: Network, rows: int) -> float:
+    """Of new statistics, in Fisher products; from sizes alone, never from the clock."""
+    flop = 0
+    for layer in network.layers:
+        out, m = layer.weight.shape[0], layer.weight.shape[1] + 1
+        each = INVERSE_FLOP if max(out, m) > EIGEN_WIDTH else EIGEN_FLOP
+        flop += each * (out**3 + m**3)
+        flop += min(rows, STATISTICS_ROWS) * (out * out + m * m + 4 * out * m)
+    return flop / max(product_flop(network, rows), 1)
+
+
 def refresh_interval(network: Network, rows: int) -> int:
-    """Updates that use the same statistics, from sizes alone: never from the clock."""
-    shapes = [layer.weight.shape for layer in network.layers]
-    weights, first = sum(out * m for out, m in shapes), shapes[0].numel()
-    statistics = 0
-    for out, m in shapes:
-        each = INVERSE_FLOP if max(out, m + 1) > EIGEN_WIDTH else EIGEN_FLOP
-        statistics += each * (out**3 + (m + 1) ** 3)
-        statistics += min(rows, STATISTICS_ROWS) * (out * out + (m + 1) ** 2 + 4 * out * m)
-    product = rows * (8 * weights - 4 * first)
-    return min(max(math.ceil(statistics / (REFRESH_PRODUCTS * product)), 1), REFRESH)
+    """Updates that use the same statistics."""
+    return min(max(math.ceil(statistics_cost(network, rows) / REFRESH_PRODUCTS), 1), REFRESH)
 
 
 def refuse_generic(options: Options, reason: str) -> None:
@@ -164,14 +180,22 @@ class Curvature:
 
     Args:
         state: An optimizer's ``state``: what must survive in a state dict is kept there, by
-            parameter. ``{}`` for a single solve.
+            parameter. None for a single solve.
     """
 
-    def __init__(self, state: MutableMapping[Tensor, Any]) -> None:
-        self.state = state
+    def __init__(self, state: MutableMapping[Tensor, Any] | None = None) -> None:
+        self.lasts = state is not None
+        self.state: MutableMapping[Tensor, Any] = {} if state is None else state
         self.bases: list[EigenBases | None] = []
         self.based_on: list[Factors] = []
         self.made: tuple[float, Preconditioner] | None = None
+
+    def pays(self, network: Network, rows: int) -> bool:
+        """Whether K-FAC's statistics cost less than the products that they save."""
+        if product_flop(network, rows) < LEAST_FLOP:
+            return False
+        interval = refresh_interval(network, rows) if self.lasts else 1
+        return statistics_cost(network, rows) / interval <= PAYS_BELOW
 
     def preconditioner(
         self, kind: str, network: Network, problem: Problem, batch: Batch, damping: float

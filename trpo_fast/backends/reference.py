@@ -88,15 +88,15 @@ class ReferenceProblem:
 
     def solve(self, g: Tensor, options: Options) -> Solution:
         """Conjugate gradients on ``fisher_product``."""
-        o = options
+        o, found = options, self.preconditioner
         return conjugate_gradient(
             self.fisher_product,
             g,
             damping=o.damping,
             iters=o.cg_iters,
             tol=o.cg_tol,
-            progress_tol=o.cg_progress_tol,
-            precondition=None if self.preconditioner is None else self.preconditioner.apply,
+            progress_tol=0.0 if found is None else o.cg_progress_tol,
+            precondition=None if found is None else found.apply,
         )
 
     def fisher_product(self, v: Tensor) -> Tensor:
