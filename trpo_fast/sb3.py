@@ -1,0 +1,312 @@
+"""TRPO for Stable-Baselines3: ``from trpo_fast.sb3 import TRPO`` is the one changed line.
+
+The class is ``sb3_contrib.TRPO`` with another ``train`` and ``collect_rollouts``. Departures from
+sb3-contrib, which ``parity`` or ``kl_definition`` take back: the KL is that of the joint action and
+not its mean over the dimensions; it is KL(old, new); conjugate gradients start at 0 and not
+at random noise; dropout and batch normalisation are in eval mode for the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trpo_fast import _native
+from trpo_fast.backends.linearization import depends_on
+from trpo_fast.distribution_parts import parts_of
+from trpo_fast.gae import compute_gae
+from trpo_fast.network import layers_of
+from trpo_fast.optimizer import TRPOOptimizer
+from trpo_fast.trust_region import TrustRegionResult
+
+try:
+    import sb3_contrib
+    from stable_baselines3.common.buffers import RolloutBuffer
+    from stable_baselines3.common.distributions import BernoulliDistribution
+    from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+
+    from trpo_fast.sb3_policies import BY_DIMENSION, Acting, Actor, Values
+except ImportError as error:
+    raise ImportError(
+        "trpo_fast.sb3 needs Stable-Baselines3 and sb3-contrib: pip install 'trpo_fast[sb3]'"
+    ) from error
+
+# Of ours, what a saved model does not hold.
+CACHED = ("_policy_optimizer",)
+
+
+class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
+    """``sb3_contrib.TRPO`` with the fused update, critic fit, advantages and inference.
+
+    Constructor, attributes, callbacks, loggers and saved files are those of ``sb3_contrib.TRPO``:
+    either loads what the other saved. What is not recognised as a perceptron (images, dict
+    observations with extractors, gSDE) takes the generic path, or sb3-contrib's own code.
+
+    Attributes:
+        parity: True delegates everything to sb3-contrib: its result, bit for bit, at its speed.
+        kl_definition: "joint" (default): ``target_kl`` bounds the KL(old, new) of the joint action.
+            "sb3": as sb3-contrib has it, KL(new, old) averaged over the action's dimensions, with
+            its damping: for A dimensions a region A times as large. Hyperparameters tuned for
+            sb3-contrib with Box or MultiBinary actions mean this.
+        last_result: The last policy update's ``TrustRegionResult``, or None.
+    """
+
+    parity: bool = False
+    kl_definition: str = "joint"
+    last_result: TrustRegionResult | None = None
+    _policy_optimizer: TRPOOptimizer | None = None
+    _last_obs: Any
+    _last_episode_starts: Any
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *CACHED, "last_result"]
+
+    def train(self) -> None:
+        """Update policy and value function from the rollout buffer.
+
+        Raises:
+            ValueError: ``kl_definition`` is neither "joint" nor "sb3".
+        """
+        if self.parity:
+            super().train()
+            return
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        rollout = next(self.rollout_buffer.get(batch_size=None))
+        result = self.last_result = self._step_policy(rollout)
+        value_loss = _fit_values(self, _critic_parameters(self.policy, rollout.observations))
+        self._n_updates += 1
+
+        buffer = self.rollout_buffer
+        kl = result.kl / self._kl_terms()
+        explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        self.logger.record("train/policy_objective", -result.loss_after)
+        self.logger.record("train/value_loss", value_loss)
+        self.logger.record("train/kl_divergence_loss", kl)
+        self.logger.record("train/explained_variance", explained)
+        self.logger.record("train/is_line_search_success", float(result.accepted))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", float(self.policy.log_std.exp().mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _step_policy(self, rollout: Any) -> TrustRegionResult:
+        """One trust-region step on every ``sub_sampling_factor``-th row of the shuffled rollout."""
+        rows = slice(None, None, self.sub_sampling_factor)
+        actions, advantages = rollout.actions[rows], rollout.advantages[rows]
+        old_log_prob = rollout.old_log_prob[rows]
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        if self.policy.squash_output:  # the base Gaussian has the same ratio and the same KL
+            bijector = self.policy.action_dist.bijector
+            actions = bijector.inverse(actions)
+            old_log_prob = old_log_prob + bijector.log_prob_correction(actions).sum(1)
+        if self.normalize_advantage:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        optimizer = self._trust_region()
+        optimizer.step(
+            obs=_rows(rollout.observations, rows),
+            actions=actions,
+            advantages=advantages,
+            old_log_prob=old_log_prob,
+        )
+        assert optimizer.last_result is not None  # noqa: S101
+        return optimizer.last_result
+
+    def _trust_region(self) -> TRPOOptimizer:
+        """The policy's optimizer, with this model's options of now."""
+        cached = self._policy_optimizer
+        known = cached.module if cached is not None else None
+        if cached is None or not isinstance(known, Actor) or known.policy is not self.policy:
+            cached = self._policy_optimizer = TRPOOptimizer(Actor(self.policy))
+        terms = self._kl_terms()
+        cached.param_groups[0].update(
+            max_kl=float(self.target_kl) * terms,
+            damping=float(self.cg_damping) * terms,
+            cg_iters=int(self.cg_max_steps),
+            backtrack_coeff=float(self.line_search_shrinking_factor),
+            max_backtracks=int(self.line_search_max_iter) - 1,
+            kl_direction="old_new" if self.kl_definition == "joint" else "new_old",
+        )
+        return cached
+
+    def _kl_terms(self) -> int:
+        """How many times sb3-contrib's KL goes into that of the joint action."""
+        if self.kl_definition not in ("joint", "sb3"):
+            raise ValueError(f"kl_definition is {self.kl_definition!r}, expected 'joint' or 'sb3'")
+        kind = self.policy.action_dist
+        if self.kl_definition == "joint" or not isinstance(kind, BY_DIMENSION):
+            return 1
+        return int(kind.action_dims if isinstance(kind, BernoulliDistribution) else kind.action_dim)
+
+    def collect_rollouts(
+        self, env: Any, callback: Any, rollout_buffer: Any, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with ``n_rollout_steps`` steps of every environment.
+
+        The loop and its local names are those of ``OnPolicyAlgorithm``, because callbacks read
+        them; inference and advantages are ours where the policy and the buffer are SB3's own.
+        """
+        if self.parity or self.use_sde:
+            return bool(super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps))
+        self.policy.set_training_mode(False)
+        act = Acting(self.policy, obs_as_tensor(self._last_obs, self.device))
+        n_steps = 0
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        while n_steps < n_rollout_steps:
+            with torch.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)
+                sampled, values, log_probs = act(obs_tensor)
+            actions = sampled.cpu().numpy()
+            clipped_actions = actions
+            if isinstance(self.action_space, spaces.Box):
+                clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+            self._bootstrap(rewards, dones, infos)
+            rollout_buffer.add(
+                self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs
+            )
+            self._last_obs = new_obs
+            self._last_episode_starts = dones
+        with torch.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))
+        _compute_advantages(rollout_buffer, values, dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    @torch.no_grad()
+    def _bootstrap(self, rewards: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
+        """Add the discounted value of the final observation where an episode was truncated."""
+        for index in np.flatnonzero(dones):
+            info = infos[index]
+            final = info.get("terminal_observation")
+            if final is not None and info.get("TimeLimit.truncated", False):
+                value = self.policy.predict_values(self.policy.obs_to_tensor(final)[0])[0]
+                rewards[index] += self.gamma * float(value)
+
+
+def _compute_advantages(buffer: Any, last_values: Tensor, dones: Any) -> None:
+    """Fill the buffer's advantages and returns."""
+    own = type(buffer).compute_returns_and_advantage
+    if own is not RolloutBuffer.compute_returns_and_advantage:
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        return
+    done = np.concatenate([buffer.episode_starts[1:], np.asarray(dones)[None]]).astype(bool)
+    # A truncated episode's last reward already holds its bootstrap.
+    buffer.advantages, buffer.returns = compute_gae(
+        buffer.rewards,
+        buffer.values,
+        done,
+        np.zeros_like(done),
+        last_values.cpu().numpy().astype(np.float32).flatten(),
+        gamma=buffer.gamma,
+        lam=buffer.gae_lambda,
+    )
+
+
+def _critic_parameters(policy: Any, observations: Any) -> list[nn.Parameter]:
+    """What the critic's fit may move: everything that the action distribution does not depend on.
+
+    A trunk shared with the policy stays inside the trust region.
+    """
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        distribution = Actor(policy)(_rows(observations, slice(0, 2)))
+    parts = parts_of(distribution)
+    assert parts is not None  # noqa: S101
+    outputs = [t for t in parts.tensors if t.requires_grad]
+    by_policy = depends_on(outputs, parameters)
+    return [p for p, is_actor in zip(parameters, by_policy, strict=True) if not is_actor]
+
+
+def _fit_values(model: TRPO, movable: list[nn.Parameter]) -> float:
+    """``n_critic_updates`` passes of minibatch regression on the returns; the mean loss.
+
+    The minibatches are sb3-contrib's for the same state of NumPy's generator.
+    """
+    values, optimizer = Values(model.policy), model.policy.optimizer
+    loss = _fit_natively(model, values, movable)
+    if loss is not None:
+        return loss
+    losses = []
+    for _ in range(model.n_critic_updates):
+        for batch in model.rollout_buffer.get(model.batch_size):
+            predicted = values(batch.observations).flatten()
+            squared = functional.mse_loss(batch.returns, predicted)
+            losses.append(squared.item())
+            if not movable:
+                continue
+            optimizer.zero_grad()
+            found = torch.autograd.grad(squared, movable, allow_unused=True)
+            for parameter, slope in zip(movable, found, strict=True):
+                parameter.grad = slope
+            optimizer.step()
+    return float(np.mean(losses)) if losses else float("nan")
+
+
+def _fit_natively(model: TRPO, values: Values, movable: list[nn.Parameter]) -> float | None:
+    """The same in one native call a pass, or None where that does not serve."""
+    buffer, optimizer = model.rollout_buffer, model.policy.optimizer
+    if _native.core is None or type(buffer) is not RolloutBuffer or not _plain_adam(optimizer):
+        return None
+    from trpo_fast.backends.value_fit import AdamFit, refusal
+
+    observations = buffer.to_torch(buffer.observations).float()  # as SB3's own preprocessing
+    layers = layers_of(values, observations)
+    if isinstance(layers, str) or refusal(layers) is not None or not observations.is_cpu:
+        return None
+    own = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+    allowed = {id(p) for p in movable}
+    steps = {int(optimizer.state[p].get("step", 0)) for p in own}
+    if any(id(p) not in allowed for p in own) or len(steps) != 1:
+        return None
+
+    def moments(parameter: Tensor) -> tuple[Tensor, Tensor]:
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state["exp_avg"], state["exp_avg_sq"]
+
+    dtype = layers[0].weight.dtype
+    fit = AdamFit(layers, moments, model.batch_size, steps.pop(), optimizer.param_groups[0])
+    rows = observations.flatten(1).to(dtype)
+    returns = buffer.to_torch(buffer.returns.flatten()).to(dtype)
+    total = 0.0
+    for _ in range(model.n_critic_updates):
+        order = torch.from_numpy(np.random.permutation(len(rows)))  # noqa: NPY002
+        total += fit.epoch(rows, returns, order)[0]
+    fit.write_back()
+    for parameter in own:
+        optimizer.state[parameter]["step"].fill_(fit.steps)
+    return float(total / max(1, len(rows) * model.n_critic_updates))
+
+
+def _plain_adam(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer is torch's Adam as the native fit has it."""
+    if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    plain = not (group["weight_decay"] or group["amsgrad"] or group["maximize"])
+    return plain and all(isinstance(x, float) for x in (group["lr"], group["eps"], *group["betas"]))
+
+
+def _rows(observations: Any, rows: slice) -> Any:
+    if isinstance(observations, dict):
+        return {key: value[rows] for key, value in observations.items()}
+    return observations[rows]
