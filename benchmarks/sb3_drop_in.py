@@ -1,8 +1,8 @@
 """``learn`` of ``trpo_fast.sb3.TRPO`` and ``sb3_contrib.TRPO``: the import is all that differs.
 
-``python benchmarks/sb3_drop_in.py [ENV_ID] [--envs 8] [--n-steps 1024] [--turns 3]``: each turn both
-learn for five rollouts, one after the other, from the same seed; steps a second of each, and the
-median of the turns' ratios.
+``python benchmarks/sb3_drop_in.py [ENV_ID] [--envs 8] [--n-steps 1024] [--turns 3]``: each turn
+both learn for five rollouts, one after the other, from the same seed; steps a second of each, and
+the median of the turns' ratios.
 """
 
 from __future__ import annotations
