@@ -150,7 +150,8 @@ class Config:
     precision: str = _option(
         "auto",
         "policy update",
-        "of the Fisher products, the rest stays fp32 or better; this version serves auto and fp32",
+        "of what the Fisher products multiply; the rest stays fp32 or better; auto is bf16 where "
+        "the CPU has an instruction for it and the preconditioner is kfac",
         choices=("auto", "fp32", "bf16x3", "bf16"),
     )
     fisher_fraction: float = _option(

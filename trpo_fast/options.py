@@ -15,7 +15,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kl_direction": ("old_new", "new_old"),
     "backend": ("auto", "cpu", "cuda", "reference"),
 }
-SERVED = {"precision": ("auto", "fp32")}
 GREATEST_COUNT = 2**31 - 1  # the native int
 # (lower limit, whether it is excluded, upper limit, whether it is excluded)
 LIMITS: dict[str, tuple[float, bool, float, bool]] = {
@@ -43,7 +42,7 @@ class Options:
     baselines and spinningup (0.01, 0.1, 10, 0.8).
 
     Raises:
-        ValueError: an option is outside its limits, of the wrong type, or not served.
+        ValueError: an option is outside its limits, or of the wrong type.
     """
 
     max_kl: float = 0.01
@@ -120,9 +119,3 @@ def _check_number(name: str, value: object, limits: tuple[float, bool, float, bo
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-    served = SERVED.get(name, choices)
-    if value not in served:
-        raise ValueError(
-            f"{name}={value!r} is not served by any backend of this version; "
-            f"use one of {', '.join(served)}"
-        )

@@ -11,9 +11,6 @@ namespace {
 // A task of `reduce`: enough elements that a thread is worth waking for it.
 constexpr Index kReduceElements = 16384;
 
-// A panel's activations are fetched ahead where they leave most of L2 to the weights.
-constexpr Index kAheadElements = 64 * 1024;
-
 }  // namespace
 
 // zdot_l = a_{l-1} V_l + c_l + adot_{l-1} W_l;  adot_l = phi'(z_l) zdot_l; returns zdot of the

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../common/layers.h"
+#include "bf16_kernels.h"
 #include "slabs.h"
 
 namespace trpo_fast {
@@ -90,6 +91,7 @@ struct KernelTable {
   const char* isa;
   Kernels<float> f32;
   Kernels<double> f64;
+  Bf16Kernels bf16;
 
   template <class T>
   const Kernels<T>& get() const;
@@ -106,5 +108,6 @@ inline const Kernels<double>& KernelTable::get<double>() const {
 const KernelTable& dense_kernels_baseline();
 const KernelTable& dense_kernels_avx2();
 const KernelTable& dense_kernels_avx512();
+const KernelTable& dense_kernels_avx512_bf16();
 
 }  // namespace trpo_fast

@@ -2,6 +2,9 @@
 // throughout.
 #include "adam.inl"
 #include "dense_kernels.h"
+
+#include <type_traits>
+
 #include "simd.h"
 #include "vector_math.h"
 
@@ -63,19 +66,18 @@ inline __attribute__((always_inline)) void multiply_block(Vector<T> (&acc)[MR][N
 // A tile's share of the product's `ahead`: a few lines at a time, which the arithmetic hides; all
 // at once would wait for memory as the reads themselves do.
 template <class T>
-inline void fetch_ahead(const Product<T>& p, Index m, Index rows, Index slab) {
+inline void fetch_ahead(const T* ahead, Index count, Index row, Index rows, Index all) {
   constexpr Index line = 64 / Index(sizeof(T));
-  const Index all = p.M * p.N.count;
-  const Index end = (slab * p.M + m + rows) * p.ahead_count / all;
-  for (Index i = (slab * p.M + m) * p.ahead_count / all; i < end; i += line) {
-    __builtin_prefetch(p.ahead + i, 0, 2);
-  }
+  const Index end = (row + rows) * count / all;
+  for (Index i = row * count / all; i < end; i += line) __builtin_prefetch(ahead + i, 0, 2);
 }
 
 // One register tile: rows m .. m + MR (inside one m block), NV vectors of columns.
 template <class T, int MR, int NV>
 void tile(const Product<T>& p, Index m, Index slab, Index column) {
-  if (p.ahead != nullptr && column == 0) fetch_ahead(p, m, MR, slab);
+  if (p.ahead != nullptr && column == 0) {
+    fetch_ahead(p.ahead, p.ahead_count, slab * p.M + m, MR, p.M * p.N.count);
+  }
   Vector<T> acc[MR][NV];
   const T* bias = p.bias ? p.bias + slab * p.N.width + column : nullptr;
 #pragma GCC unroll 16
@@ -131,27 +133,36 @@ void column_group(const Product<T>& p, Index slab, Index column) {
   }
 }
 
-template <class T>
-void product(const Product<T>& p) {
+// body(vectors, slab, column) over all columns, in groups of as many vectors as a tile may have.
+template <class T, class Body>
+inline void for_column_groups(const Slabs& N, Body&& body) {
   constexpr Index lanes = kLanes<T>;
   constexpr int widest = kVectorRegisters >= 32 ? 4 : 2;
-  for (Index slab = 0; slab < p.N.count; ++slab) {
-    const Index used = p.N.used(slab);
+  for (Index slab = 0; slab < N.count; ++slab) {
+    const Index used = N.used(slab);
     Index column = 0;
-    for (; column + widest * lanes <= used; column += widest * lanes)
-      column_group<T, widest>(p, slab, column);
+    for (; column + widest * lanes <= used; column += widest * lanes) {
+      body(std::integral_constant<int, widest>{}, slab, column);
+    }
     if constexpr (widest > 2) {
       if (column + 3 * lanes <= used) {
-        column_group<T, 3>(p, slab, column);
+        body(std::integral_constant<int, 3>{}, slab, column);
         column += 3 * lanes;
       }
       if (column + 2 * lanes <= used) {
-        column_group<T, 2>(p, slab, column);
+        body(std::integral_constant<int, 2>{}, slab, column);
         column += 2 * lanes;
       }
     }
-    for (; column < used; column += lanes) column_group<T, 1>(p, slab, column);
+    for (; column < used; column += lanes) body(std::integral_constant<int, 1>{}, slab, column);
   }
+}
+
+template <class T>
+void product(const Product<T>& p) {
+  for_column_groups<T>(p.N, [&](auto vectors, Index slab, Index column) {
+    column_group<T, decltype(vectors)::value>(p, slab, column);
+  });
 }
 
 // Activations without a vector form: the shared scalar definition.

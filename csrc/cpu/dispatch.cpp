@@ -14,6 +14,7 @@ std::vector<const KernelTable*> available_tables() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
       tables.push_back(&dense_kernels_avx512());
+      if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&dense_kernels_avx512_bf16());
     }
   }
 #endif

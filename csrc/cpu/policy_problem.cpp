@@ -48,6 +48,9 @@ PolicyProblem<T>::PolicyProblem(const PolicyBatch<T>& batch, void* workspace)
     : PolicyProblem(batch, Arena(workspace)) {
   weights_.pack(batch.layers);
   pack_backward();
+  if constexpr (std::is_same_v<T, float>) {
+    if (bf16_) bf16_->pack_weights(weights_, backward_weights_);
+  }
   if (batch.log_std != nullptr) set_scale(old_scale_, batch.log_std, batch.log_std_stride);
   for (Index a = 0; batch.log_std != nullptr && a < batch.actions; ++a) {
     inv_variance_[a] = T(old_scale_.inv_std[a] * old_scale_.inv_std[a]);
@@ -103,9 +106,19 @@ void PolicyProblem<T>::layout(Arena& arena) {
     cached_.push_back({out, value, needs_slope ? value + size : Index(-1)});
     cache_size_ += needs_slope ? 2 * size : size;
   }
-  const Index panel_bytes = std::max(cache_size_ * Index(sizeof(T)), Index(1));
-  cached_panels_ = std::min(fisher_.panels, batch_.cache_bytes / panel_bytes);
-  caches_ = arena.take<T>(cached_panels_ * cache_size_);
+  if constexpr (std::is_same_v<T, float>) {
+    if (batch_.bf16_parts > 0) {
+      bf16_.emplace(weights_, rows, batch_.bf16_parts, batch_.threads, arena);
+    }
+  }
+  const Index rounded_size = bf16_ ? bf16_->cache_size() : 0;
+  const Index panel_bytes =
+      bf16_ ? rounded_size * Index(sizeof(Bf16)) : cache_size_ * Index(sizeof(T));
+  cached_panels_ = std::min(fisher_.panels, batch_.cache_bytes / std::max(panel_bytes, Index(1)));
+  caches_ = arena.take<T>(bf16_ ? 0 : cached_panels_ * cache_size_);
+  rounded_caches_ = arena.take<Bf16>(cached_panels_ * rounded_size);
+  rounded_scratch_ =
+      arena.take<Bf16>(bf16_ ? (rounded_size + bf16_->scratch_size()) * batch_.threads : 0);
   const bool keeps_metric = head_.kind != HeadKind::gaussian;
   metric_ = arena.take<T>(keeps_metric ? fisher_.rows * outputs : 0);
   inv_variance_ = arena.take<T>(batch_.actions);
@@ -186,7 +199,7 @@ bool PolicyProblem<T>::cached(const Plan& plan, Index panel) const {
 // Where a panel's activations are kept for the whole update, or a worker's scratch.
 template <class T>
 T* PolicyProblem<T>::cache_of(const Plan& plan, Index panel, int worker) const {
-  return cached(plan, panel) ? caches_ + panel * cache_size_ : scratch_of(worker);
+  return cached(plan, panel) && !bf16_ ? caches_ + panel * cache_size_ : scratch_of(worker);
 }
 
 template <class T>

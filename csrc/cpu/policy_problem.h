@@ -3,7 +3,10 @@
 // its own.
 #pragma once
 
+#include <optional>
+
 #include "../common/heads.h"
+#include "bf16_fisher.h"
 #include "packed_network.h"
 #include "parallel.h"
 
@@ -47,6 +50,7 @@ struct PolicyBatch {
   bool kl_new_old;             // KL(new || old) instead of KL(old || new)
   Index cache_bytes;  // activations are kept for the whole batch up to this size, recomputed beyond
   int threads;
+  int bf16_parts;  // of the Fisher products' operands (bf16_fisher.h); 0: they stay as they are
 
   Head head() const { return {head_kind, layers.back().out, actions, nvec.data()}; }
   RowAction<T> action(Index row) const {
@@ -55,6 +59,9 @@ struct PolicyBatch {
             first_action.category + (first_action.category ? at : 0), first_action.stride};
   }
 };
+
+// A panel's activations are fetched ahead where they leave most of L2 to the weights.
+constexpr Index kAheadElements = 64 * 1024;
 
 // Rows are worked on in panels that stay in cache, panels in chunks. Chunks, not threads, own
 // partial sums, which are added in order: the result has the same bits for any number of threads.
@@ -138,6 +145,9 @@ class PolicyProblem {
 
   // Panels: what is computed on them.
   void forward_hidden(const Plan& plan, Index panel, T* cache) const;
+  Bf16* rounded_cache_of(Index panel, int worker) const;
+  void keep_rounded(const Plan& plan, Index panel, T* cache, int worker) const;
+  void rounded_product(Index panel, int worker, T* partial, bool first) const;
   Panel<T> forward_outputs(const Plan& plan, Index panel, T* cache, int worker) const;
   void cache_metric(Index row, const T* outputs) const;
   void surrogate_rows(Index panel, const Panel<T>& outputs, double* sums, int worker) const;
@@ -163,11 +173,13 @@ class PolicyProblem {
   Plan all_, fisher_;
   PackedNetwork<T> weights_;           // at theta_old
   PackedNetwork<T> direction_;         // v, or a candidate's theta
+  std::optional<Bf16Fisher> bf16_;     // takes the Fisher products over
   std::vector<T*> backward_weights_;   // W as [out][in slabs], by layer; null for the first
   std::vector<CachedLayer> cached_;    // by hidden layer
   std::vector<GradientBlock> blocks_;  // by layer
   Index cache_size_, partial_size_, buffer_size_, scratch_size_, cached_panels_;
   T *caches_, *metric_, *inv_variance_, *old_outputs_, *partials_, *scratch_;
+  Bf16 *rounded_caches_, *rounded_scratch_;
   double *row_log_prob_, *chunk_sums_;
   ScaleBuffer old_scale_, new_scale_;
 };

@@ -31,6 +31,7 @@ double PolicyProblem<T>::gradient(T* g) {
     forward_hidden(all_, panel, cache);
     const Panel<T> delta = forward_outputs(all_, panel, cache, worker);
     surrogate_rows(panel, delta, sums, worker);
+    if (cached(all_, panel)) keep_rounded(all_, panel, cache, worker);
     backward(all_, panel, cache, delta, worker, partial, first);
   });
   reduce(all_, g);

@@ -64,6 +64,11 @@ class BoundProblem {
     read_actions(args["actions"]);
     batch_.kl_new_old = args["kl_new_old"].cast<bool>();
     batch_.threads = args["threads"].cast<int>();
+    batch_.bf16_parts = args["bf16_parts"].cast<int>();
+    const int most_parts = std::is_same_v<T, float> ? kMaxParts : 0;
+    if ((batch_.bf16_parts < 0) || (batch_.bf16_parts > most_parts)) {
+      throw py::value_error("bf16_parts must be 0, or for float32 1 or 2");
+    }
     batch_.cache_bytes = args["cache_bytes"].cast<Index>();
     if (batch_.threads < 1) throw py::value_error("threads must be at least 1");
     if (batch_.cache_bytes < 0) throw py::value_error("cache_bytes must be at least 0");

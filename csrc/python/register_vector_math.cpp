@@ -42,6 +42,7 @@ void register_vector_math(py::module_& m) {
   m.def("all_finite_f32", all_finite_flat<float>, py::arg("address"), py::arg("count"));
   m.def("all_finite_f64", all_finite_flat<double>, py::arg("address"), py::arg("count"));
   m.def("isa", [] { return std::string(dense_kernels().isa); });
+  m.def("bf16_instruction", [] { return dense_kernels().bf16.instruction; });
   m.def("available_isas", [] {
     py::list names;
     for (const std::string& name : available_isas()) names.append(name);

@@ -147,6 +147,7 @@ struct Fixture {
     batch.kl_new_old = s.weighted;
     batch.cache_bytes = s.cache_bytes;
     batch.threads = s.threads;
+    batch.bf16_parts = 0;
   }
 };
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from trpo_fast import _core
 from trpo_fast.backends.kfac import Block, Factors, signs_of
 from trpo_fast.backends.preconditioner import Place, Preconditioner
+from trpo_fast.backends.rounding import ROUNDINGS
 from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import HEAD_KINDS, Layer, Network
@@ -46,6 +47,9 @@ HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
 # The order of UpdateStatus and Constraint in csrc/cpu/trust_region.h.
 UPDATE_STATUS = tuple(Status)
+# precision="auto" takes bfloat16 from so many multiply-adds of one product on, rows times weights:
+# where a batch is small, packing costs what the products gain.
+BF16_WORK = 1 << 22
 CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 # Activations of the whole batch are kept up to this size; those of further rows are computed again
 # by each product, for about a quarter more work, so that memory stays bounded.
@@ -145,11 +149,30 @@ def in_slabs(matrix: Tensor) -> Tensor:
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     """Why ``CpuProblem`` cannot serve, or None."""
-    del options
+    if options.precision.startswith("bf16") and network.layers[0].weight.dtype != torch.float32:
+        return (
+            f"precision={options.precision!r} needs float32 parameters, "
+            f"these are {network.layers[0].weight.dtype}"
+        )
     device = network.layers[0].weight.device
     if device.type != "cpu" or batch.obs.device.type != "cpu":
         return f"the parameters are on {device}, and it serves the CPU"
     return None
+
+
+def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
+    """How many bfloat16 each operand of a Fisher product is made of; 0: they stay float32.
+
+    "auto" rounds only where the CPU has the instruction, and only under a K-FAC preconditioner:
+    it leaves few iterations for the rounding to spoil, while plain conjugate gradients lose some
+    of their step to it.
+    """
+    if options.precision != "auto":
+        return ROUNDINGS[options.precision].parts
+    weights = sum(layer.weight.numel() for layer in network.layers)
+    worth = batch.rows * options.fisher_fraction * weights >= BF16_WORK
+    single = network.layers[0].weight.dtype == torch.float32
+    return int(_core.bf16_instruction() and options.preconditioner == "kfac" and single and worth)
 
 
 class PackedForward:
@@ -254,6 +277,7 @@ class CpuProblem:
             kl_new_old=options.kl_direction == "new_old",
             cache_bytes=CACHE_BYTES,
             threads=torch.get_num_threads(),
+            bf16_parts=bf16_parts(network, batch, options),
             **self._fisher_rows(batch, options.fisher_fraction),
         )
         self._memory, address = workspace(self._native.workspace_bytes())

@@ -4,7 +4,8 @@ The Fisher matrix of the mean KL at theta_old is F = sum_n w_n J_n' M_n J_n / su
 the Jacobian of the network's outputs and M_n the Fisher matrix of the head (Martens 2020, "New
 insights and perspectives on the natural gradient method", section 8). Layers run in the
 parameters' dtype; log-probabilities, KL and loss in float64. Rows are taken in chunks, so that
-memory does not grow with the batch.
+memory does not grow with the batch. ``precision`` "bf16" and "bf16x3" round what the Fisher
+products multiply, and nothing else; "auto" is "fp32" here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
+from trpo_fast.backends.rounding import EXACT, ROUNDINGS, Rounding
 from trpo_fast.batch import Batch, batch_rows
 from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import ACTIVATIONS, Head, Layer, Network, forward, head_distribution
@@ -66,6 +68,7 @@ class ReferenceProblem:
         if options.fisher_fraction < 1:
             rows = strided_rows(batch.rows, options.fisher_fraction, parameters.device)
             self.fisher_batch = batch_rows(batch, rows)
+        self.rounding = ROUNDINGS[options.precision]
         self.points: dict[int, tuple[Linearisation, Callable[[Tensor], Tensor]]] = {}
 
     def gradient(self) -> tuple[float, Tensor]:
@@ -107,8 +110,9 @@ class ReferenceProblem:
         layers = self.network.layers
         for index, (part, shares) in enumerate(_chunks(self.fisher_batch)):
             point, metric = self._point(index, part)
-            u = metric(_jvp(layers, point, pairs)) * shares.to(total.dtype).unsqueeze(1)
-            total += self._flatten(None, _vjp(layers, point, u))
+            u = metric(_jvp(layers, point, pairs, self.rounding))
+            u = u * shares.to(total.dtype).unsqueeze(1)
+            total += self._flatten(None, _vjp(layers, point, u, self.rounding))
         return total
 
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
@@ -269,28 +273,33 @@ def linearise(layers: Sequence[Layer], x: Tensor) -> Linearisation:
     return Linearisation(inputs, slopes, x)
 
 
-def _jvp(layers: Sequence[Layer], point: Linearisation, tangents: Sequence[Pair]) -> Tensor:
+def _jvp(
+    layers: Sequence[Layer], point: Linearisation, tangents: Sequence[Pair], rounding: Rounding
+) -> Tensor:
     """``J v`` ``[n, outputs]``: the outputs' change along the layers' tangents."""
     a_dot: Tensor | None = None
     for layer, a, slope, (V, c) in zip(layers, point.inputs, point.slopes, tangents, strict=True):
         z_dot = torch.zeros_like(slope)
         if V is not None:
-            z_dot = z_dot + a @ V.T
+            z_dot = z_dot + rounding.matmul(a, V.T)
         if c is not None:
             z_dot = z_dot + c
         if a_dot is not None:
-            z_dot = z_dot + a_dot @ layer.weight.T
-        a_dot = slope * z_dot
+            z_dot = z_dot + rounding.matmul(a_dot, layer.weight.T)
+        a_dot = rounding(slope) * z_dot
     assert a_dot is not None  # noqa: S101
     return a_dot
 
 
-def _vjp(layers: Sequence[Layer], point: Linearisation, delta: Tensor) -> list[Pair]:
+def _vjp(
+    layers: Sequence[Layer], point: Linearisation, delta: Tensor, rounding: Rounding = EXACT
+) -> list[Pair]:
     """``J' delta``, summed over rows, for each layer's weight and bias."""
     pairs: list[Pair] = []
     for index in reversed(range(len(layers))):
-        delta = delta * point.slopes[index]
-        pairs.append((delta.T @ point.inputs[index], delta.sum(0)))
+        delta = delta * rounding(point.slopes[index])
+        gradient = rounding.matmul(delta.T, point.inputs[index])
+        pairs.append((gradient, rounding(delta).sum(0)))
         if index > 0:
-            delta = delta @ layers[index].weight
+            delta = rounding.matmul(delta, layers[index].weight)
     return pairs[::-1]

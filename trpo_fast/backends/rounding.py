@@ -1,0 +1,50 @@
+"""What ``precision`` does to the operands of a Fisher product, in torch.
+
+``csrc/cpu/bf16_fisher.h`` is the same in the native module; products there are summed in float32.
+A bfloat16 has 8 significant bits, so rounding to it moves a number by at most 2^-9 of itself, and
+the two parts of the split form leave at most 2^-17 or so. Splitting an operand and leaving out the
+product of the low parts follows Henry, Tang & Heinecke 2019, "Leveraging the bfloat16 artificial
+intelligence datatype for higher-precision computations".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A number becomes the sum of ``parts`` bfloat16; with 0 it stays what it is."""
+
+    parts: int
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The parts, in x's dtype: the rounding of x, then that of what is left."""
+        if self.parts == 0:
+            return [x]
+        found: list[Tensor] = []
+        for _ in range(self.parts):
+            found.append(x.to(torch.bfloat16).to(x.dtype))
+            x = x - found[-1]
+        return found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sum of the parts."""
+        return sum(self.split(x)[1:], self.split(x)[0])
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a b`` of rounded operands: hi hi + hi lo + lo hi."""
+        left, right = self.split(a), self.split(b)
+        total = left[0] @ right[0]
+        for other in right[1:]:
+            total = total + left[0] @ other
+        for other in left[1:]:
+            total = total + other @ right[0]
+        return total
+
+
+EXACT = Rounding(0)
+ROUNDINGS = {"auto": EXACT, "fp32": EXACT, "bf16": Rounding(1), "bf16x3": Rounding(2)}
