@@ -38,7 +38,9 @@ BOUNDS = {"bf16": 2**-7, "bf16x3": 2**-15}
 TWINS = {"bf16": 2**-11, "bf16x3": 2**-17}
 
 every_precision = pytest.mark.parametrize("precision", BOUNDS)
-every_backend = pytest.mark.parametrize("backend", ANALYTIC)
+every_backend = pytest.mark.parametrize(
+    "backend", [name for name in ANALYTIC if ANALYTIC[name].device != "cuda"]
+)
 native_only = pytest.mark.skipif(_native.core is None, reason="no native module")
 
 
@@ -256,6 +258,13 @@ class TestWhoGetsIt:
         opt.step(**data)
         assert opt.last_result is not None
         assert opt.last_result.accepted
+
+    @every_precision
+    def test_cuda_refuses(self, precision: str) -> None:
+        policy = make_policy(BY_NAME["gaussian"], dtype=torch.float32)
+        network, batch = recognised(policy, make_data(policy, BY_NAME["gaussian"]))
+        refusal = ANALYTIC["cuda"].refusal(network, batch, Options(precision=precision))
+        assert refusal == f"it does not serve precision={precision!r}"
 
     @every_precision
     def test_the_generic_path_refuses_and_changes_nothing(self, precision: str) -> None:

@@ -38,7 +38,8 @@ ALIGNMENT = 256  # of the workspace, as torch's allocator gives it
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     """Why ``CudaProblem`` cannot serve, or None."""
-    del options
+    if options.precision.startswith("bf16"):
+        return f"it does not serve precision={options.precision!r}"
     device = network.layers[0].weight.device
     if device.type != "cuda" or batch.obs.device.type != "cuda":
         return f"the parameters are on {device}, and it serves CUDA devices"
