@@ -39,6 +39,7 @@ BAD_OPTIONS = [
     ("constraint", ["soft", None, 1]),
     ("beta", [0, -1, math.nan, math.inf]),
     ("adaptive_beta", [1, "yes", None]),
+    ("adaptive_damping", [1, "yes", None]),
     ("kl_direction", ["forward", None]),
     ("lr", [-1e-3, math.nan, math.inf, "1"]),
     ("maximize", [1, None, "no"]),

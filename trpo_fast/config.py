@@ -130,6 +130,9 @@ class Config:
 
     max_kl: float = _option(0.01, "policy update", "bound on the mean KL of an update", above=0.0)
     damping: float = _option(0.1, "policy update", "added to the Fisher matrix", minimum=0.0)
+    adaptive_damping: bool = _option(
+        False, "policy update", "adapt the damping to how well the quadratic model predicts"
+    )
     cg_iters: int = _option(10, "policy update", "most conjugate-gradient iterations", minimum=1)
     cg_tol: float = _option(
         1e-4, "policy update", "relative residual at which they stop (0: run all)", minimum=0.0

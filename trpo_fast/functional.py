@@ -62,6 +62,7 @@ def natural_gradient(
     cg_progress_tol: float = 0.0,
     preconditioner: str = "auto",
     precision: str = "auto",
+    fisher_fraction: float = 1.0,
     weights: Any = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Solution]:
@@ -77,6 +78,7 @@ def natural_gradient(
         cg_progress_tol: As for ``TRPOOptimizer``, but 0 unless given: here the solution counts.
         preconditioner: As for ``TRPOOptimizer``; its statistics are made anew at each call.
         precision: As for ``TRPOOptimizer``.
+        fisher_fraction: As for ``TRPOOptimizer``.
         weights: ``[N]`` weights of the rows, >= 0, or None.
         backend: As for ``TRPOOptimizer``.
 
@@ -93,6 +95,7 @@ def natural_gradient(
         cg_progress_tol=cg_progress_tol,
         preconditioner=preconditioner,
         precision=precision,
+        fisher_fraction=fisher_fraction,
         backend=backend,
     )
     places = _Places(policy)

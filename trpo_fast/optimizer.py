@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from trpo_fast import options as option_table
+from trpo_fast.adaptation import adapted_beta, adapted_damping
 from trpo_fast.backends import fused_problem
 from trpo_fast.backends.generic import Evaluation, GenericProblem, Term
 from trpo_fast.backends.modules import module_terms
@@ -25,7 +26,6 @@ from trpo_fast.options import Options
 from trpo_fast.trust_region import TrustRegionResult, update
 
 ClosureResult = tuple[Tensor, Distribution] | tuple[Tensor, Distribution, Tensor | None]
-BETA_RANGE = (1e-10, 1e10)  # keeps an adapted beta finite whatever the steps give
 CLOSURE_ADVICE = (
     "the closure must return (loss, distribution) or (loss, distribution, weights): without the "
     "policy's distribution there is no trust region"
@@ -52,7 +52,11 @@ class TRPOOptimizer(torch.optim.Optimizer):
         params: A policy module whose ``forward(obs)`` returns a torch distribution with
             batch_shape [N]; or parameters, as every torch optimizer takes them, in one group.
         max_kl: Bound on the mean KL of the joint action, in nats.
-        damping: Added to the Fisher matrix's diagonal.
+        damping: Added to the Fisher matrix's diagonal; ``adaptive_damping`` changes it in the
+            group.
+        adaptive_damping: Levenberg-Marquardt: half as much again after a step that the quadratic
+            model misjudged, a third less after one that it judged well and that left a third of
+            max_kl unused (Martens 2010, section 4.1).
         cg_iters: Most conjugate-gradient iterations.
         cg_tol: Relative residual at which they stop; 0 runs them all.
         cg_progress_tol: A preconditioned solve stops, too, once an iteration's share of what the
@@ -101,6 +105,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         *,
         max_kl: float = 0.01,
         damping: float = 0.1,
+        adaptive_damping: bool = False,
         cg_iters: int = 10,
         cg_tol: float = 1e-4,
         cg_progress_tol: float = 0.05,
@@ -121,6 +126,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         options = Options(
             max_kl=max_kl,
             damping=damping,
+            adaptive_damping=adaptive_damping,
             cg_iters=cg_iters,
             cg_tol=cg_tol,
             cg_progress_tol=cg_progress_tol,
@@ -224,7 +230,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
         if options.maximize:
             result = replace(result, loss_before=-result.loss_before, loss_after=-result.loss_after)
         if options.constraint == "penalty" and options.adaptive_beta and result.accepted:
-            self.param_groups[0]["beta"] = _adapted_beta(options, result.kl)
+            self.param_groups[0]["beta"] = adapted_beta(options, result.kl)
+        if options.adaptive_damping:
+            self.param_groups[0]["damping"] = adapted_damping(options, result)
         self.last_result = result
         return torch.tensor(result.loss_before, dtype=parameters.dtype, device=parameters.device)
 
@@ -373,13 +381,3 @@ def _read_closure(found: Any, sign: float) -> Evaluation:
             )
         weights = weights.detach()
     return Evaluation(sign * loss.reshape(()), distribution, weights)
-
-
-def _adapted_beta(options: Options, kl: float) -> float:
-    """Schulman et al. 2017 (1707.06347), section 4."""
-    beta = options.beta
-    if kl > 1.5 * options.max_kl:
-        beta = 2 * beta
-    elif kl < options.max_kl / 1.5:
-        beta = beta / 2
-    return min(max(beta, BETA_RANGE[0]), BETA_RANGE[1])

@@ -31,7 +31,7 @@ LIMITS: dict[str, tuple[float, bool, float, bool]] = {
     "lr": (0.0, False, math.inf, True),
 }
 WHOLE = ("cg_iters", "max_backtracks")
-FLAGS = ("adaptive_beta", "maximize")
+FLAGS = ("adaptive_damping", "adaptive_beta", "maximize")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Options:
 
     max_kl: float = 0.01
     damping: float = 0.1
+    adaptive_damping: bool = False
     cg_iters: int = 10
     cg_tol: float = 1e-4
     cg_progress_tol: float = 0.05
