@@ -122,20 +122,37 @@ def precondition(
     Raises:
         ValueError: one is named that the problem's backend does not use.
     """
-    kind = options.preconditioner
-    if kind == "auto":
-        pays = isinstance(problem, Preconditioned) and curvature.pays(network, batch.rows)
-        kind = "kfac" if pays else "none"
+    kind = preconditioner_kind(options, network, batch.rows, lasts=curvature.lasts)
     if kind == "none":
         return
     if not isinstance(problem, Preconditioned):
-        raise ValueError(  # noqa: TRY004
+        if options.preconditioner == "auto":
+            return
+        raise ValueError(
             f"preconditioner={kind!r} is not served by backend {problem.backend!r}; "
             "use preconditioner='auto'"
         )
     problem.preconditioner = curvature.preconditioner(
         kind, network, problem, batch, options.damping
     )
+
+
+def preconditioner_kind(
+    options: Options, network: Network, rows: int, *, lasts: bool = True
+) -> str:
+    """ "none", "diagonal" or "kfac": what "auto" stands for, from sizes alone.
+
+    Args:
+        options: Checked options.
+        network: The recognised policy.
+        rows: Of the batch.
+        lasts: Whether statistics are kept for the next solves.
+    """
+    if options.preconditioner != "auto":
+        return options.preconditioner
+    interval = refresh_interval(network, rows) if lasts else 1
+    pays = statistics_cost(network, rows) / interval <= PAYS_BELOW
+    return "kfac" if pays and product_flop(network, rows) >= LEAST_FLOP else "none"
 
 
 def product_flop(network: Network, rows: int) -> int:
@@ -195,13 +212,6 @@ class Curvature:
         self.bases: list[EigenBases | None] = []
         self.based_on: list[Factors] = []
         self.made: tuple[float, Preconditioner] | None = None
-
-    def pays(self, network: Network, rows: int) -> bool:
-        """Whether K-FAC's statistics cost less than the products that they save."""
-        if product_flop(network, rows) < LEAST_FLOP:
-            return False
-        interval = refresh_interval(network, rows) if self.lasts else 1
-        return statistics_cost(network, rows) / interval <= PAYS_BELOW
 
     def preconditioner(
         self, kind: str, network: Network, problem: Problem, batch: Batch, damping: float
