@@ -140,7 +140,7 @@ def precondition(
 def preconditioner_kind(
     options: Options, network: Network, rows: int, *, lasts: bool = True
 ) -> str:
-    """ "none", "diagonal" or "kfac": what "auto" stands for, from sizes alone.
+    """What "auto" stands for, "kfac" or "none", from sizes alone; a named one stands for itself.
 
     Args:
         options: Checked options.
