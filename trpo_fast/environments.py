@@ -11,12 +11,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from trpo_fast import env_pool
 from trpo_fast.episodes import (
     EnvironmentFault,
     EnvironmentSetupError,
+    LocalEnvironments,
     SeededEpisodes,
     WorkerEnvironments,
 )
@@ -214,7 +215,7 @@ def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any,
     # a checkpoint would have to keep.
     mode = AutoresetMode.SAME_STEP
     if vectorization == "sync":
-        return SyncVectorEnv([lambda: first, *factories[1:]], copy=False, autoreset_mode=mode)
+        return LocalEnvironments([lambda: first, *factories[1:]])
     first.close()
     try:
         return WorkerEnvironments(factories, mode)

@@ -11,10 +11,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from gymnasium.vector.utils import concatenate, iterate
 
 __all__ = ["EnvironmentFault", "EnvironmentSetupError", "SeededEpisodes", "episode_seed"]
+
+
+# Actions of a running episode that are kept one by one before they are packed into an array.
+PACKED = 256
 
 
 class EnvironmentSetupError(ValueError):
@@ -75,8 +80,9 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self.seed = seed
         self.index = index
         self.episode = -1
-        self._steps = 0
-        self._actions: npt.NDArray[Any] = np.empty((0,))
+        # Actions of the running episode: packed ones, then the newest one by one.
+        self._packed: list[npt.NDArray[Any]] = []
+        self._newest: list[npt.NDArray[Any]] = []
         self._mask_method = (
             env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
         )
@@ -92,7 +98,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """Begin the next episode, with its own seed in place of the argument."""
         del seed
         self.episode += 1
-        self._steps = 0
+        self._packed, self._newest = [], []
         own_seed = episode_seed(self.seed, self.index, self.episode)
         try:
             observation, info = self.env.reset(seed=own_seed, options=options)
@@ -102,7 +108,9 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the environment and record the action."""
-        self._record(action)
+        self._newest.append(np.array(action))  # a copy: an environment may change what it is given
+        if len(self._newest) == PACKED:
+            self._pack()
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             if terminated or truncated:
@@ -113,20 +121,18 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
                 float(reward),
                 bool(terminated),
                 bool(truncated),
-                (self._mask_info(info)),
+                self._mask_info(info),
             )
         except Exception as error:
             raise self._fault(error, "step()", np.array(action)) from error
 
-    def _record(self, action: Any) -> None:
-        row = np.asarray(action)
-        if self._steps == len(self._actions) or self._actions.dtype != row.dtype:
-            grown = np.empty((max(64, 2 * self._steps), *row.shape), row.dtype)
-            if self._steps:
-                grown[: self._steps] = self._actions[: self._steps]
-            self._actions = grown
-        self._actions[self._steps] = row
-        self._steps += 1
+    def _steps(self) -> int:
+        return sum(len(part) for part in self._packed) + len(self._newest)
+
+    def _pack(self) -> None:
+        if self._newest:
+            self._packed.append(np.stack(self._newest))
+            self._newest = []
 
     def _mask_info(self, info: dict[str, Any]) -> dict[str, Any]:
         if "action_mask" in info:
@@ -141,16 +147,20 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         given = "" if action is None else f", action {action.tolist()}"
         return EnvironmentFault(
             f"environment {self.index} raised {type(error).__name__}: {error} in {where} "
-            f"(episode {self.episode}, step {self._steps}{given})",
+            f"(episode {self.episode}, step {self._steps()}{given})",
             env_index=self.index,
-            step=self._steps,
+            step=self._steps(),
             action=action,
             trace=traceback.format_exc(),
         )
 
     def running_episode(self) -> tuple[int, npt.NDArray[Any]]:
         """The running episode's number (-1 before the first) and its actions so far [n, ...]."""
-        return self.episode, self._actions[: self._steps].copy()
+        self._pack()
+        if not self._packed:
+            return self.episode, np.empty((0,))
+        self._packed = [np.concatenate(self._packed)]
+        return self.episode, self._packed[0].copy()
 
     def replay(
         self, episodes: Sequence[tuple[int, npt.NDArray[Any]]]
@@ -171,6 +181,39 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             observation, _, terminated, truncated, info = self.step(action)
             over = terminated or truncated
         return observation, info, over
+
+
+class LocalEnvironments(SyncVectorEnv):
+    """gymnasium's vector in this process; a step does what ours needs of it and no more.
+
+    Always SAME_STEP and without copies: what a step returns is valid until the next one.
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]]) -> None:
+        super().__init__(factories, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._one_array = isinstance(self.single_observation_space, gym.spaces.Box)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step each environment and begin the next episode of each that ended."""
+        infos: dict[str, Any] = {}
+        batch: Any = self._observations if self._one_array else self._env_obs
+        rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
+        for i, (env, action) in enumerate(
+            zip(self.envs, iterate(self.action_space, actions), strict=True)
+        ):
+            observation, rewards[i], terminated, truncated, info = env.step(action)
+            terminations[i], truncations[i] = terminated, truncated
+            if terminated or truncated:
+                final = {"final_obs": observation, "final_info": info}
+                infos = self._add_info(infos, final, i)
+                observation, info = env.reset()
+            if info:
+                infos = self._add_info(infos, info, i)
+            batch[i] = observation
+        if not self._one_array:
+            batch = concatenate(self.single_observation_space, batch, self._observations)
+            self._observations = batch
+        return batch, rewards.copy(), terminations.copy(), truncations.copy(), infos
 
 
 class WorkerEnvironments(AsyncVectorEnv):

@@ -1,0 +1,254 @@
+"""Whole training iterations beside sb3-contrib and beside the environments alone.
+
+``python benchmarks/end_to_end.py [ENV ...] --out benchmarks/results/end_to_end.json`` measures;
+``--page docs/end-to-end.md --figure FIGURE.png`` writes the results of --out into a page. Each
+contender runs in a process of its own; turns are interleaved (alone, trpo_fast, sb3-contrib, alone,
+...) and a ratio is the median over turns of neighbours' ratios.
+
+The same iteration for both: B environments x T steps, a 2x64 tanh policy and value function, 10 CG
+iterations, 10 critic epochs of minibatches of 128, without normalisation by either (sb3-contrib's
+is a wrapper that costs it more). "default" is trpo_fast with its own defaults: observation and
+reward normalisation, and whatever else they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+CASES = {  # environments, steps
+    "sync": (8, 1024),
+    "envpool": (64, 128),
+}
+EPOCHS, BATCH_ROWS = 10, 128
+ITERATIONS = 3
+Figures = dict[str, Any]
+
+
+def alone(env_id: str, kind: str, envs: int, steps: int) -> Figures:
+    """The environments by themselves, as their library steps them, actions drawn beforehand."""
+    import gymnasium
+
+    rng = np.random.default_rng(0)
+    if kind == "sync":
+        vector: Any = gymnasium.make_vec(env_id, envs, vectorization_mode="sync")
+        space = vector.single_action_space
+    else:
+        import envpool
+
+        threads = len(os.sched_getaffinity(0))
+        vector = envpool.make(
+            env_id, env_type="gymnasium", num_envs=envs, seed=0, num_threads=threads
+        )
+        space = vector.action_space
+    if isinstance(space, gymnasium.spaces.Box):
+        drawn = rng.uniform(space.low, space.high, (steps, envs, *space.shape))
+    else:
+        drawn = rng.integers(0, space.n, (steps, envs)).astype(float)
+    actions = drawn.astype(space.dtype)
+    vector.reset()
+
+    def iteration() -> None:
+        for row in actions:
+            vector.step(row)
+
+    return {"seconds": timed(iteration)}
+
+
+def ours(env_id: str, kind: str, envs: int, steps: int, *, plain: bool) -> Figures:
+    """trpo_fast's agent; `plain` without normalisation, as the peer."""
+    from trpo_fast import TRPO
+
+    same = {"normalize_observations": False, "normalize_rewards": False} if plain else {}
+    agent = TRPO(
+        env_id,
+        num_envs=envs,
+        rollout_steps=steps,
+        vectorization=kind,
+        critic_epochs=EPOCHS,
+        critic_batch_size=BATCH_ROWS,
+        seed=0,
+        **same,  # type: ignore[arg-type]
+    )
+    budgets = []
+
+    def iteration() -> None:
+        agent.learn(1, progress_bar=False)
+        budgets.append(dict(agent.time_budget))
+
+    seconds = timed(iteration)
+    best = min(budgets[1:], key=lambda budget: sum(budget.values()))
+    return {"seconds": seconds, "budget": best}
+
+
+def peer(env_id: str, kind: str, envs: int, steps: int) -> Figures:
+    """sb3-contrib with the vectorization its documentation names: DummyVecEnv or SubprocVecEnv."""
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    vector = make_vec_env(
+        env_id, envs, seed=0, vec_env_cls=SubprocVecEnv if kind == "subproc" else DummyVecEnv
+    )
+    model = TRPO(
+        "MlpPolicy",
+        vector,
+        n_steps=steps,
+        batch_size=BATCH_ROWS,
+        n_critic_updates=EPOCHS,
+        cg_max_steps=10,
+        device="cpu",
+        seed=0,
+    )
+    figures = {"seconds": timed(lambda: model.learn(envs * steps, reset_num_timesteps=False))}
+    vector.close()
+    return figures
+
+
+def timed(iteration: Callable[[], object]) -> float:
+    """The fastest of a few iterations after a first one that only warms up."""
+    iteration()
+    seconds = []
+    for _ in range(ITERATIONS):
+        began = time.perf_counter()
+        iteration()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+CONTENDERS: dict[str, Callable[..., Figures]] = {
+    "environments alone": alone,
+    "trpo_fast": lambda *case: ours(*case, plain=True),
+    "trpo_fast, defaults": lambda *case: ours(*case, plain=False),
+    "sb3-contrib": peer,
+    "sb3-contrib, subproc": lambda env_id, _, *size: peer(env_id, "subproc", *size),
+}
+
+
+def measure(env_id: str, kind: str, contender: str) -> Figures:
+    """One contender's turn, in a fresh process."""
+    words = [sys.executable, __file__, "--one", env_id, kind, contender]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{contender} on {env_id}: {ran.stderr[-2000:]}")
+    figures: Figures = json.loads(ran.stdout.splitlines()[-1])
+    print(f"{env_id:16} {kind:8} {contender:22} {figures['steps_per_second']:10.0f} steps/s")
+    return figures
+
+
+def one(env_id: str, kind: str, contender: str) -> None:
+    warnings.simplefilter("ignore")
+    envs, steps = CASES[kind]
+    figures = CONTENDERS[contender](env_id, kind, envs, steps)
+    figures["steps_per_second"] = envs * steps / figures["seconds"]
+    print(json.dumps(figures))
+
+
+def run(env_ids: list[str], kinds: list[str], turns: int, out: Path) -> None:
+    document: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    for env_id in env_ids:
+        for kind in kinds:
+            # The peer has no EnvPool of its own: its best vectorization is measured beside it.
+            document[f"{env_id} {kind}"] = [
+                {name: measure(env_id, kind, name) for name in CONTENDERS} for _ in range(turns)
+            ]
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def ratio(turns: list[dict[str, Figures]], one_name: str, other: str) -> str:
+    """Steps/s of one over the other's, the median over turns and its range."""
+    speed = "steps_per_second"
+    found = [turn[one_name][speed] / turn[other][speed] for turn in turns]
+    return f"{median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
+
+
+def tables(document: dict[str, list[dict[str, Figures]]]) -> str:
+    shares = ["trpo_fast / alone", "trpo_fast / sb3-contrib's best"]
+    heads = ["environment", "B x T", *CONTENDERS, *shares]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for key, turns in document.items():
+        envs, steps = CASES[key.split()[1]]
+        speeds = {
+            name: median(turn[name]["steps_per_second"] for turn in turns) for name in CONTENDERS
+        }
+        best = max(("sb3-contrib", "sb3-contrib, subproc"), key=lambda name: speeds[name])
+        cells = [key.replace(" ", ", "), f"{envs} x {steps}"]
+        cells += [f"{speeds[name]:,.0f}" for name in CONTENDERS]
+        cells += [ratio(turns, "trpo_fast", "environments alone"), ratio(turns, "trpo_fast", best)]
+        lines.append("| " + " | ".join(cells) + " |")
+    phases = list(next(iter(document.values()))[0]["trpo_fast"]["budget"])
+    lines += ["", "Milliseconds of one iteration of trpo_fast:", ""]
+    lines += ["| environment | " + " | ".join(phases) + " |", "|---" + "|---:" * len(phases) + "|"]
+    for key, turns in document.items():
+        budget = min((turn["trpo_fast"] for turn in turns), key=lambda t: t["seconds"])["budget"]
+        cells = [f"{1e3 * budget[phase]:.1f}" for phase in phases]
+        lines.append(f"| {key.replace(' ', ', ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def figure(document: dict[str, list[dict[str, Figures]]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = {
+        "environments alone": "#bbbbbb",
+        "trpo_fast": "#1f77b4",
+        "sb3-contrib": "#ff7f0e",
+        "sb3-contrib, subproc": "#ffbb78",
+    }
+    fig, axes = plt.subplots(1, len(document), figsize=(1.8 * len(document), 3), squeeze=False)
+    bars: Any = None
+    for axis, (key, turns) in zip(axes[0], document.items(), strict=True):
+        speeds = [median(turn[name]["steps_per_second"] for turn in turns) for name in colours]
+        bars = axis.bar(range(len(colours)), speeds, color=list(colours.values()))
+        axis.set_title(key.replace(" ", "\n"), fontsize=8)
+        axis.set_xticks([])
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("steps per second", fontsize=8)
+    fig.legend(bars, list(colours), loc="lower center", ncols=4, fontsize=7, frameon=False)
+    fig.tight_layout(rect=(0, 0.08, 1, 1))
+    fig.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("envs", nargs="*", metavar="ENV", help="gymnasium ids to measure")
+    parser.add_argument("--kinds", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/end_to_end.json"))
+    parser.add_argument("--page", type=Path, help="rewrite what stands between its markers")
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--one", nargs=3, metavar="WORD", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(*options.one)
+        return
+    if options.envs:
+        run(options.envs, options.kinds, options.turns, options.out)
+    document = json.loads(options.out.read_text())
+    if options.page:
+        head, _, rest = options.page.read_text().partition(BEGIN)
+        tail = rest.partition(END)[2]
+        options.page.write_text(f"{head}{BEGIN}\n\n{tables(document)}\n\n{END}{tail}")
+    if options.figure:
+        figure(document, options.figure)
+
+
+if __name__ == "__main__":
+    main()
