@@ -193,6 +193,13 @@ class Config:
         choices=("auto", "cpu", "cuda", "reference"),
     )
 
+    # docs/end-to-end.md: adam explains more of the returns' variance for its time.
+    critic_method: str = _option(
+        "adam",
+        "critic",
+        "minibatch Adam, or Gauss-Newton steps on whole rollouts, one a pass (1 to 3 suffice)",
+        choices=("adam", "gauss_newton"),
+    )
     critic_epochs: int = _option(10, "critic", "passes over each rollout", minimum=0)
     critic_batch_size: int = _option(128, "critic", "rows in a minibatch", minimum=1)
     critic_lr: float = _option(1e-3, "critic", "learning rate of Adam", minimum=0.0)

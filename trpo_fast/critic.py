@@ -46,6 +46,8 @@ class Critic:
         learning_rate: of torch.optim.Adam.
         epochs: passes over the rows of each fit.
         batch_size: rows in a minibatch.
+        method: "adam", or "gauss_newton": each pass is one step on all rows at once
+            (``value_trust_region``), which learning_rate and batch_size do not concern.
         leave: parameters that are not this optimiser's to move.
 
     Raises ValueError when nothing is left to fit.
@@ -58,11 +60,13 @@ class Critic:
         learning_rate: float,
         epochs: int,
         batch_size: int,
+        method: str = "adam",
         leave: Collection[nn.Parameter] = (),
     ) -> None:
         self.value_function = value_function
         self.epochs = epochs
         self.batch_size = batch_size
+        self.method = method
         self.path = "generic"
         left = {id(parameter) for parameter in leave}
         self._parameters = [
@@ -81,6 +85,8 @@ class Critic:
         skipped = int((~usable).sum())
         if skipped:
             observations, returns = observations[usable], returns[usable]
+        if self.method == "gauss_newton":
+            return CriticResult(self._gauss_newton(observations, returns), skipped)
         count = len(returns)
         orders = (
             torch.from_numpy(rng.permutation(count)) for _ in range(self.epochs * (count > 0))
@@ -96,6 +102,31 @@ class Critic:
         if passes and passes[-1][1] < count:
             loss = passes[-1][0] / (count - passes[-1][1])
         return CriticResult(loss, skipped + max((refused for _, refused in passes), default=0))
+
+    def _gauss_newton(self, observations: Tensor, returns: Tensor) -> float | None:
+        """A step a pass; the mean loss after the last."""
+        from trpo_fast.value_trust_region import gauss_newton_step
+
+        layers = layers_of(self.value_function, observations)
+        if isinstance(layers, str):
+            raise ValueError(  # noqa: TRY004
+                "critic_method='gauss_newton' serves value functions that are a chain of Linear "
+                f"layers and activations, with one output: {layers}. Use 'adam'."
+            )
+        movable = {id(parameter) for parameter in self._parameters}
+        if any(id(p) not in movable for p in self._parameters_of(layers)):
+            raise ValueError(
+                "critic_method='gauss_newton' moves every parameter of the value function, but "
+                "some are frozen or the policy's. Use 'adam'."
+            )
+        loss = None
+        observations = observations.to(layers[0].weight.dtype)
+        for _ in range(self.epochs if len(returns) else 0):
+            step = gauss_newton_step(layers, observations, returns)
+            loss = step.loss_after
+            if not step.accepted:
+                break
+        return loss
 
     def _fit_generic(
         self, observations: Tensor, returns: Tensor, orders: Iterable[Tensor]

@@ -78,6 +78,7 @@ class Learner:
                 learning_rate=config.critic_lr,
                 epochs=config.critic_epochs,
                 batch_size=config.critic_batch_size,
+                method=config.critic_method,
                 leave=shared_parameters(self.policy, self.value_function, observation_width),
             )
         self.normalizer: ObservationNormalizer | None = None
