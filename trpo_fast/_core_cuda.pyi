@@ -17,6 +17,22 @@ def plan(
     multiprocessors: int,
     shared_bytes: int,
 ) -> dict[str, int]: ...
+def gae_f32(
+    rewards: TensorArg,
+    values: TensorArg,
+    terminated: TensorArg,
+    truncated: TensorArg,
+    last_values: TensorArg,
+    final_values: TensorArg | None,
+    advantages: TensorArg,
+    returns: TensorArg,
+    gamma: float,
+    lam: float,
+    device: int,
+    stream: int,
+) -> None: ...
+
+gae_f64 = gae_f32
 
 class _PolicyProblem:
     def __init__(self, **arguments: Any) -> None: ...
@@ -34,6 +50,7 @@ class _PolicyProblem:
         options: dict[str, float],
         stream: int,
     ) -> None: ...
+    def forward(self, out: TensorArg, stream: int) -> None: ...
     def evaluate(self, theta: TensorArg, figures: TensorArg, stream: int) -> None: ...
     def update(
         self, candidate: TensorArg, figures: TensorArg, options: dict[str, float], stream: int

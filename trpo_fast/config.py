@@ -189,7 +189,7 @@ class Config:
     backend: str = _option(
         "auto",
         "policy update",
-        "what computes the update; this version has no cuda",
+        'what computes the update; "cuda" is for networks on a CUDA device',
         choices=("auto", "cpu", "cuda", "reference"),
     )
 

@@ -88,6 +88,7 @@ def format_report(report: dict[str, Any]) -> str:
     devices = "; ".join(cuda["devices"]) or "no device"
     lines += [
         f"cuda        torch is {built}; {devices}",
+        f"            kernels: {cuda['kernels']['state']}",
         f"threads     torch {threads['torch']} of {threads['usable_cpus']} usable CPUs"
         + "".join(f", {k}={v}" for k, v in threads["environment"].items()),
         "vectorize   " + f"\n{' ' * 12}".join(report["vectorization"]),
@@ -137,7 +138,42 @@ def _cuda_facts() -> dict[str, Any]:
             f"{properties.name} (sm_{properties.major}{properties.minor}, "
             f"{properties.total_memory / 2**30:.0f} GiB)"
         )
-    return {"torch_build": torch.version.cuda, "available": available, "devices": devices}
+    return {
+        "torch_build": torch.version.cuda,
+        "available": available,
+        "devices": devices,
+        "kernels": _kernel_facts(),
+    }
+
+
+def _kernel_facts() -> dict[str, Any]:
+    """Whether _core_cuda is built and can run, and in words why not."""
+    core, error = _native.cuda()
+    if core is None:
+        nothing = {"built": False, "driver": None, "runtime": None, "usable": False}
+        return {**nothing, "state": f"not built: {error}"}
+    facts = core.facts()
+    runtime, driver = _cuda_version(facts["runtime"]), _cuda_version(facts["driver"])
+    state = f"built with CUDA {runtime}, "
+    if facts["driver"] == 0:
+        state += "unusable: no NVIDIA driver is installed"
+    elif facts["error"]:
+        state += f"unusable with a driver for CUDA {driver}: {facts['error']}"
+    elif not torch.cuda.is_available():
+        state += "unusable: this torch does not reach the device"
+    else:
+        state += f"usable with a driver for CUDA {driver}"
+    return {
+        "built": True,
+        "driver": driver,
+        "runtime": runtime,
+        "usable": state.count("unusable") == 0,
+        "state": state,
+    }
+
+
+def _cuda_version(number: int) -> str | None:
+    return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 
 def _thread_facts() -> dict[str, Any]:
@@ -186,6 +222,11 @@ def _hints(report: dict[str, Any]) -> list[str]:
         hints.append(
             f"torch uses {threads['torch']} threads on {threads['usable_cpus']} usable CPUs, which "
             f"slows everything down: export OMP_NUM_THREADS={threads['usable_cpus']}"
+        )
+    if report["cuda"]["available"] and not report["cuda"]["kernels"]["usable"]:
+        hints.append(
+            f"The CUDA kernels are {report['cuda']['kernels']['state']}. Policies on the device "
+            "run through torch, more slowly"
         )
     if report["cuda"]["torch_build"] and not report["cuda"]["available"]:
         hints.append(

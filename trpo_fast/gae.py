@@ -68,12 +68,13 @@ def compute_gae(
         lam: the lambda of GAE, in [0, 1].
 
     Returns:
-        ``(advantages, returns)``, [T, B] each, of the arguments' kind (NumPy arrays or CPU
-        tensors) and precision. The recursion itself runs in float64. No gradient flows through.
+        ``(advantages, returns)``, [T, B] each, of the arguments' kind (NumPy arrays, CPU tensors,
+        or tensors on a CUDA device) and precision. The recursion itself runs in float64. No
+        gradient flows through.
 
     Raises:
-        TypeError: the arguments are neither all NumPy arrays nor all CPU tensors, or not of a
-            supported dtype.
+        TypeError: the arguments are neither all NumPy arrays nor all tensors on one device, or not
+            of a supported dtype.
         ValueError: shapes disagree, the rollout is empty, a flag is neither 0 nor 1, ``gamma`` or
             ``lam`` is outside [0, 1], or a truncated-only row comes without ``final_values``.
 
@@ -86,6 +87,15 @@ def compute_gae(
     if final_values is not None:
         floats["final_values"] = final_values
     flags = {"terminated": terminated, "truncated": truncated}
+    if getattr(rewards, "is_cuda", False):
+        _check_kind(floats | flags)
+        from trpo_fast.backends import cuda_rollout
+
+        device: Any = cuda_rollout.gae
+        found: tuple[Array, Array] = device(
+            rewards, values, terminated, truncated, last_values, final_values, gamma, lam
+        )
+        return found
     as_tensor = _check_kind(floats | flags)
     arrays = _float_arrays({name: _to_numpy(name, a) for name, a in floats.items()})
     ended = {name: _flag_array(name, _to_numpy(name, a)) for name, a in flags.items()}

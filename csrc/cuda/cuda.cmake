@@ -13,10 +13,12 @@ endif()
 set(cuda_host_sources csrc/cuda/policy_problem.cpp)
 set(cuda_device_sources
   csrc/cuda/device_info.cu
+  csrc/cuda/gae.cu
   csrc/cuda/policy_kernel_f32.cu
   csrc/cuda/policy_kernel_f64.cu)
 set(cuda_register_sources
   csrc/python/register_cuda_device.cpp
+  csrc/python/register_cuda_gae.cpp
   csrc/python/register_cuda_policy_problem.cpp)
 
 function(trpo_fast_find_cuda)

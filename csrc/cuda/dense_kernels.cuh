@@ -7,8 +7,8 @@
 
 namespace trpo_fast::cuda {
 
-// kRows x 128 sums: 16 x 16 threads, each with rows i, i + 16, ... and four neighbouring columns of
-// each half.
+// kRows x kTileColumns sums: 16 x 16 threads, each with rows i, i + 16, ... and four neighbouring
+// columns of each half.
 template <class T, int kRows>
 struct RowTile {
   static constexpr int kEach = kRows / 16;

@@ -100,19 +100,22 @@ class Panels {
     const int count = panel_rows(rows, first);
     for (int l = 0; l < net.count; ++l) {
       const LayerPlan& layer = net.layers[l];
-      Tile tile;
-      tile.clear();
-      if (l == 0) {
-        add_inputs(tile, rows, first, W + layer.weight);
-      } else {
-        __syncthreads();
-        tile.add(buffer(l - 1), stride, W + layer.weight, layer.out_padded, layer.in_rows,
-                 layer.out_padded);
-      }
       T* const to = buffer(l);
-      tile.each(layer.out_padded, [&](int row, int column, const Vec4<T>& z) {
-        store4(to + row * stride + column, z);
-      });
+      __syncthreads();
+      for (int c = 0; c < layer.out_padded; c += kTileColumns) {
+        const int columns = layer.out_padded - c;
+        Tile tile;
+        tile.clear();
+        if (l == 0) {
+          add_inputs(tile, rows, first, W + layer.weight + c, columns);
+        } else {
+          tile.add(buffer(l - 1), stride, W + layer.weight + c, layer.out_padded, layer.in_rows,
+                   columns);
+        }
+        tile.each(columns, [&](int row, int column, const Vec4<T>& z) {
+          store4(to + row * stride + c + column, z);
+        });
+      }
       if (l + 1 < net.count) activate_panel(layer, rows, first, count, to, keep);
     }
     __syncthreads();
@@ -124,18 +127,21 @@ class Panels {
     const int count = panel_rows(rows, first);
     for (int l = 0; l < net.count; ++l) {
       const LayerPlan& layer = net.layers[l];
-      Tile tile;
-      tile.clear();
-      if (l == 0) {
-        add_inputs(tile, rows, first, V + layer.weight);
-      } else {
-        load_values(l - 1, rows, first, count);
-        tile.add(inputs(), stride, V + layer.weight, layer.out_padded, layer.in_rows,
-                 layer.out_padded);
-        tile.add(buffer(l - 1), stride, weights + layer.weight, layer.out_padded, layer.in_padded,
-                 layer.out_padded);
+      if (l > 0) load_values(l - 1, rows, first, count);
+      for (int c = 0; c < layer.out_padded; c += kTileColumns) {
+        const int columns = layer.out_padded - c;
+        Tile tile;
+        tile.clear();
+        if (l == 0) {
+          add_inputs(tile, rows, first, V + layer.weight + c, columns);
+        } else {
+          tile.add(inputs(), stride, V + layer.weight + c, layer.out_padded, layer.in_rows,
+                   columns);
+          tile.add(buffer(l - 1), stride, weights + layer.weight + c, layer.out_padded,
+                   layer.in_padded, columns);
+        }
+        times_slope(tile, l, rows, first, count, c, columns, buffer(l));
       }
-      times_slope(tile, l, rows, first, count, buffer(l));
     }
     __syncthreads();
   }
@@ -149,11 +155,14 @@ class Panels {
       load_values(l - 1, rows, first, count);
       add_weight_gradient<T, kRows>(inputs(), stride, layer.in, separate_bias(layer), buffer(l),
                                     stride, layer.out_padded, first_panel, partial + layer.weight);
-      Tile tile;
-      tile.clear();
-      tile.add(buffer(l), stride, backward_weights + layer.backward, layer.in_padded,
-               layer.out_padded, layer.in_padded);
-      times_slope(tile, l - 1, rows, first, count, buffer(l - 1));
+      for (int c = 0; c < layer.in_padded; c += kTileColumns) {
+        const int columns = layer.in_padded - c;
+        Tile tile;
+        tile.clear();
+        tile.add(buffer(l), stride, backward_weights + layer.backward + c, layer.in_padded,
+                 layer.out_padded, columns);
+        times_slope(tile, l - 1, rows, first, count, c, columns, buffer(l - 1));
+      }
     }
     const LayerPlan& layer = net.layers[0];
     for (int column = 0; column < layer.in_rows; column += net.widest) {
@@ -164,7 +173,6 @@ class Panels {
                                     layer.out_padded, first_panel,
                                     partial + layer.weight + Index(column) * layer.out_padded);
     }
-    __syncthreads();
   }
 
   __device__ int panel_rows(const BlockRows<T>& rows, Index first) const {
@@ -197,11 +205,13 @@ class Panels {
     }
   }
 
+  // The tile, columns from `start` on, times phi'(z_l) of a hidden layer.
   __device__ void times_slope(Tile& tile, int l, const BlockRows<T>& rows, Index first, int count,
-                              T* to) const {
+                              int start, int columns, T* to) const {
     const LayerPlan& layer = net.layers[l];
     const bool hidden = l + 1 < net.count;
-    tile.each(layer.out_padded, [&](int row, int column, const Vec4<T>& v) {
+    tile.each(columns, [&](int row, int column, const Vec4<T>& v) {
+      column += start;
       Vec4<T> product = v;
       if (hidden && row < count) {
         const T* const cache = cache_row(rows, first + row) + column;
@@ -228,14 +238,15 @@ class Panels {
     __syncthreads();
   }
 
-  __device__ void add_inputs(Tile& tile, const BlockRows<T>& rows, Index first, const T* right) {
+  __device__ void add_inputs(Tile& tile, const BlockRows<T>& rows, Index first, const T* right,
+                             int columns) {
     const LayerPlan& layer = net.layers[0];
     const int count = panel_rows(rows, first);
     for (int column = 0; column < layer.in_rows; column += net.widest) {
       load_inputs(rows, first, count, column);
       const int left = layer.in_rows - column;
       tile.add(inputs(), stride, right + Index(column) * layer.out_padded, layer.out_padded,
-               left < net.widest ? left : net.widest, layer.out_padded);
+               left < net.widest ? left : net.widest, columns);
     }
   }
 

@@ -42,6 +42,23 @@ __device__ void evaluate_task(Problem<T, kRows>& problem) {
   problem.report(kKl, found[1]);
 }
 
+// The network's outputs [N, outputs].
+template <class T, int kRows>
+__device__ void forward_task(Problem<T, kRows>& problem) {
+  const ProblemArgs<T>& a = problem.args;
+  const BlockRows<T> rows(a.rows);
+  for (Index first = rows.begin; first < rows.end; first += kRows) {
+    problem.panels.forward(rows, first, problem.panels.weights, false);
+    const int elements = problem.panels.panel_rows(rows, first) * a.outputs;
+    for (int i = threadIdx.x; i < elements; i += kThreads) {
+      const int row = i / a.outputs, column = i % a.outputs;
+      a.result[(first + row) * a.outputs + column] =
+          problem.panels.outputs()[row * problem.panels.stride + column];
+    }
+    __syncthreads();
+  }
+}
+
 template <class T, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
     policy_kernel(const __grid_constant__ ProblemArgs<T> a) {
@@ -59,6 +76,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       return fisher_task(problem);
     case Task::evaluate:
       return evaluate_task(problem);
+    case Task::forward:
+      return forward_task(problem);
     case Task::update:
       return TrustRegion<T, kRows>(problem).update();
   }

@@ -93,8 +93,11 @@ template <class T>
 std::size_t lay_out(ProblemArgs<T>& a, void* base) {
   Arena arena(base);
   const Index packed = a.network.packed, blocks = a.plan.blocks;
-  for (T** vector : {&a.weights, &a.g, &a.x, &a.r, &a.p, &a.candidate}) arena.take(*vector, packed);
+  arena.take(a.weights, packed);
   arena.take(a.backward, a.network.backward);
+  arena.take(a.g, packed);
+  if (a.forward_only) return arena.used();
+  for (T** vector : {&a.x, &a.r, &a.p, &a.candidate}) arena.take(*vector, packed);
   arena.take(a.partials, blocks * packed);
   const Index spare = a.fisher_is_all ? 0 : blocks * a.plan.panel_rows;
   arena.take(a.cache, (a.fisher_rows.rows + spare) * a.network.cache_width);

@@ -25,7 +25,8 @@ namespace trpo_fast::cuda {
 constexpr int kThreads = 256;  // of every block
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxLayers = 8;
-constexpr int kMaxWidth = 128;  // of hidden layers and heads
+constexpr int kMaxWidth = 256;     // of hidden layers and heads
+constexpr int kTileColumns = 128;  // of what a block computes at once
 // Rows of a panel: many amortise the traffic of weights and partial sums; a small batch needs few,
 // so that all multiprocessors get some.
 constexpr int kPanelRows = 64, kSmallPanelRows = 16;
@@ -130,7 +131,7 @@ struct RowSet {
   Index rows;
 };
 
-enum class Task : int { gradient, product, solve, evaluate, update };
+enum class Task : int { gradient, product, solve, evaluate, update, forward };
 
 // As csrc/cpu/conjugate_gradient.h and trust_region.h number them.
 enum class SolveStatus : int { done = 0, negative_curvature = 1, breakdown = 2, non_finite = 3 };
@@ -171,11 +172,12 @@ struct ProblemArgs {
   Index parameters;  // P
   const T* theta;    // [P + frozen]
   UpdateOptions options;
+  bool forward_only;  // no other task will be run: the workspace is small
   bool fisher_ready;  // an earlier launch filled the Fisher rows' caches
   LaunchPlan plan;
 
   const T* vector;  // [P]: v, g or a candidate
-  T* result;        // [P]: g, F v, x or the accepted parameters
+  T* result;        // [P]: g, F v, x or the accepted parameters; of forward [N, outputs]
   double* figures;  // [kFigures]
 
   // Workspace.

@@ -3,5 +3,6 @@
 PYBIND11_MODULE(_core_cuda, m) {
   m.doc() = "Compiled kernels of trpo_fast for CUDA. Use them through trpo_fast.backends.";
   trpo_fast::register_cuda_device(m);
+  trpo_fast::register_cuda_gae(m);
   trpo_fast::register_cuda_policy_problem(m);
 }

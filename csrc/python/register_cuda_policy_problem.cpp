@@ -33,6 +33,7 @@ class BoundCudaProblem {
       a_.real_actions = read<T>(actions, "actions", {rows, Index(a_.actions)});
     }
     a_.kl_new_old = args["kl_new_old"].cast<bool>();
+    a_.forward_only = args["forward_only"].cast<bool>();
     a_.plan =
         cuda::launch_plan(a_.network, rows, a_.actions, sizeof(T), cuda::device_limits(device_));
     bytes_ = cuda::lay_out(a_, nullptr);
@@ -61,6 +62,15 @@ class BoundCudaProblem {
     read_solve(options);
     run(Task::solve, g, x, figures, stream);
     a_.fisher_ready = true;
+  }
+
+  void forward(py::handle out, std::uintptr_t stream) {
+    if (!bound_) throw py::value_error("bind() a workspace first");
+    a_.task = Task::forward;
+    a_.result = const_cast<T*>(
+        read<T>(py::reinterpret_borrow<py::object>(out), "out", {a_.rows.rows, Index(a_.outputs)}));
+    const GilReleased released;
+    cuda::launch(a_, device_, reinterpret_cast<void*>(stream));
   }
 
   void evaluate(py::handle theta, py::handle figures, std::uintptr_t stream) {
@@ -177,6 +187,7 @@ class BoundCudaProblem {
   void run(Task task, py::handle vector, py::handle result, py::handle figures,
            std::uintptr_t stream) {
     if (!bound_) throw py::value_error("bind() a workspace first");
+    if (a_.forward_only) throw py::value_error("forward_only: no other task can be run");
     const auto flat = [&](py::handle arg, const char* name) {
       return const_cast<T*>(
           read<T>(py::reinterpret_borrow<py::object>(arg), name, {a_.parameters}));
@@ -208,6 +219,7 @@ void register_problem(py::module_& m, const char* name) {
            py::arg("figures"), py::arg("stream"))
       .def("solve", &Problem::solve, py::arg("g"), py::arg("x"), py::arg("figures"),
            py::arg("options"), py::arg("stream"))
+      .def("forward", &Problem::forward, py::arg("out"), py::arg("stream"))
       .def("evaluate", &Problem::evaluate, py::arg("theta"), py::arg("figures"), py::arg("stream"))
       .def("update", &Problem::update, py::arg("candidate"), py::arg("figures"), py::arg("options"),
            py::arg("stream"));

@@ -178,7 +178,8 @@ void drive(const Shape& shape) {
 }  // namespace
 
 int main() {
-  const std::vector<std::vector<Index>> networks{{}, {1}, {64, 64}, {17, 65}, {128}, {3, 3, 3}};
+  const std::vector<std::vector<Index>> networks{{},    {1},       {64, 64}, {17, 65},
+                                                 {128}, {3, 3, 3}, {9, 140}};
   const Activation activations[] = {Activation::tanh,     Activation::relu, Activation::silu,
                                     Activation::softplus, Activation::elu,  Activation::gelu};
   int i = 0;

@@ -103,6 +103,11 @@ def forward_function(layers: Sequence[network.Layer]) -> Callable[[Tensor], Tens
         from trpo_fast.backends import cpu
 
         return cpu.PackedForward(layers)
+    if weight.is_cuda and layers[-1].activation == "identity":
+        from trpo_fast.backends import cuda_rollout
+
+        if cuda_rollout.serves_forward(layers):
+            return cuda_rollout.DeviceForward(layers)
     return torch.no_grad()(lambda x: network.forward(layers, x))
 
 

@@ -32,7 +32,7 @@ UPDATE_STATUS = tuple(Status)
 CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 FIGURES = 12
 # kMaxLayers, kMaxWidth and kMaxBlocks of csrc/cuda/policy_problem.h.
-MAX_LAYERS, MAX_WIDTH, MAX_BLOCKS = 8, 128, 64
+MAX_LAYERS, MAX_WIDTH, MAX_BLOCKS = 8, 256, 64
 ALIGNMENT = 256  # of the workspace, as torch's allocator gives it
 
 
@@ -142,6 +142,7 @@ class CudaProblem:
             "advantages": self._arg(batch.advantages, self._dtype),
             "old_log_prob": self._arg(batch.old_log_prob, torch.float64),
             "kl_new_old": options.kl_direction == "new_old",
+            "forward_only": False,
             "device": self._device.index or 0,
         }
         core = self._core()
