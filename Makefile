@@ -7,6 +7,7 @@ TRAIN_ENV ?= HalfCheetah-v5
 TRAIN_STEPS ?= 200000
 TRAIN_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8
+CUDA_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
 # "": the best that the machine has.
 SANITIZE_ISAS ?= baseline ""
 
@@ -20,7 +21,7 @@ EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train emulation test sanitize cross lint format bench smoke wheel ci clean
+.PHONY: help build train emulation test sanitize cuda cross lint format bench smoke wheel ci clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -67,6 +68,11 @@ sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and 
 	$(BIN)/cmake --build build/sanitize
 	build/sanitize/cuda_driver
 	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
+
+cuda: $(STAMP)/build-tools  ## compile the CUDA kernels for every architecture, warnings as errors
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/cuda -G Ninja -DTRPO_FAST_CUDA_ONLY=ON \
+	  -DTRPO_FAST_CUDA=ON -DTRPO_FAST_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)"
+	$(BIN)/cmake --build build/cuda
 
 cross: $(STAMP)/build-tools  ## compile the kernels for 64-bit Arm; drive them if qemu can
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/aarch64 -G Ninja \
