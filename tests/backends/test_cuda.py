@@ -82,7 +82,6 @@ def test_an_update_equals_the_references(case: Case, weighted: bool) -> None:
         {"fisher_fraction": 0.4},
         {"accept_ratio": 0.9, "max_kl": 0.3},
         {"lr": 0.0},
-        {"cg_progress_tol": 0.3},
         {"max_backtracks": 0, "max_kl": 5.0},
     ],
     ids=lambda changes: next(iter(changes)) + str(next(iter(changes.values()))),

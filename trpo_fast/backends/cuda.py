@@ -98,8 +98,10 @@ def packed_map(
 
 
 def _solve_options(options: Options) -> dict[str, float]:
-    names = ("damping", "cg_iters", "cg_tol", "cg_progress_tol")
-    return {name: getattr(options, name) for name in names}
+    found: dict[str, float] = {
+        name: getattr(options, name) for name in ("damping", "cg_iters", "cg_tol")
+    }
+    return {**found, "cg_progress_tol": 0.0}  # that stop is for preconditioned solves
 
 
 class CudaProblem:
