@@ -41,8 +41,6 @@ def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     if options.precision.startswith("bf16"):
         return f"it does not serve precision={options.precision!r}"
     device = network.layers[0].weight.device
-    if options.precision not in ("auto", "fp32"):
-        return f"precision={options.precision!r} is not served on the device"
     if device.type != "cuda" or batch.obs.device.type != "cuda":
         return f"the parameters are on {device}, and it serves CUDA devices"
     core, error = _native.cuda()
