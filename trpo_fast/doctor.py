@@ -21,7 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": ("moviepy", "pygame"),
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "bench": ("pytest", "pytest_benchmark", "stable_baselines3", "sb3_contrib", "tianshou"),
-    "test": ("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib"),
+    "test": ("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib", "tyro"),
     "docs": ("markdown",),
     "dev": ("mypy", "ruff", "clang_format", "pre_commit", "scikit_build_core", "pybind11"),
 }

@@ -26,6 +26,13 @@ from trpo_fast.options import Options
 from trpo_fast.trust_region import TrustRegionResult, update
 
 ClosureResult = tuple[Tensor, Distribution] | tuple[Tensor, Distribution, Tensor | None]
+# Keywords of torch's optimizers that ask for what a trust-region step cannot be.
+UNSERVED = {
+    "capturable": "whether a candidate is taken is decided on the host, so no step can be captured",
+    "differentiable": "the line search is no differentiable function of its inputs",
+    "foreach": "all parameters are one vector already",
+    "fused": "backend= names what computes the update",
+}
 CLOSURE_ADVICE = (
     "the closure must return (loss, distribution) or (loss, distribution, weights): without the "
     "policy's distribution there is no trust region"
@@ -79,7 +86,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         beta: Weight of the KL penalty; ``adaptive_beta`` changes it in the group.
         adaptive_beta: Double beta when KL > 1.5 max_kl, halve it when KL < max_kl / 1.5.
         kl_direction: "old_new" for KL(old, new), or "new_old".
-        lr: Multiplies the step; 0 is an exact no-op.
+        lr: Multiplies the step; 0 is an exact no-op. A tensor stays one, for schedulers to write.
         maximize: The loss is an objective: it is to rise, and is reported so. The keyword form
             then reports ``(ratio * advantages).mean()``, and takes the same step.
         backend: "auto", "cpu", "cuda" or "reference". A named one that cannot serve raises.
@@ -119,10 +126,12 @@ class TRPOOptimizer(torch.optim.Optimizer):
         beta: float = 1.0,
         adaptive_beta: bool = True,
         kl_direction: str = "old_new",
-        lr: float = 1.0,
+        lr: float | Tensor = 1.0,
         maximize: bool = False,
         backend: str = "auto",
+        **unserved: Any,
     ) -> None:
+        _refuse(unserved)
         options = Options(
             max_kl=max_kl,
             damping=damping,
@@ -140,15 +149,14 @@ class TRPOOptimizer(torch.optim.Optimizer):
             beta=beta,
             adaptive_beta=adaptive_beta,
             kl_direction=kl_direction,
-            lr=lr,
+            lr=_number("lr", lr),
             maximize=maximize,
             backend=backend,
         )
         self.module = params if isinstance(params, nn.Module) else None
         self.last_result = None
-        super().__init__(
-            params.parameters() if isinstance(params, nn.Module) else params, options.as_group()
-        )
+        group = {**options.as_group(), "lr": lr if isinstance(lr, Tensor) else float(lr)}
+        super().__init__(params.parameters() if isinstance(params, nn.Module) else params, group)
         options = self._options()
         self._flat_parameters()
         self.path, self.path_reason = "generic", "the parameters came without their module"
@@ -218,9 +226,13 @@ class TRPOOptimizer(torch.optim.Optimizer):
             TypeError: neither or both forms, or a closure without a distribution.
         """
         data = (obs, actions, advantages, old_log_prob, weights, action_mask)
-        if (closure is None) == all(item is None for item in data):
-            raise TypeError("step takes a closure, or obs=, actions=, advantages=; not both")
         options = self._options()
+        empty = all(item is None for item in data)
+        if closure is None and empty and options.lr == 0:
+            # torch.distributed.checkpoint has an optimizer make its state by such a step.
+            return torch.zeros((), device=self.param_groups[0]["params"][0].device)
+        if (closure is None) == empty:
+            raise TypeError("step takes a closure, or obs=, actions=, advantages=; not both")
         parameters = self._flat_parameters()
         with own_precision(parameters.device):
             if closure is not None:
@@ -297,6 +309,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
     def _options(self) -> Options:
         group = self.param_groups[0]
         values = tuple(group.get(name) for name in option_table.NAMES)
+        if isinstance(group.get("lr"), Tensor):  # schedulers write into it: never the same twice
+            group = {**group, "lr": _number("lr", group["lr"])}
+            return option_table.from_group(group)
         if self._checked is not None:
             known, options = self._checked
             # By identity: 1 == True, and NaN != NaN.
@@ -381,3 +396,21 @@ def _read_closure(found: Any, sign: float) -> Evaluation:
             )
         weights = weights.detach()
     return Evaluation(sign * loss.reshape(()), distribution, weights)
+
+
+def _number(name: str, value: float | Tensor) -> float:
+    """A number, or what a tensor of one element holds."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}, expected one number")
+    return float(value)
+
+
+def _refuse(keywords: dict[str, Any]) -> None:
+    """Raise for keywords that are none of ours; for torch's own, with the reason."""
+    for name, value in keywords.items():
+        if name not in UNSERVED:
+            raise TypeError(f"TRPOOptimizer() got an unexpected keyword argument {name!r}")
+        if value:
+            raise ValueError(f"TRPOOptimizer has no {name}: {UNSERVED[name]}")
