@@ -29,7 +29,6 @@ from step_quality import ROOT, Quality, case_of, title
 from trpo_fast import TRPOOptimizer, natural_gradient
 from trpo_fast.backends.preconditioner import refresh_interval
 from trpo_fast.network import Network, network_of
-from trpo_fast.options import SERVED
 
 Q_ROUNDING = 5e-4
 FRACTIONS = (1.0, 0.5)
@@ -147,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
     parser.add_argument("--only", metavar="TEXT", default="", help="runs of this name")
     options = parser.parse_args(arguments)
-    precisions = [p for p in ("fp32", "bf16") if p in SERVED["precision"]]
+    precisions = ["fp32", "bf16"]
     numbers = options.out / "benchmarks" / "results" / "update_quality.json"
     results = json.loads(numbers.read_text()) if numbers.exists() else {}
     for run in RUNS:
