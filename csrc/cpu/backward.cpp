@@ -124,13 +124,14 @@ void PolicyProblem<T>::unpack(std::size_t l, T* out) const {
   if (at.bias >= 0) std::copy_n(partials_ + block.bias, outs, out + at.bias);
   if (at.weight < 0) return;
   T* const weight = out + at.weight;  // [outs, in]
-  for (Index slab = 0; slab < block.minor.count; ++slab) {
+  const int wanted = block.minor.count > kOwnSlabs ? batch_.threads : 1;
+  parallel_for(block.minor.count, wanted, [&](Index slab, int) {
     const T* from = partials_ + block.weight + slab * width * block.major;
     const Index first = slab * width, columns = std::min(width, block.minor.features - first);
     if (block.out_major) {
       for (Index o = 0; o < outs; ++o)
         std::copy_n(from + o * width, columns, weight + o * in + first);
-      continue;
+      return;
     }
     constexpr Index kTile = 16;
     for (Index start = 0; start < in; start += kTile) {
@@ -139,7 +140,7 @@ void PolicyProblem<T>::unpack(std::size_t l, T* out) const {
         for (Index i = start; i < stop; ++i) weight[(first + c) * in + i] = from[i * width + c];
       }
     }
-  }
+  });
 }
 
 template class PolicyProblem<float>;

@@ -63,7 +63,8 @@ Bf16Fisher::Bf16Fisher(const PackedNetwork<float>& network, Index panel_rows, in
 // from: [slab][rows][width]
 void Bf16Fisher::pack(const PairMatrix& to, const float* from) const {
   const Index width = to.slabs.width, size = to.rows * width;
-  parallel_for(to.slabs.count, threads_, [&](Index slab, int worker) {
+  const int wanted = to.slabs.count > kOwnSlabs ? threads_ : 1;
+  parallel_for(to.slabs.count, wanted, [&](Index slab, int worker) {
     Bf16* const hi = pack_buffers_ + worker * pack_buffer_size_;
     Bf16* const lo = parts_ > 1 ? hi + size : nullptr;
     kernels_.round(from + slab * size, size, hi, lo);

@@ -77,7 +77,7 @@ void PolicyProblem<T>::rounded_product(Index panel, int worker, T* partial, bool
 
 template <class T>
 void PolicyProblem<T>::fisher_product(const T* v, double damping, T* out) {
-  direction_.pack(layers_at(v, true));
+  direction_.pack(layers_at(v, true), batch_.threads);
   if constexpr (std::is_same_v<T, float>) {
     if (bf16_) bf16_->pack_direction(direction_);
   }

@@ -22,7 +22,7 @@ void PolicyProblem<T>::candidate_rows(Index panel, const Panel<T>& outputs, doub
 
 template <class T>
 typename PolicyProblem<T>::Candidate PolicyProblem<T>::evaluate(const T* theta) {
-  direction_.pack(layers_at(theta, false));
+  direction_.pack(layers_at(theta, false), batch_.threads);
   const bool moves = batch_.log_std_offset >= 0;
   if (batch_.log_std != nullptr) {
     set_scale(new_scale_, moves ? theta + batch_.log_std_offset : batch_.log_std,

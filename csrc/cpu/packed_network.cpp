@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "parallel.h"
+
 namespace trpo_fast {
 
 template <class T>
@@ -34,7 +36,7 @@ void pack_slab(const Layer<T>& from, Index first, Index columns, Index width, T*
 }  // namespace
 
 template <class T>
-void PackedNetwork<T>::pack(const Layers<T>& source) {
+void PackedNetwork<T>::pack(const Layers<T>& source, int threads) {
   for (std::size_t l = 0; l < source.size(); ++l) {
     const Layer<T>& from = source[l];
     PackedLayer<T>& to = layers[l];
@@ -44,11 +46,13 @@ void PackedNetwork<T>::pack(const Layers<T>& source) {
     }
     const Index width = to.out_slabs.width;
     if (from.weight == nullptr) std::fill_n(to.weight, to.out_slabs.size(to.in), T(0));
-    for (Index slab = 0; slab < to.out_slabs.count && from.weight != nullptr; ++slab) {
+    if (from.weight == nullptr) continue;
+    const int wanted = to.out_slabs.count > kOwnSlabs ? threads : 1;
+    parallel_for(to.out_slabs.count, wanted, [&](Index slab, int) {
       const Index first = slab * width;
       pack_slab(from, first, std::min(width, to.out - first), width,
                 to.weight + slab * to.in * width);
-    }
+    });
   }
 }
 

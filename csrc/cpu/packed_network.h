@@ -9,6 +9,9 @@
 
 namespace trpo_fast {
 
+// Slabs of a layer that one thread copies alone: waking another costs more.
+constexpr Index kOwnSlabs = 2;
+
 // Hands out aligned pieces of one block of memory; with a null base it only counts. Under
 // AddressSanitizer a poisoned gap follows each piece, so that running over one is seen.
 class Arena {
@@ -61,7 +64,7 @@ struct PackedNetwork {
   // Takes the memory from the arena; the contents are undefined until pack().
   PackedNetwork(const Layers<T>& layers, Arena& arena);
   // A layer whose weight is null is packed as zeros.
-  void pack(const Layers<T>& layers);
+  void pack(const Layers<T>& layers, int threads = 1);
   // Elements of the widest matrix of one row, input excluded.
   Index widest() const;
 };

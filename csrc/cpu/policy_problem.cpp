@@ -11,7 +11,7 @@ namespace {
 // the panels of a narrow network stay in L1/L2. A multiple of the kernels' row tiles (6 and 12).
 constexpr Index kPanelRows = 96;
 // A wide network streams its weights from L3 or memory once a panel: larger panels stream less.
-constexpr Index kWidePanelRows = 192;
+constexpr Index kWidePanelRows = 384;
 constexpr Index kWide = 512;
 // Rows a chunk should have at least, so that its partial sums cost little beside its products, and
 // the most chunks, and the most memory that their partial sums may take.
@@ -46,7 +46,7 @@ RowPlan<T>::RowPlan(const RowSet<T>& set_, Index panel_rows_, Index parameters)
 template <class T>
 PolicyProblem<T>::PolicyProblem(const PolicyBatch<T>& batch, void* workspace)
     : PolicyProblem(batch, Arena(workspace)) {
-  weights_.pack(batch.layers);
+  weights_.pack(batch.layers, batch.threads);
   pack_backward();
   if constexpr (std::is_same_v<T, float>) {
     if (bf16_) bf16_->pack_weights(weights_, backward_weights_);
@@ -142,7 +142,8 @@ void PolicyProblem<T>::pack_backward() {
   for (std::size_t l = 1; l < batch_.layers.size(); ++l) {
     const Layer<T>& layer = batch_.layers[l];
     const Slabs in(layer.in);
-    for (Index slab = 0; slab < in.count; ++slab) {
+    const int wanted = in.count > kOwnSlabs ? batch_.threads : 1;
+    parallel_for(in.count, wanted, [&](Index slab, int) {
       T* to = backward_weights_[l] + slab * in.width * layer.out;
       const Index first = slab * in.width, columns = std::min(in.width, layer.in - first);
       for (Index o = 0; o < layer.out; ++o, to += in.width) {
@@ -150,7 +151,7 @@ void PolicyProblem<T>::pack_backward() {
         for (Index c = 0; c < columns; ++c) to[c] = row[c * layer.weight_col_stride];
         std::fill(to + columns, to + in.width, T(0));
       }
-    }
+    });
   }
 }
 

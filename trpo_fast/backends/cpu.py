@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trpo_fast import _core
 from trpo_fast.backends.kfac import Block, Factors, signs_of
-from trpo_fast.backends.preconditioner import Place, Preconditioner
+from trpo_fast.backends.preconditioner import Place, Preconditioner, preconditioner_kind
 from trpo_fast.backends.rounding import ROUNDINGS
 from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
@@ -172,7 +172,8 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     weights = sum(layer.weight.numel() for layer in network.layers)
     worth = batch.rows * options.fisher_fraction * weights >= BF16_WORK
     single = network.layers[0].weight.dtype == torch.float32
-    return int(_core.bf16_instruction() and options.preconditioner == "kfac" and single and worth)
+    factored = preconditioner_kind(options, network, batch.rows) == "kfac"
+    return int(_core.bf16_instruction() and factored and single and worth)
 
 
 class PackedForward:
