@@ -65,6 +65,9 @@ template <class T>
 ValueFit<T>::ValueFit(const Layers<T>& parameters, const Layers<T>& exp_avg,
                       const Layers<T>& exp_avg_sq, Index batch_rows, int threads, void* workspace)
     : ValueFit(parameters, batch_rows, threads, Arena(workspace)) {
+  // Products leave columns past the features alone, and whole vectors are stepped and checked.
+  for (T* flat : {parameters_, exp_avg_, exp_avg_sq_}) std::fill_n(flat, size_, T(0));
+  std::fill_n(gradients_, size_ * chunks_of(batch_rows), T(0));
   network_ = at(parameters_, parameters);
   network_.pack(parameters);
   at(exp_avg_, exp_avg).pack(exp_avg);
@@ -182,6 +185,9 @@ void ValueFit<T>::layer_gradient(std::size_t l, const LeftOperand<T>& input, con
   for (Index slab = 0; slab < delta.slabs.count; ++slab) {
     kernels_.column_sums(delta.data + slab * delta.slab_stride(), rows, delta.slabs.width,
                          bias + slab * delta.slabs.width);
+    // A panel's columns past the features hold anything; here they are part of the gradient.
+    std::fill(bias + slab * delta.slabs.width + delta.slabs.used(slab),
+              bias + (slab + 1) * delta.slabs.width, T(0));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -32,7 +33,9 @@ void check_close(const char* what, double value, double expected, double toleran
 class Memory {
  public:
   explicit Memory(std::size_t bytes)
-      : size_(bytes), raw_(std::aligned_alloc(kAlignment, round_up(Index(bytes), kAlignment))) {}
+      : size_(bytes), raw_(std::aligned_alloc(kAlignment, round_up(Index(bytes), kAlignment))) {
+    std::memset(raw_, 0xff, size_);  // NaN: what is read before it is written shows
+  }
   ~Memory() {
     Arena::release(raw_, std::size_t(round_up(Index(size_), kAlignment)));
     std::free(raw_);
