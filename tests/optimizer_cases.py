@@ -16,6 +16,7 @@ from torch.distributions import (
 from update_cases import (
     BY_NAME,
     CASES,
+    HOST_BACKENDS,
     OBS_WIDTH,
     Case,
     Wrapped,
@@ -24,9 +25,8 @@ from update_cases import (
 )
 
 from trpo_fast import MlpPolicy, TRPOOptimizer, TrustRegionResult
-from trpo_fast.backends import ANALYTIC
 
-BACKENDS = ["generic", *ANALYTIC]
+BACKENDS = ["generic", *HOST_BACKENDS]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 GAUSSIAN = BY_NAME["gaussian"]

@@ -20,6 +20,7 @@ from update_cases import (
 )
 
 from trpo_fast import Status, TRPOOptimizer
+from trpo_fast.backends import ANALYTIC
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
@@ -64,7 +65,8 @@ def test_bad_options_at_construction_and_after_editing(name: str, value: object)
     assert_usable(opt, data)
 
 
-def test_a_backend_that_is_not_built_is_refused() -> None:
+def test_a_backend_that_is_not_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ANALYTIC, "cuda")
     policy, data, opt = setting("reference")
     before = bits(policy)
     opt.param_groups[0]["backend"] = "cuda"

@@ -10,6 +10,7 @@ from torch import Tensor
 from update_cases import (
     BY_NAME,
     CASES,
+    HOST_BACKENDS,
     Case,
     Wrapped,
     bits,
@@ -20,12 +21,11 @@ from update_cases import (
 )
 
 from trpo_fast import fisher_vector_product, natural_gradient
-from trpo_fast.backends import ANALYTIC
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 UNMASKED = [case for case in CASES if not case.masked]
 GAUSSIAN = BY_NAME["gaussian"]
-BACKENDS = ["generic", "auto", *ANALYTIC]
+BACKENDS = ["generic", "auto", *HOST_BACKENDS]
 
 
 def call(function: Any, backend: str, policy: Any, *args: Any, **keywords: Any) -> Any:

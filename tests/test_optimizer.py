@@ -15,6 +15,7 @@ from torch.distributions import (
     Normal,
 )
 from update_cases import (
+    HOST_BACKENDS,
     OBS_WIDTH,
     Case,
     Wrapped,
@@ -48,7 +49,7 @@ class TestForms:
     @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
     def test_every_form_and_backend_takes_the_same_step(self, case: Case, weighted: bool) -> None:
         found, figures = [], []
-        for form in ("closure", "module", "wrapped", *ANALYTIC):
+        for form in ("closure", "module", "wrapped", *HOST_BACKENDS):
             policy = make_policy(case)
             data = make_data(policy, case, weighted=weighted)
             if form == "closure":

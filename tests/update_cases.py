@@ -12,6 +12,7 @@ from torch.distributions import Distribution, kl_divergence
 from torch.func import functional_call, jacrev, vmap
 
 from trpo_fast import MlpPolicy
+from trpo_fast.backends import ANALYTIC
 from trpo_fast.batch import Batch, BatchReader, fused_batch
 from trpo_fast.distributions import in_double
 from trpo_fast.flat import FlatParameters
@@ -44,6 +45,8 @@ CASES = [
     Case("bernoulli", spaces.MultiBinary(3), {}),
 ]
 BY_NAME = {case.name: case for case in CASES}
+# The backends that serve parameters on the CPU.
+HOST_BACKENDS = [name for name, backend in ANALYTIC.items() if backend.device != "cuda"]
 OBS_WIDTH = 5
 
 
