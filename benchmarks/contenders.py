@@ -89,7 +89,8 @@ class TrpoFast(_OnOurPolicy):
         parameters = FlatParameters(list(named.values()), list(named))
         reader = BatchReader(case.obs, None, dtype=torch.float32, device=case.obs.device)
         batch = fused_batch(reader.inputs(), network.head, case.size.obs, torch.float32)
-        problem = fused_problem(network, parameters, batch, Options(backend=self.backend))
+        options = Options(precision="fp32", backend=self.backend)
+        problem = fused_problem(network, parameters, batch, options)
         problem.fisher_product(case.vector)
         damped = DAMPING * case.vector.numpy()
 
