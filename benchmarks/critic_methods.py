@@ -31,12 +31,7 @@ KINDS = {
 def targets(agent: TRPO, critic: Critic, rollout: Rollout) -> tuple[torch.Tensor, float]:
     """The returns to fit [N], and what the critic explained of lambda = 1 returns before."""
     learner = agent.learner
-
-    def values_of(observations: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = critic.value_function(learner._normalized(observations))
-        return values
-
-    values, last, final = bootstrap_values(rollout, values_of)
+    values, last, final = bootstrap_values(learner.as_shown(rollout), critic.value_function)
     rewards = learner.return_scaler(rollout.rewards) if learner.return_scaler else rollout.rewards
     found = [
         compute_gae(
@@ -70,7 +65,7 @@ def main(env: str, steps: int, iterations: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in KINDS}
     for iteration in range(iterations):
         rollout = agent.collector.collect(agent.policy, agent.learner.normalizer, steps, agent.rng)
-        observations = agent.learner._normalized(rollout.observations.flatten(0, 1)).contiguous()
+        observations = agent.learner.as_shown(rollout).observations.flatten(0, 1)
         for name, critic in critics.items():
             returns, share = targets(agent, critic, rollout)
             explained[name].append(share)

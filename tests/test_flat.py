@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from trpo_fast.flat import FlatParameters, all_finite
+from trpo_fast import _native
+from trpo_fast.flat import FlatParameters, all_finite, finite_rows
 
 BAD = (math.nan, math.inf, -math.inf)
 
@@ -34,6 +36,31 @@ def test_all_finite_reads_views_as_they_are(bad: float) -> None:
     assert not all_finite(torch.tensor([1.0, bad]).expand(3, 2))
     assert all_finite(torch.empty(0))
     assert all_finite(torch.tensor([1, 2**62]))
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (3, 5, 17)])
+def test_finite_rows_asks_of_one_row_what_it_holds_now(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], native: bool
+) -> None:
+    if not native:
+        monkeypatch.setattr(_native, "core", None)
+    array = np.full(shape, np.finfo(np.float32).max, np.float32)
+    finite = finite_rows(array)
+    for bad in BAD:
+        array[1] = 0
+        assert [finite(i) for i in range(3)] == [True] * 3
+        array.reshape(shape[0], -1)[1, -1] = bad
+        assert [finite(i) for i in range(3)] == [True, False, True]
+
+
+def test_finite_rows_reads_a_view_as_it_is() -> None:
+    wide = np.full((3, 4), np.nan, np.float32)
+    wide[:, ::2] = 1
+    finite = finite_rows(wide[:, ::2])
+    assert finite(0)
+    wide[1, 2] = np.inf
+    assert not finite(1)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast import _native
+from trpo_fast.flat import all_finite
 from trpo_fast.network import Layer, layers_of
 from trpo_fast.threads import one_thread_if_small
 
@@ -81,9 +82,10 @@ class Critic:
 
         `rng` shuffles the rows; the same state of it gives the same bits.
         """
-        usable = torch.isfinite(returns) & torch.isfinite(observations.flatten(1)).all(1)
-        skipped = int((~usable).sum())
-        if skipped:
+        skipped = 0
+        if not (all_finite(returns) and all_finite(observations)):
+            usable = torch.isfinite(returns) & torch.isfinite(observations.flatten(1)).all(1)
+            skipped = int((~usable).sum())
             observations, returns = observations[usable], returns[usable]
         if self.method == "gauss_newton":
             return CriticResult(self._gauss_newton(observations, returns), skipped)

@@ -7,6 +7,7 @@ the critic, and only then let the new observation statistics apply.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -24,10 +25,10 @@ from trpo_fast.normalization import ObservationNormalizer, ReturnScaler
 from trpo_fast.optimizer import TRPOOptimizer
 from trpo_fast.policies import MlpPolicy
 from trpo_fast.rollout import Rollout, bootstrap_values
-from trpo_fast.threads import one_thread_if_small
+from trpo_fast.threads import SMALL_ARRAY, one_thread, one_thread_if_small
 from trpo_fast.time_budget import TimeBudget
 from trpo_fast.trust_region import TrustRegionResult
-from trpo_fast.value_function import ValueFunction
+from trpo_fast.value_function import ValueFunction, state_values
 
 OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
 # Rows on which the entropy is estimated for the log.
@@ -99,7 +100,8 @@ class Learner:
         """
         budget = budget or TimeBudget()
         with budget.phase("inference"):
-            values, last_values, final_values = bootstrap_values(rollout, self._values)
+            shown = self.as_shown(rollout)
+            values, last_values, final_values = bootstrap_values(shown, self._values)
         rewards = rollout.rewards
         if self.return_scaler is not None:
             rewards = self.return_scaler(rewards)
@@ -114,7 +116,7 @@ class Learner:
                 gamma=self.config.gamma,
                 lam=self.config.lam,
             )
-        observations = self._normalized(rollout.select(rollout.observations))
+        observations = shown.select(shown.observations)
         masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
         # The rollout's own log-probabilities are those of the current policy: None computes them
         # as the step itself does, so that the ratio is 1 to the last bit.
@@ -142,16 +144,24 @@ class Learner:
             **self.counters,
         }
 
-    def _values(self, observations: Tensor) -> Tensor:
-        """V of raw observations [N, O], on the CPU."""
-        threads = one_thread_if_small(self.value_function, len(observations))
-        with torch.no_grad(), threads:
-            values: Tensor = self.value_function(self._normalized(observations))
-        return values.cpu()
+    def as_shown(self, rollout: Rollout) -> Rollout:
+        """The rollout with every observation as the networks see it, on their device."""
 
-    def _normalized(self, observations: Tensor) -> Tensor:
-        observations = observations.to(self.device)
-        return observations if self.normalizer is None else self.normalizer(observations)
+        def shown(observations: Tensor) -> Tensor:
+            observations = observations.to(self.device)
+            return observations if self.normalizer is None else self.normalizer(observations)
+
+        with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
+            return dataclasses.replace(
+                rollout,
+                observations=shown(rollout.observations),
+                final_observations=shown(rollout.final_observations),
+                last_observations=shown(rollout.last_observations),
+            )
+
+    def _values(self, observations: Tensor) -> Tensor:
+        """V of observations [N, O] as the networks see them, on the CPU."""
+        return state_values(self.value_function, observations).cpu()
 
     def _scaled(self, advantages: Tensor) -> Tensor:
         if not self.config.normalize_advantages:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trpo_fast.flat import finite_rows
 from trpo_fast.vector_environment import Transition, VectorEnvironment
 
 __all__ = ["Recording", "Rollout", "bootstrap_values"]
@@ -95,15 +96,18 @@ class Recording:
         shape = (steps, env.num_envs)
         self.observations = np.empty((steps + 1, env.num_envs, env.observation_width), np.float32)
         self.rewards = np.empty(shape, np.float32)
-        self.terminated = np.empty(shape, bool)
-        self.truncated = np.empty(shape, bool)
-        self.valid = np.empty(shape, bool)
+        # As most steps leave them; the others are written.
+        self.terminated = np.zeros(shape, bool)
+        self.truncated = np.zeros(shape, bool)
+        self.valid = np.ones(shape, bool)
         self.masks: Bool | None = None
         self.actions: Tensor | None = None
         self.finals: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
         self.episode_returns: list[float] = []
         self.episode_lengths: list[int] = []
         self.dropped = 0
+        self._rewards_finite = finite_rows(self.rewards)
+        self._observations_finite = finite_rows(self.observations)
 
     def keep_masks(self, t: int, masks: Bool) -> None:
         """Note the action masks [B, n] that step t was taken under."""
@@ -121,10 +125,21 @@ class Recording:
     def keep(self, t: int, transition: Transition) -> None:
         """Note what the environments answered at step t."""
         self.rewards[t] = transition.rewards
+        if transition.quiet:
+            return
         self.terminated[t] = transition.terminated
         self.truncated[t] = transition.truncated
+        np.logical_not(transition.resetting, out=self.valid[t])
         if len(transition.final_envs):
             self.finals.append((t, transition.final_envs, transition.final_observations))
+
+    def finite(self, t: int, transition: Transition) -> bool:
+        """Whether all that step t brought is finite."""
+        return (
+            self._rewards_finite(t)
+            and self._observations_finite(t + 1)
+            and (transition.quiet or bool(np.isfinite(transition.final_observations).all()))
+        )
 
     def forget_finals(self, t: int, envs: Bool) -> None:
         """Drop the final observations that ``envs`` [B] gave at step t."""

@@ -49,6 +49,7 @@ class RolloutCollector:
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
         self._started = False
+        self._restarts = 0  # of environments that cannot be replayed
         self._boundary: State | None = None  # set while a rollout is unfinished
 
     def collect(
@@ -113,7 +114,7 @@ class RolloutCollector:
         self._boundary = self._capture()
 
     def _reset(self) -> None:
-        self._masks = self.env.reset(self._observations)
+        self._masks = self.env.reset(self._observations, self._restarts)
         self._returns[:] = 0
         self._lengths[:] = 0
         self._renew(_bad_rows(self._observations), self._observations)
@@ -139,16 +140,16 @@ class RolloutCollector:
         budget.add("env", perf_counter() - acted)
         self._masks = transition.action_masks
         recording.keep(t, transition)
-        np.logical_not(transition.resetting, out=recording.valid[t])
-        self._lengths += recording.valid[t]
+        self._lengths += 1 if transition.quiet else recording.valid[t]
         self._returns += transition.rewards
-        if not _all_finite(recording.rewards[t], following, transition.final_observations):
+        finite = recording.finite(t, transition)
+        if not finite:
             self._faults(t, recording, transition, env_actions)
-        ended = recording.terminated[t] | recording.truncated[t]
-        if ended.any():
-            self._end_episodes(t, ended, recording)
+        if not (transition.quiet and finite):
+            self._end_episodes(t, recording)
 
-    def _end_episodes(self, t: int, ended: Bool, recording: Recording) -> None:
+    def _end_episodes(self, t: int, recording: Recording) -> None:
+        ended = recording.terminated[t] | recording.truncated[t]
         for env in np.flatnonzero(ended):
             if recording.valid[t, env]:
                 recording.episode_returns.append(float(self._returns[env]))
@@ -263,6 +264,7 @@ class RolloutCollector:
             "observations": self._observations.copy(),
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
+            "restarts": np.array(self._restarts),
         }
         if self._masks is not None:
             state["masks"] = self._masks.copy()
@@ -277,8 +279,9 @@ class RolloutCollector:
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on where :meth:`state` was taken, replaying the running episodes.
 
-        Environments that cannot be replayed begin new episodes. A warning is given when a replay
-        does not lead to the recorded observation: the environment is then not deterministic.
+        Environments that cannot be replayed begin new episodes, of another seed each time that a
+        run goes on: going on twice from one state gives the same ones. A warning is given when a
+        replay does not lead to the recorded observation: the environment is then not deterministic.
 
         Raises:
             ValueError: the state is not one of this collector's shape.
@@ -290,6 +293,8 @@ class RolloutCollector:
             return
         _check_state(state, self._observations.shape)
         if not self.env.resumable or "episodes" not in state:
+            # The same state leads to the same episodes, and those are not the ones it has seen.
+            self._restarts = int(state.get("restarts", 0)) + 1
             self._reset()
             return
         ends = np.cumsum(state["action_counts"])
@@ -329,7 +334,3 @@ def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) 
 
 def _bad_rows(rows: npt.NDArray[np.float32]) -> Bool:
     return np.asarray(np.logical_not(np.isfinite(rows)).any(axis=1))
-
-
-def _all_finite(*arrays: npt.NDArray[np.float32]) -> bool:
-    return all(np.isfinite(array).all() for array in arrays)

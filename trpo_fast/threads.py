@@ -15,6 +15,9 @@ from torch import nn
 
 # Multiplications in the largest product of a forward pass: about 0.2 ms on one core.
 SMALL_PRODUCT = 1 << 22
+# Numbers in an array that one core goes over in about a millisecond: as long as threads that were
+# woken for it would spin afterwards.
+SMALL_ARRAY = 1 << 22
 
 
 def largest_product(module: nn.Module, rows: int) -> int:

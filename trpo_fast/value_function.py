@@ -8,7 +8,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from trpo_fast.backends import mlp_forward
+from trpo_fast.network import layers_of
 from trpo_fast.policies import flat_observations, observation_width, perceptron
+from trpo_fast.threads import one_thread_if_small
 
 
 class ValueFunction(nn.Module):
@@ -48,3 +51,18 @@ class ValueFunction(nn.Module):
         """Values ``[N]`` of observations ``[N, O]``, cast to the parameters' dtype."""
         values: Tensor = self.body(flat_observations(obs, self.body, self.obs_width))
         return values.squeeze(-1)
+
+
+def state_values(value_function: nn.Module, observations: Tensor) -> Tensor:
+    """Values of ``observations`` ``[N, O]``, outside autograd, as the module's forward gives them.
+
+    A ``ValueFunction`` is evaluated by ``backends.mlp_forward``: torch's own threads, once woken by
+    a large product, spin for milliseconds on the cores that the native update wants next.
+    """
+    layers = layers_of(value_function)
+    with torch.no_grad():
+        if not isinstance(layers, str):
+            return mlp_forward(layers, observations.to(layers[0].weight.dtype)).squeeze(-1)
+        with one_thread_if_small(value_function, len(observations)):
+            values: Tensor = value_function(observations)
+            return values

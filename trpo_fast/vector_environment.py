@@ -17,9 +17,8 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,14 +44,14 @@ def flatten_observations(space: spaces.Space[Any], batch: Any) -> Float32:
     return ObservationFlattener(space)(batch)
 
 
-@dataclass(frozen=True)
-class Transition:
+class Transition(NamedTuple):
     """One step of B environments; the next observations go where the caller says."""
 
     rewards: npt.NDArray[np.float64]  # [B]
     terminated: Bool  # [B]
     truncated: Bool  # [B]
     ended: Bool  # [B], either of the two
+    quiet: bool  # none ended and none is resetting, as at most steps
     resetting: Bool  # [B], rows that only reset (NEXT_STEP): no transitions
     fresh: Bool  # [B], the observation that follows is the first of an episode
     final_envs: npt.NDArray[np.int64]  # [K], environments truncated without being terminated
@@ -93,11 +92,12 @@ class VectorEnvironment:
             vector.single_observation_space, bool(self._blocks)
         )
         self._flatten = ObservationFlattener(self.observation_space)
+        self._no_finals = np.empty((0, self.observation_width), np.float32)
         self.autoreset_mode = _autoreset_mode(vector)
         self._remake = remake
         self._seeded = remake is not None
         self._mask_from: str | None = None
-        self._resetting = np.zeros(self.num_envs, bool)
+        self._resetting = self._nowhere = np.zeros(self.num_envs, bool)
 
     @property
     def observation_width(self) -> int:
@@ -114,8 +114,13 @@ class VectorEnvironment:
         """Where action masks come from, in words; None without masks. Known after a reset."""
         return self._mask_from
 
-    def reset(self, out: Float32) -> Bool | None:
+    def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
         """Begin an episode everywhere; observations go to ``out`` [B, O].
+
+        Args:
+            out: receives the observations.
+            restarts: how often the run began again in environments that cannot be replayed: each
+                time with other episodes.
 
         Returns:
             Action masks [B, n], or None for environments that give none.
@@ -124,11 +129,12 @@ class VectorEnvironment:
             EnvironmentFault: an environment raised.
         """
         self._revive()
-        batch, infos = self._guard(self.vector.reset, seed=None if self._seeded else self.seed)
-        self._resetting = np.zeros(self.num_envs, bool)
+        seed = None if self._seeded else restart_seed(self.seed, restarts)
+        batch, infos = self._guard(self.vector.reset, seed=seed)
+        self._resetting = self._nowhere
         self._find_masks(infos)
         self._flatten(batch, out)
-        return self._masks(batch, infos, np.zeros(self.num_envs, bool))
+        return self._masks(batch, infos, self._nowhere)
 
     def step(self, actions: npt.NDArray[Any], out: Float32) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O].
@@ -146,22 +152,25 @@ class VectorEnvironment:
         self._flatten(batch, out)
         ended = terminated | truncated
         resetting, finals = self._resetting, _NO_ENVS
-        final_observations = np.empty((0, self.observation_width), np.float32)
-        if ended.any():
+        final_observations = self._no_finals
+        any_ended = bool(np.count_nonzero(ended))
+        if any_ended:
             finals = np.flatnonzero(truncated & ~terminated)
             if len(finals):
                 final_observations = self._final_observations(finals, out, infos)
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 batch, infos = self._reset_some(ended, infos, out)
-        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            self._resetting = ended
+        next_step = self.autoreset_mode == AutoresetMode.NEXT_STEP
+        if next_step:
+            self._resetting = ended if any_ended else self._nowhere
         return Transition(
             np.asarray(rewards, np.float64),
             terminated,
             truncated,
             ended,
+            not any_ended and resetting is self._nowhere,
             resetting,
-            resetting if self.autoreset_mode == AutoresetMode.NEXT_STEP else ended,
+            resetting if next_step else ended,
             finals,
             final_observations,
             self._masks(batch, infos, self._resetting),
@@ -183,7 +192,8 @@ class VectorEnvironment:
                 "cannot be dropped. Stop on faults instead, or use gymnasium's SyncVectorEnv."
             )
         batch, infos = self._reset_some(where, {}, out)
-        self._resetting = self._resetting & ~where
+        still = self._resetting & ~where
+        self._resetting = still if still.any() else self._nowhere
         if self._mask_from is None or masks is None:
             return None
         fresh = self._raw_masks(batch, infos)
@@ -300,7 +310,7 @@ class VectorEnvironment:
                 does not depend on its seed and actions alone.
         """
         self._revive()
-        self._resetting = np.zeros(self.num_envs, bool)
+        self._resetting = self._nowhere
         for env, (observation, info, over) in enumerate(
             self._guard(self.vector.call, "replay", list(episodes))
         ):
@@ -370,6 +380,13 @@ class VectorEnvironment:
 
 
 _NO_ENVS: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+
+def restart_seed(seed: int, restarts: int) -> int:
+    """The seed of a vector's resets in a run that began again so often: its own at first."""
+    if not restarts:
+        return seed
+    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 1
 
 
 def _autoreset_mode(vector: Any) -> AutoresetMode:
