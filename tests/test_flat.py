@@ -82,3 +82,43 @@ def test_one_contiguous_parameter_is_not_aliased(count: int) -> None:
     parameters.write(torch.zeros(5 * count))
     assert torch.equal(parameters.start, start)
     assert not any(t.any() for t in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("turned", [False, True])
+def test_writing_touches_the_used_parameters_alone(dtype: torch.dtype, turned: bool) -> None:
+    shapes = [(3, 4), (), (5,), (0,), (2, 2)]
+    tensors = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    if turned:
+        tensors[0] = torch.nn.Parameter(torch.randn(4, 3, dtype=dtype).t())
+    parameters = FlatParameters(tensors, [str(i) for i in range(len(tensors))])
+    parameters.used[2] = False
+    kept = tensors[2].detach().clone()
+    theta = torch.randn(22, dtype=dtype)
+    parameters.write(theta)
+    assert torch.equal(tensors[0].detach().flatten(), theta[:12])
+    assert torch.equal(tensors[1].detach(), theta[12])
+    assert torch.equal(tensors[2].detach(), kept)
+    assert torch.equal(tensors[4].detach().flatten(), theta[18:])
+
+
+def test_a_graph_from_before_a_write_is_refused() -> None:
+    weight = torch.nn.Parameter(torch.randn(3))
+    unused = torch.nn.Parameter(torch.randn(3))
+    parameters = FlatParameters([weight, unused], ["weight", "unused"])
+    parameters.used[1] = False
+    before = weight.square().sum()
+    unaffected = unused.square().sum()
+    parameters.write(torch.zeros(6))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        before.backward()
+    unaffected.backward()
+    assert unused.grad is not None
+
+
+def test_a_vector_of_a_wrong_size_is_refused_before_anything_is_written() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    parameters = FlatParameters([weight], ["weight"])
+    with pytest.raises(RuntimeError):
+        parameters.write(torch.zeros(2))
+    assert torch.equal(weight.detach(), torch.ones(3))

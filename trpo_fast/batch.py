@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ NESTED = (Tensor, np.ndarray, dict, tuple)
 UNIT_RANGE = (2.0**-30, 2.0**30)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One checked batch. Floating tensors have the parameters' dtype; rows of weight 0 are gone.
 
     Attributes:
@@ -201,7 +199,7 @@ def batch_rows(batch: Batch, rows: slice | Tensor) -> Batch:
     parts = {name: getattr(batch, name) for name in fields}
     chosen: dict[str, Any] = {k: None if t is None else t[rows] for k, t in parts.items()}
     obs = _tree_rows(batch.obs, rows)
-    return replace(batch, rows=len(first_leaf(obs)), obs=obs, **chosen)
+    return batch._replace(rows=len(first_leaf(obs)), obs=obs, **chosen)
 
 
 def _tree_rows(tree: Any, rows: slice | Tensor) -> Any:

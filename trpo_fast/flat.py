@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.autograd.graph import increment_version
 
 from trpo_fast import _native
 
@@ -17,6 +18,7 @@ _CHECKS: dict[torch.dtype, Callable[[int, int], bool]] = {}
 if _native.core is not None:
     _CHECKS[torch.float32] = _native.core.all_finite_f32
     _CHECKS[torch.float64] = _native.core.all_finite_f64
+PLAIN_TENSORS = (nn.Parameter, nn.Buffer, Tensor)  # types without a behaviour of their own
 
 
 class FlatParameters:
@@ -45,19 +47,32 @@ class FlatParameters:
 
     def read(self) -> Tensor:
         """A copy of the parameters ``[P]``, bit for bit."""
+        if _native.core is not None and _plain(self.tensors):
+            found = torch.empty(sum(self.sizes), dtype=self.dtype)
+            places = [
+                (t.data_ptr(), size) for t, size in zip(self.tensors, self.sizes, strict=True)
+            ]
+            _native.core.copy_blocks(found.data_ptr(), places, found.itemsize, True)
+            return found
         with torch.no_grad():
             flat: Tensor = _flatten_dense_tensors(self.tensors)
             return flat.clone() if len(self.tensors) == 1 else flat  # one may come back as itself
 
     def write(self, theta: Tensor) -> None:
         """Copy ``theta`` ``[P]`` into the used parameters, bit for bit, in place."""
-        pairs = [
-            (t, view)
-            for t, view, used in zip(self.tensors, self.split(theta), self.used, strict=True)
-            if used
-        ]
+        written = [t for t, used in zip(self.tensors, self.used, strict=True) if used]
+        whole = theta.dtype is self.dtype and theta.numel() == sum(self.sizes)
+        if _native.core is not None and whole and _plain([theta, *written]):
+            places = [
+                (t.data_ptr() if used else 0, size)
+                for t, used, size in zip(self.tensors, self.used, self.sizes, strict=True)
+            ]
+            _native.core.copy_blocks(theta.data_ptr(), places, theta.itemsize, False)
+            increment_version(written)  # autograd then refuses a graph from before
+            return
+        views = zip(self.split(theta), self.used, strict=True)
         with torch.no_grad():
-            torch._foreach_copy_([t for t, _ in pairs], [view for _, view in pairs])
+            torch._foreach_copy_(written, [view for view, used in views if used])
 
     def replace(self, theta: Tensor, candidate: Tensor) -> None:
         """``write(candidate)``, or ``theta`` put back where that is interrupted half-way."""
@@ -88,6 +103,14 @@ class FlatParameters:
             if not all_finite(t.detach()):
                 return name
         return None
+
+
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether they can be copied as they lie in memory."""
+    return all(
+        type(t) in PLAIN_TENSORS and t.is_cpu and t.is_contiguous() and not t.is_neg()
+        for t in tensors
+    )
 
 
 def all_finite(x: Tensor) -> bool:

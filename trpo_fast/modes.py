@@ -46,10 +46,13 @@ _eager = _ProcessWide(lambda: torch.compiler.set_stance("force_eager"))
 
 def own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Outside inference mode and autocast, so that the parameters' own dtype decides."""
+    inference, autocast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type)
+    if not (inference or autocast):
+        return nullcontext()
     stack = ExitStack()
-    if torch.is_inference_mode_enabled():
+    if inference:
         stack.enter_context(torch.inference_mode(False))
-    if torch.is_autocast_enabled(device.type):
+    if autocast:
         stack.enter_context(torch.autocast(device.type, enabled=False))
     return stack
 

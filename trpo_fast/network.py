@@ -16,6 +16,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 from torch.nn import functional
 
 from trpo_fast.distributions import MaskedCategorical, MultiCategorical, shifted_logits
+from trpo_fast.flat import PLAIN_TENSORS
 
 SOFTPLUS_THRESHOLD = 20.0  # torch.nn.Softplus's default, the only one that is recognised
 UNDECIDED = "decided at each step, by what forward does with its observations"
@@ -240,9 +241,6 @@ def _sequential_layers(body: nn.Sequential) -> tuple[Layer, ...] | str:
     return tuple(layers)
 
 
-_PLAIN_TENSORS = (nn.Parameter, nn.Buffer, Tensor)
-
-
 def unservable(tensors: Sequence[Tensor]) -> str | None:
     """Why these parameter tensors of a network cannot be served, or None."""
     first = tensors[0]
@@ -254,7 +252,7 @@ def unservable(tensors: Sequence[Tensor]) -> str | None:
             return "parameters differ in dtype or device"
         if t.layout is not torch.strided:
             return "a parameter is not a dense (strided) tensor"
-        if type(t) not in _PLAIN_TENSORS or not t.numel():
+        if type(t) not in PLAIN_TENSORS or not t.numel():
             return "a parameter is of a tensor subclass, or empty"
         if t._backward_hooks:
             return "a gradient hook is registered on a parameter"
@@ -285,11 +283,11 @@ def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...]
 
 
 def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | str:
-    from trpo_fast.recognizer import read_tree
+    from trpo_fast.recognizer import unusual_part
 
-    tree = read_tree(module)
-    if isinstance(tree, str):
-        return tree
+    reason = unusual_part(module)
+    if reason is not None:
+        return reason
     if type(body) is not nn.Sequential:
         return f"its body is a {type(body).__name__}, not a plain Sequential"
     return _sequential_layers(body)

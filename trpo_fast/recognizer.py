@@ -57,9 +57,30 @@ _GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
 )
 
+# In a module's own dict: what changes a call. Truthy where it is there.
+UNUSUAL = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_compiled_call_impl",
+)
+COMPILED = ("torch._dynamo", "torch.jit")
 
-def read_tree(module: nn.Module) -> Tree | str:
-    """The module tree, or why a part of it may compute something else than its class says."""
+
+def unusual_part(module: nn.Module) -> str | None:
+    """Why a part of the module may compute something else than its class says, or None."""
+    tree = read_tree(module, keyed=False)
+    return tree if isinstance(tree, str) else None
+
+
+def read_tree(module: nn.Module, *, keyed: bool = True) -> Tree | str:
+    """The module tree, or why a part of it may compute something else than its class says.
+
+    Args:
+        module: The root.
+        keyed: Whether the key and the tensors are wanted.
+    """
     if any(getattr(module_globals, name) for name in _GLOBAL_HOOKS):
         return "a global module hook is registered"
     key: list[Any] = []
@@ -70,24 +91,21 @@ def read_tree(module: nn.Module) -> Tree | str:
         part = pending.pop()
         kind, own = type(part), part.__dict__
         if (
-            kind.__module__.startswith(("torch._dynamo", "torch.jit"))
-            or own.get("_forward_hooks")
-            or own.get("_forward_pre_hooks")
-            or own.get("_backward_hooks")
-            or own.get("_backward_pre_hooks")
+            kind.__module__.startswith(COMPILED)
             or "forward" in own
+            or any(map(own.get, UNUSUAL))
             or "parametrizations" in own["_modules"]
-            or own.get("_compiled_call_impl") is not None
         ):
             return _unusual(module, part)
         if own["training"]:
             training.append(part)
-        key += (id(part), kind, kind.forward)
-        for group in (own["_parameters"], own["_buffers"]):
-            for tensor in group.values():
-                if tensor is not None:
-                    key += (id(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
-                    tensors.append(tensor)
+        if keyed:
+            key += (id(part), kind, kind.forward)
+            for group in (own["_parameters"], own["_buffers"]):
+                for tensor in group.values():
+                    if tensor is not None:
+                        key += (id(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
+                        tensors.append(tensor)
         for child in own["_modules"].values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))

@@ -1,4 +1,8 @@
 // Vector functions by themselves: for the tests of their error bounds, and for input checks.
+#include <cstring>
+#include <utility>
+#include <vector>
+
 #include "../cpu/dispatch.h"
 #include "../cpu/finite.h"
 #include "gil.h"
@@ -32,6 +36,25 @@ bool all_finite_flat(std::uintptr_t address, Index count) {
   return all_finite(reinterpret_cast<const T*>(address), count);
 }
 
+// A flat vector from or to the (address, entries) of its consecutive blocks; an address of 0 is
+// passed over. The GIL is kept: no signal and no other thread sees half of it done.
+void copy_blocks(std::uintptr_t flat, const py::list& blocks, std::size_t entry_bytes, bool read) {
+  std::vector<std::pair<std::uintptr_t, std::size_t>> places;
+  places.reserve(blocks.size());
+  for (const py::handle item : blocks) {
+    const auto fields = py::cast<py::tuple>(item);
+    places.emplace_back(fields[0].cast<std::uintptr_t>(),
+                        fields[1].cast<std::size_t>() * entry_bytes);
+  }
+  for (const auto& [place, bytes] : places) {
+    const std::uintptr_t from = read ? place : flat, to = read ? flat : place;
+    if (place != 0) {
+      std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+    }
+    flat += bytes;
+  }
+}
+
 }  // namespace
 
 void register_vector_math(py::module_& m) {
@@ -41,6 +64,8 @@ void register_vector_math(py::module_& m) {
         py::arg("z"), py::arg("slope"));
   m.def("all_finite_f32", all_finite_flat<float>, py::arg("address"), py::arg("count"));
   m.def("all_finite_f64", all_finite_flat<double>, py::arg("address"), py::arg("count"));
+  m.def("copy_blocks", copy_blocks, py::arg("flat"), py::arg("blocks"), py::arg("entry_bytes"),
+        py::arg("read"));
   m.def("isa", [] { return std::string(dense_kernels().isa); });
   m.def("bf16_instruction", [] { return dense_kernels().bf16.instruction; });
   m.def("available_isas", [] {

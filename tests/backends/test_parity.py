@@ -6,7 +6,7 @@ A new backend enters ``BACKENDS`` with its tolerances; every case below picks it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -384,7 +384,7 @@ def test_the_fisher_of_a_squashed_policy_is_that_of_its_tanh_transform() -> None
     policy, exact, data = pair(case, torch.float64)
     data = dict(data, actions=torch.tanh(data["actions"]))
     module = Squashed(policy)
-    terms, fisher = module_terms(module, replace(read_batch(policy, data)), Options())
+    terms, fisher = module_terms(module, read_batch(policy, data), Options())
     problem = GenericProblem(flat_of(policy), Options(), terms, fisher)
     _, g = problem.gradient()
     v = g / g.norm()

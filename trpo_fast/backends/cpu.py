@@ -169,11 +169,12 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     """
     if options.precision != "auto":
         return ROUNDINGS[options.precision].parts
+    if network.layers[0].weight.dtype != torch.float32 or not _core.bf16_instruction():
+        return 0
     weights = sum(layer.weight.numel() for layer in network.layers)
-    worth = batch.rows * options.fisher_fraction * weights >= BF16_WORK
-    single = network.layers[0].weight.dtype == torch.float32
-    factored = preconditioner_kind(options, network, batch.rows) == "kfac"
-    return int(_core.bf16_instruction() and factored and single and worth)
+    if batch.rows * options.fisher_fraction * weights < BF16_WORK:
+        return 0
+    return int(preconditioner_kind(options, network, batch.rows) == "kfac")
 
 
 class PackedForward:

@@ -150,9 +150,10 @@ def preconditioner_kind(
     """
     if options.preconditioner != "auto":
         return options.preconditioner
+    if product_flop(network, rows) < LEAST_FLOP:
+        return "none"
     interval = refresh_interval(network, rows) if lasts else 1
-    pays = statistics_cost(network, rows) / interval <= PAYS_BELOW
-    return "kfac" if pays and product_flop(network, rows) >= LEAST_FLOP else "none"
+    return "kfac" if statistics_cost(network, rows) / interval <= PAYS_BELOW else "none"
 
 
 def product_flop(network: Network, rows: int) -> int:
