@@ -97,6 +97,18 @@ class RowLogStd(Policy):
 
 
 @recognised
+class ColumnLogStd(Policy):
+    """tianshou's form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.tensor([[-0.3], [0.1], [0.2]]))
+
+    def std(self, mean: Tensor) -> Tensor:
+        return (self.log_std.view(1, -1) + torch.zeros_like(mean)).exp()
+
+
+@recognised
 class OnesTimesStd(Policy):
     """Stable-Baselines3's forms: mlp_extractor and action_net, ones times std."""
 

@@ -132,12 +132,17 @@ class Head:
 class Network:
     """A recognised policy: layers, head and, for ``gaussian``, the log standard deviation.
 
-    ``log_std`` is [A], or [1, A] where a module keeps it so.
+    ``log_std`` is [A], or [1, A] or [A, 1] where a module keeps it so.
     """
 
     layers: tuple[Layer, ...]
     head: Head
     log_std: Tensor | None = None
+
+    @property
+    def log_std_row(self) -> Tensor | None:
+        """``log_std`` as ``[A]``."""
+        return None if self.log_std is None else self.log_std.reshape(-1)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every parameter tensor: log_std first, then weight and bias layer by layer."""
@@ -167,7 +172,7 @@ def distribution(
         outputs: What ``forward(network.layers, obs)`` gave.
         action_mask: ``[N, n]`` bool, True where an action is allowed; categorical heads only.
     """
-    return head_distribution(network.head, outputs, network.log_std, action_mask)
+    return head_distribution(network.head, outputs, network.log_std_row, action_mask)
 
 
 def head_distribution(

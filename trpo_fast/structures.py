@@ -173,8 +173,9 @@ def policy_tensors(
     """``distribution_tensors`` of what the structure computes on some rows."""
     net = structure.network(tensors)
     outputs = network.forward(net.layers, _rows_of(net.layers, rows))
-    if net.log_std is not None:
-        return outputs, net.log_std.exp().expand_as(outputs)
+    log_std = net.log_std_row
+    if log_std is not None:
+        return outputs, log_std.exp().expand_as(outputs)
     if net.head.kind == "gaussian_state_std":
         mean, log_std = outputs.chunk(2, dim=-1)
         return mean, log_std.exp()

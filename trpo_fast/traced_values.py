@@ -266,6 +266,8 @@ def _reshaped(value: Value | None, tensor: Tensor, out: Tensor) -> Value | None:
         if narrow and out.shape in ((rows,), (rows, 1)):
             return replace(value, squeezed=out.ndim == 1)
         return None
+    if isinstance(value, Slot) and out.ndim and out.numel() == tensor.numel() == out.shape[-1]:
+        return Row(value.index)  # a parameter [A, 1] as [1, A]: the order of entries is the same
     if _is_row(value) and tensor.ndim and out.ndim and out.shape[-1] == tensor.shape[-1]:
         # One row broadcast over the batch, or a parameter [1, A] as [A].
         whole = tensor.numel() == tensor.shape[-1] or tensor.stride()[0] == 0

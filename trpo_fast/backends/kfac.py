@@ -109,8 +109,8 @@ def output_draw(network: Network, outputs: Tensor, signs: Tensor, mask: Tensor |
         s = torch.sigmoid(outputs)
         return (s * (1 - s)).sqrt() * signs
     if head.kind == "gaussian":
-        assert network.log_std is not None  # noqa: S101
-        return torch.exp(-network.log_std) * signs
+        assert network.log_std_row is not None  # noqa: S101
+        return torch.exp(-network.log_std_row) * signs
     inverse = torch.exp(-outputs.chunk(2, dim=1)[1])
     return torch.cat([inverse, torch.full_like(inverse, math.sqrt(2.0))], 1) * signs
 

@@ -190,7 +190,7 @@ def _chunks(batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
 
 def _distribution(network: Network, outputs: Tensor, part: Batch) -> Distribution:
     """The policy in float64, in which a KL near 0 loses nothing that matters."""
-    log_std = None if network.log_std is None else network.log_std.double()
+    log_std = None if network.log_std_row is None else network.log_std_row.double()
     return head_distribution(network.head, outputs.double(), log_std, part.action_mask)
 
 
@@ -219,8 +219,8 @@ def _score(network: Network, outputs: Tensor, part: Batch) -> tuple[Tensor, Tens
     if head.kind == "bernoulli":
         return actions - torch.sigmoid(outputs), None
     if head.kind == "gaussian":
-        assert network.log_std is not None  # noqa: S101
-        inverse = torch.exp(-network.log_std.double())  # 1 / sigma
+        assert network.log_std_row is not None  # noqa: S101
+        inverse = torch.exp(-network.log_std_row.double())  # 1 / sigma
         z = (actions - outputs) * inverse
         return z * inverse, z * z - 1
     mean, log_std = outputs.chunk(2, dim=1)
@@ -246,8 +246,8 @@ def _head_metric(network: Network, outputs: Tensor, part: Batch) -> Callable[[Te
         s = torch.sigmoid(outputs)
         return lambda u: s * (1 - s) * u
     if head.kind == "gaussian":
-        assert network.log_std is not None  # noqa: S101
-        inverse = torch.exp(-2 * network.log_std)  # 1 / sigma^2
+        assert network.log_std_row is not None  # noqa: S101
+        inverse = torch.exp(-2 * network.log_std_row)  # 1 / sigma^2
         return lambda u: inverse * u
     inverse = torch.exp(-2 * outputs.chunk(2, dim=1)[1])
     diagonal = torch.cat([inverse, torch.full_like(inverse, 2.0)], 1)
