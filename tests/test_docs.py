@@ -25,7 +25,11 @@ def _snippets(page: Path) -> str:
     "page", [page for page in PAGES if SNIPPET.search(page.read_text())], ids=lambda page: page.stem
 )
 def test_snippets_run(run_python, page: Path) -> None:
-    result = run_python(_snippets(page))
+    code = _snippets(page)
+    for peer in ("tianshou", "skrl"):
+        if f"trpo_fast.{peer}" in code:
+            pytest.importorskip(peer, reason=f"{peer} is not installed: pip install '.[test]'")
+    result = run_python(code)
     assert result.returncode == 0, result.stderr
 
 

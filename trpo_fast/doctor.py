@@ -20,8 +20,15 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "envpool": ("envpool",),
     "video": ("moviepy", "pygame"),
     "sb3": ("stable_baselines3", "sb3_contrib"),
-    "bench": ("pytest", "pytest_benchmark", "stable_baselines3", "sb3_contrib", "tianshou"),
-    "test": ("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib", "tyro"),
+    "tianshou": ("tianshou",),
+    "skrl": ("skrl",),
+    "bench": (
+        *("pytest", "pytest_benchmark", "stable_baselines3", "sb3_contrib", "skrl", "tianshou"),
+    ),
+    "test": (
+        *("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib", "skrl"),
+        *("tianshou", "tyro"),
+    ),
     "docs": ("markdown",),
     "dev": ("mypy", "ruff", "clang_format", "pre_commit", "scikit_build_core", "pybind11"),
 }
