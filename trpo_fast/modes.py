@@ -58,21 +58,25 @@ def own_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def twice_differentiable(module: nn.Module | None) -> Iterator[None]:
-    """Eval mode, uncompiled, with attention kernels that autograd can differentiate twice."""
+def twice_differentiable(module: nn.Module | None, noise: str = "eval") -> Iterator[None]:
+    """Eval mode, uncompiled, with attention kernels that autograd can differentiate twice.
+
+    With ``noise="fixed"`` only normalisation by statistics of the batch is in eval mode.
+    """
     with ExitStack() as stack:
         stack.enter_context(_math_attention)
         if module is not None:
             if _is_compiled(module):
                 stack.enter_context(_eager)
-            stack.enter_context(_eval_mode(module))
+            kinds = nn.Module if noise == "eval" else nn.modules.batchnorm._NormBase
+            stack.enter_context(_eval_mode(module, kinds))
         yield
 
 
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def _eval_mode(module: nn.Module, kinds: type[nn.Module]) -> Iterator[None]:
     """Each submodule's flag by itself: a mix of modes comes back as it was."""
-    training = [child for child in module.modules() if child.training]
+    training = [c for c in module.modules() if c.training and isinstance(c, kinds)]
     try:
         for child in training:
             child.training = False
@@ -80,6 +84,36 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for child in training:
             child.training = True
+
+
+class Draws:
+    """Where a model's random numbers come from within one step.
+
+    Args:
+        noise: "eval" leaves the generator alone; with "fixed" every ``same`` call draws the same
+            numbers, and the generators are then as they were.
+        device: Whose generator the model uses, beside the CPU's.
+    """
+
+    def __init__(self, noise: str, device: torch.device) -> None:
+        self._cuda = [device] if device.type == "cuda" else []
+        self._seed: int | None = None
+        if noise == "fixed":  # what the generator would draw next, without drawing it
+            with torch.random.fork_rng([]):
+                self._seed = int(torch.randint(1 << 62, ()))
+
+    @contextmanager
+    def same(self, index: int = 0) -> Iterator[None]:
+        """Around a call of the model on the rows number ``index``."""
+        if self._seed is None:
+            yield
+            return
+        with torch.random.fork_rng(self._cuda):
+            torch.default_generator.manual_seed(self._seed + index)
+            for device in self._cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(self._seed + index)
+            yield
 
 
 def _is_compiled(module: nn.Module) -> bool:

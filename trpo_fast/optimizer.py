@@ -20,7 +20,7 @@ from trpo_fast.backends.preconditioner import Curvature, precondition, refuse_ge
 from trpo_fast.batch import BatchReader, fused_batch
 from trpo_fast.errors import say_once
 from trpo_fast.flat import FlatParameters, all_finite
-from trpo_fast.modes import own_precision, twice_differentiable
+from trpo_fast.modes import Draws, own_precision, twice_differentiable
 from trpo_fast.network import UNDECIDED, Network, network_of
 from trpo_fast.options import Options
 from trpo_fast.trust_region import TrustRegionResult, update
@@ -86,6 +86,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
         beta: Weight of the KL penalty; ``adaptive_beta`` changes it in the group.
         adaptive_beta: Double beta when KL > 1.5 max_kl, halve it when KL < max_kl / 1.5.
         kl_direction: "old_new" for KL(old, new), or "new_old".
+        noise: Of dropout and the like within a step. "eval": the module is in eval mode. "fixed":
+            only batch normalisation is; every call draws the same numbers from torch's generator,
+            so that one dropout mask serves the whole step, and the generator is put back.
         lr: Multiplies the step; 0 is an exact no-op. A tensor stays one, for schedulers to write.
         maximize: The loss is an objective: it is to rise, and is reported so. The keyword form
             then reports ``(ratio * advantages).mean()``, and takes the same step.
@@ -126,6 +129,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         beta: float = 1.0,
         adaptive_beta: bool = True,
         kl_direction: str = "old_new",
+        noise: str = "eval",
         lr: float | Tensor = 1.0,
         maximize: bool = False,
         backend: str = "auto",
@@ -149,6 +153,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
             beta=beta,
             adaptive_beta=adaptive_beta,
             kl_direction=kl_direction,
+            noise=noise,
             lr=_number("lr", lr),
             maximize=maximize,
             backend=backend,
@@ -259,13 +264,19 @@ class TRPOOptimizer(torch.optim.Optimizer):
             )
         refuse_generic(options, self.path_reason)
         sign = -1.0 if options.maximize else 1.0
+        draws = Draws(options.noise, parameters.device)
+
+        def evaluation() -> Evaluation:
+            with draws.same():
+                return _read_closure(closure(), sign)
+
         problem = GenericProblem(
             parameters,
             options,
-            [Term(lambda: _read_closure(closure(), sign), 1.0)],
+            [Term(evaluation, 1.0)],
             by_dependence=self.module is not None,
         )
-        with twice_differentiable(self.module):
+        with twice_differentiable(self.module, options.noise):
             return update(problem, options)
 
     def _batch_step(
@@ -293,13 +304,17 @@ class TRPOOptimizer(torch.optim.Optimizer):
         refuse_generic(options, network)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
         terms, fisher_terms = module_terms(self.module, batch, options)
-        with twice_differentiable(self.module):
+        with twice_differentiable(self.module, options.noise):
             generic = GenericProblem(parameters, options, terms, fisher_terms, module=self.module)
             return update(generic, options, unit=batch.unit)
 
     def _recognise(self, obs: Any, action_mask: Tensor | None) -> Network | str:
         assert self.module is not None  # noqa: S101
-        network = network_of(self.module, obs, action_mask)
+        network: Network | str
+        if self._options().noise == "fixed" and any(m.training for m in self.module.modules()):
+            network = "noise='fixed' keeps the module in train mode; .eval() it if it has no noise"
+        else:
+            network = network_of(self.module, obs, action_mask)
         if isinstance(network, Network):
             self.path, self.path_reason = "fused", "the policy is recognised as a perceptron"
         else:

@@ -13,6 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16x3", "bf16"),
     "constraint": ("hard", "penalty", "none"),
     "kl_direction": ("old_new", "new_old"),
+    "noise": ("eval", "fixed"),
     "backend": ("auto", "cpu", "cuda", "reference"),
 }
 GREATEST_COUNT = 2**31 - 1  # the native int
@@ -61,6 +62,7 @@ class Options:
     beta: float = 1.0
     adaptive_beta: bool = True
     kl_direction: str = "old_new"
+    noise: str = "eval"
     lr: float = 1.0
     maximize: bool = False
     backend: str = "auto"

@@ -191,7 +191,8 @@ class GenericProblem:
                 raise ValueError(
                     f"the policy gives another distribution each time it is called: "
                     f"KL(theta, theta) = {kl:.3g}, and it must be 0. Noise that eval mode does not "
-                    "switch off has no trust region; draw it outside forward and pass it in obs"
+                    "switch off has no trust region; draw it outside forward and pass it in obs, "
+                    "or keep what torch's generator draws the same by noise='fixed'"
                 )
 
 

@@ -12,6 +12,7 @@ from trpo_fast.backends.generic import Evaluation, FisherTerm, Term
 from trpo_fast.batch import Batch, batch_rows, first_leaf, whole_actions
 from trpo_fast.distributions import MultiCategorical
 from trpo_fast.flat import strided_rows, weighted_mean
+from trpo_fast.modes import Draws
 from trpo_fast.options import Options
 
 CHUNK_ROWS = 1 << 17
@@ -26,17 +27,16 @@ class ModuleTerm:
         IndexError: a categorical action is out of range.
     """
 
-    def __init__(self, module: nn.Module, batch: Batch) -> None:
-        self.module, self.batch = module, batch
+    def __init__(self, module: nn.Module, batch: Batch, draws: Draws, index: int) -> None:
+        self.module, self.batch, self._draws, self._index = module, batch, draws, index
         self.old_log_prob: Tensor | None = batch.old_log_prob
 
     def rows(self) -> tuple[Distribution, Tensor | None]:
         """The distribution at the current parameters, and the weights."""
         batch = self.batch
-        if batch.action_mask is None:
-            distribution = self.module(batch.obs)
-        else:
-            distribution = self.module(batch.obs, action_mask=batch.action_mask)
+        masks = {} if batch.action_mask is None else {"action_mask": batch.action_mask}
+        with self._draws.same(self._index):
+            distribution = self.module(batch.obs, **masks)
         if not isinstance(distribution, Distribution):
             raise TypeError(
                 f"forward returned a {type(distribution).__name__}; the policy's forward must "
@@ -86,8 +86,11 @@ def module_terms(
 
     The second is None where the Fisher's rows are those of the only term.
     """
-    calls = [(ModuleTerm(module, part), share) for part, share in _parts(batch)]
-    terms = [Term(call, share, call.rows) for call, share in calls]
+    draws = Draws(options.noise, first_leaf(batch.obs).device)
+    terms = []
+    for index, (part, share) in enumerate(_parts(batch)):
+        call = ModuleTerm(module, part, draws, index)
+        terms.append(Term(call, share, call.rows))
     if len(terms) == 1 and options.fisher_fraction == 1:
         return terms, None
     return terms, fisher_terms(module, batch, options)
@@ -98,7 +101,11 @@ def fisher_terms(module: nn.Module, batch: Batch, options: Options) -> list[Fish
     if options.fisher_fraction < 1:
         device = first_leaf(batch.obs).device
         batch = batch_rows(batch, strided_rows(batch.rows, options.fisher_fraction, device))
-    return [FisherTerm(ModuleTerm(module, part).rows, share) for part, share in _parts(batch)]
+    draws = Draws(options.noise, first_leaf(batch.obs).device)
+    return [
+        FisherTerm(ModuleTerm(module, part, draws, index).rows, share)
+        for index, (part, share) in enumerate(_parts(batch))
+    ]
 
 
 def _parts(batch: Batch) -> Iterator[tuple[Batch, float]]:
