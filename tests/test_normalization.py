@@ -154,6 +154,25 @@ def test_return_scaler_leaves_out_masked_rows() -> None:
         np.testing.assert_array_equal(with_row.state_dict()[name], array)
 
 
+def test_return_scaler_sums_over_rollouts_as_a_loop_over_steps_does() -> None:
+    rng = np.random.default_rng(0)
+    scaler, running, seen = ReturnScaler(0.97, num_envs=3), np.zeros(3), []
+    for steps in (1, 7, 20):
+        rewards, ended = rng.normal(size=(steps, 3)), rng.random((steps, 3)) < 0.2
+        valid = np.ones((steps, 3), bool)
+        valid[1:] &= ~ended[:-1]  # the row after an end only resets
+        ended &= valid
+        for t in range(steps):
+            running = np.where(valid[t], 0.97 * running + rewards[t], running)
+            seen += running[valid[t]].tolist()
+            running = np.where(ended[t], 0, running)
+        scaler.observe(rewards, ended, valid)
+        scaler.commit()
+        np.testing.assert_allclose(scaler.state_dict()["returns"], running, rtol=1e-13)
+    assert scaler.statistics.count == len(seen)
+    assert scaler.scale == pytest.approx(np.std(seen), rel=1e-7)
+
+
 def test_scaled_rewards_are_clipped() -> None:
     scaler = ReturnScaler(0.0, num_envs=1, clip=3.0)
     scaler.observe([[1.0], [-1.0]], np.zeros((2, 1), bool))

@@ -12,11 +12,24 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from trpo_fast.distributions import mode
+from trpo_fast.flat import all_finite
 from trpo_fast.flattening import ObservationFlattener, action_converter
 from trpo_fast.normalization import ObservationNormalizer
 from trpo_fast.threads import one_thread_if_small
 
 MASK_KEY = "action_mask"
+
+
+class BadObservationError(ValueError):
+    """An observation that is not finite, `env` its place in the batch."""
+
+    def __init__(self, env: int, feature: int, row: npt.NDArray[np.float32]) -> None:
+        super().__init__(
+            f"the observation of environment {env} holds {row[feature]} at index {feature} of its "
+            f"{len(row)} numbers (flattened, as float32): no action can be chosen from it. Check "
+            "the environment."
+        )
+        self.env = env
 
 
 class Actor:
@@ -59,10 +72,13 @@ class Actor:
     def act(
         self, observations: Any, *, deterministic: bool, masks: npt.ArrayLike | None = None
     ) -> npt.NDArray[Any]:
-        """Actions [n, ...] for env.step from a batch of raw observations."""
-        return self._act(
-            self._flatten(observations), deterministic, self._masks(masks, observations)
-        )
+        """Actions [n, ...] for env.step from a batch of raw observations.
+
+        Raises ValueError where one of them does not fit the space or is not finite.
+        """
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
+            rows = self._flatten(observations)
+        return self._act(rows, deterministic, self._masks(masks, observations))
 
     def act_each(
         self,
@@ -72,7 +88,8 @@ class Actor:
         deterministic: bool,
     ) -> npt.NDArray[Any]:
         """The same for a list of single observations and their infos (with their masks)."""
-        rows = np.stack([self._flatten.one(observation) for observation in observations])
+        with np.errstate(over="ignore"):
+            rows = np.stack([self._flatten.one(observation) for observation in observations])
         found = [self._mask_of(o, info) for o, info in zip(observations, infos, strict=True)]
         masks = [mask for mask in found if mask is not None]
         return self._act(rows, deterministic, np.stack(masks) if masks else None)
@@ -80,7 +97,11 @@ class Actor:
     def _act(
         self, rows: npt.NDArray[np.float32], deterministic: bool, masks: npt.ArrayLike | None
     ) -> npt.NDArray[Any]:
-        obs = torch.from_numpy(rows).to(self._device)
+        shown = torch.from_numpy(rows)
+        if not all_finite(shown):
+            env, feature = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+            raise BadObservationError(env, feature, rows[env])
+        obs = shown.to(self._device)
         if self._normalizer is not None:
             obs = self._normalizer(obs)
         training = self.policy.training

@@ -11,7 +11,6 @@ import numbers
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -285,7 +284,7 @@ class TRPO:
         The signature is Stable-Baselines3's; its evaluate_policy runs on it. `state` and
         `episode_start` are for recurrent policies and not used. Sampling
         (`deterministic=False`) draws from torch's global generator. Raises ValueError for an
-        observation that does not fit the space.
+        observation that does not fit the space, or holds NaN or infinity.
         """
         del episode_start
         single = self.actor.is_single(observation)
@@ -388,12 +387,7 @@ class TRPO:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -6,6 +6,7 @@ import copy
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import concatenate, iterate
 
-__all__ = ["EnvironmentFault", "EnvironmentSetupError", "SeededEpisodes", "episode_seed"]
+__all__ = [
+    "EnvironmentFault",
+    "EnvironmentSetupError",
+    "SeededEpisodes",
+    "blamed_environment",
+    "episode_seed",
+    "restart_seed",
+]
 
 
 # Actions of a running episode that are kept one by one before they are packed into an array.
@@ -58,6 +66,13 @@ class EnvironmentFault(RuntimeError):  # noqa: N818
 def episode_seed(seed: int, env_index: int, episode: int) -> int:
     """The seed of one episode: 32 bits of SeedSequence((seed, env_index, episode))."""
     return int(np.random.SeedSequence((seed, env_index, episode)).generate_state(1)[0])
+
+
+def restart_seed(seed: int, restarts: int) -> int:
+    """The seed of a vector's resets in a run that began again so often: its own at first."""
+    if not restarts:
+        return seed
+    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 1
 
 
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
@@ -266,3 +281,21 @@ def guarded_worker(
         pipe.send((None, False))
         return
     _async_worker(index, lambda: env, pipe, parent_pipe, *rest)
+
+
+def blamed_environment(vector: Any, error: Exception) -> int | None:
+    """Which environment of a vector not made here raised."""
+    if isinstance(vector, AsyncVectorEnv):
+        pipes: list[Any] = vector.parent_pipes  # gymnasium puts None for a worker that raised
+        for env, process in enumerate(vector.processes):
+            process.join(0.1 if isinstance(error, (EOFError, OSError)) else 0)
+            if pipes[env] is None or process.exitcode is not None:
+                return env
+        return None
+    step: TracebackType | None = error.__traceback__
+    while step is not None:
+        local = step.tb_frame.f_locals
+        if isinstance(local.get("self"), SyncVectorEnv) and isinstance(local.get("i"), int):
+            return int(local["i"])
+        step = step.tb_next
+    return None

@@ -14,7 +14,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from trpo_fast.acting import BadObservationError
 from trpo_fast.environments import (
+    EnvironmentFault,
     EnvironmentSetupError,
     MissingExtraError,
     environment_name,
@@ -65,7 +67,8 @@ def run_episodes(
     """Play episodes number `first_episode` onwards and report their returns.
 
     Every environment plays a fixed share of the episodes: taking whichever finish first would
-    favour short ones. Raises ValueError when `episodes` is below 1.
+    favour short ones. Raises ValueError when `episodes` is below 1, EnvironmentFault when an
+    environment returns NaN or infinity.
     """
     if episodes < 1:
         raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
@@ -81,7 +84,13 @@ def run_episodes(
         while any(number < episodes for number in current):
             playing = [i for i, number in enumerate(current) if number < episodes]
             shown = [_with_mask(envs[i], infos[i]) for i in playing]
-            actions = act([observations[i] for i in playing], shown)
+            try:
+                actions = act([observations[i] for i in playing], shown)
+            except BadObservationError as error:
+                index = playing[error.env]
+                step = lengths[current[index]]
+                where = f"evaluation episode {first_episode + current[index]}, step {step}"
+                raise EnvironmentFault(f"{where}: {error}", env_index=index, step=step) from error
             for i, action in zip(playing, actions, strict=True):
                 observations[i], reward, terminated, truncated, infos[i] = envs[i].step(action)
                 returns[current[i]] += float(reward)

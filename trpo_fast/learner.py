@@ -32,7 +32,7 @@ from trpo_fast.value_function import ValueFunction, state_values
 
 OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
 # Rows on which the entropy is estimated for the log.
-ENTROPY_ROWS = 1024
+ENTROPY_ROWS = 256
 # Below this share of the largest advantage, their deviation is rounding, not signal.
 CONSTANT_SHARE = 1e-6
 

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trpo_fast.gae import compute_gae
+
 __all__ = ["ObservationNormalizer", "ReturnScaler", "RunningMeanStd"]
 
 Array = TypeVar("Array", npt.NDArray[np.floating[Any]], torch.Tensor)
@@ -156,7 +158,8 @@ class ObservationNormalizer:
             valid: [...], false on rows to leave out (autoreset rows, dropped episodes).
         """
         rows = np.asarray(observations)
-        self._pending.update(rows if valid is None else rows[np.asarray(valid)])
+        keep = None if valid is None or np.all(valid) else np.asarray(valid)
+        self._pending.update(rows if keep is None else rows[keep])
 
     def commit(self) -> None:
         """Apply what was observed. Call between an update and the next rollout."""
@@ -245,15 +248,29 @@ class ReturnScaler:
                 f"environments, got shape {raw.shape}."
             )
         keep = np.ones(raw.shape, bool) if valid is None else np.asarray(valid)
-        running = np.empty_like(raw)
-        current = self._returns
-        for t in range(len(raw)):
-            # R_t = gamma R_{t-1} + r_t within an episode; rows left out change nothing
-            current = np.where(keep[t], self.gamma * current + raw[t], current)
-            running[t] = current
-            current = np.where(ended[t], 0.0, current)
+        running = self._running(np.where(keep, raw, 0.0), np.asarray(ended, bool))
         self._pending.update(running[keep])
-        self._returns = current
+        self._returns = np.where(ended[-1], 0.0, running[-1])
+
+    def _running(self, rewards: Float64, ended: Bool) -> Float64:
+        """R_t = gamma R_{t-1} + r_t within each episode, [T, B], going on from the last rollout.
+
+        Rows left out come with reward 0: they belong to an episode of which no row is kept from
+        there on, or lie between two.
+        """
+        before = np.zeros_like(ended)  # row t: whether an episode ended at row t - 1
+        before[1:] = ended[:-1]
+        # With time reversed this is the sum that advantages are of rewards, at lambda = 1.
+        backwards, _ = compute_gae(
+            np.ascontiguousarray(rewards[::-1]),
+            np.zeros_like(rewards),
+            np.ascontiguousarray(before[::-1]),
+            np.zeros_like(ended),
+            self._returns,
+            gamma=self.gamma,
+            lam=1.0,
+        )
+        return backwards[::-1]
 
     def commit(self) -> None:
         """Apply what was observed. Call between an update and the next rollout."""

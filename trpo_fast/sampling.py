@@ -92,6 +92,7 @@ class Sampler:
         self._policy = policy
         self._normalizer = normalizer
         self._recording = recording
+        self._space = space
         self._to_env = action_converter(policy, space)
         parameter = next(policy.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
@@ -149,6 +150,10 @@ class NetworkSampler(Sampler):
         width = () if net.head.kind == "categorical" else self._noise.shape[2:]
         dtype = torch.int64 if net.head.nvec else self._dtype
         recording.actions = torch.empty((steps, envs, *width), dtype=dtype)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what a faster kind of this needs besides noise and a place for the actions."""
 
     def __call__(self, t: int) -> Array:
         """Sample step t from the noise of the rollout."""
@@ -175,25 +180,16 @@ class NetworkSampler(Sampler):
 class NativeSampler(NetworkSampler):
     """By one native call a step, without a tensor made on the way."""
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        normalizer: ObservationNormalizer | None,
-        recording: Recording,
-        space: spaces.Space[Any],
-        net: Network,
-        rng: np.random.Generator,
-    ) -> None:
-        super().__init__(policy, normalizer, recording, space, net, rng)
-        self._space_dtype = space.dtype
+    def _prepare(self) -> None:
+        self._native: Any = None
         self._env_actions: Array | None = None
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
-        if net.head.kind != "bernoulli" and not getattr(policy, "squash", False):
+        head = self._net.head
+        if head.kind != "bernoulli" and not getattr(self._policy, "squash", False):
             # New for each rollout: an environment may keep the actions it was given.
             self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
-            shape = (*self._noise.shape[:2], *(space.shape or ()))
+            shape = (*self._noise.shape[:2], *(self._space.shape or ()))
             self._shaped = self._env_actions.reshape(shape)
-        self._native: Any = None
 
     def _actions(self) -> Array:
         assert self._recording.actions is not None  # noqa: S101
@@ -229,7 +225,7 @@ class NativeSampler(NetworkSampler):
         if self._env_actions is None:
             assert self._recording.actions is not None  # noqa: S101
             return self._to_env(self._recording.actions[t])
-        given: Array = self._shaped[t].astype(self._space_dtype, copy=False)
+        given: Array = self._shaped[t].astype(self._space.dtype, copy=False)
         return given
 
     def log_probs(self) -> Tensor:

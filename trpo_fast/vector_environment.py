@@ -17,7 +17,6 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from trpo_fast.episodes import EnvironmentFault
+from trpo_fast.episodes import EnvironmentFault, blamed_environment, restart_seed
 from trpo_fast.flattening import ObservationFlattener, check_action_space, logit_blocks
 
 __all__ = ["EnvironmentFault", "Transition", "VectorEnvironment", "flatten_observations"]
@@ -336,7 +335,7 @@ class VectorEnvironment:
             self._terminate_workers()
             raise
         except Exception as error:
-            env = _blame(self.vector.unwrapped, error)
+            env = blamed_environment(self.vector.unwrapped, error)
             self._terminate_workers()
             who = self.name if env is None else f"environment {env} of {self.name}"
             text = str(error) or "its process died"
@@ -382,13 +381,6 @@ class VectorEnvironment:
 _NO_ENVS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
-def restart_seed(seed: int, restarts: int) -> int:
-    """The seed of a vector's resets in a run that began again so often: its own at first."""
-    if not restarts:
-        return seed
-    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 1
-
-
 def _autoreset_mode(vector: Any) -> AutoresetMode:
     mode = vector.metadata.get("autoreset_mode")
     if mode is None:
@@ -407,21 +399,3 @@ def _without_mask(space: spaces.Space[Any], maskable: bool) -> tuple[spaces.Spac
         return space, False
     rest = {key: part for key, part in space.spaces.items() if key != MASK_KEY}
     return spaces.Dict(rest), True
-
-
-def _blame(vector: Any, error: Exception) -> int | None:
-    """Which environment of a vector not made here raised."""
-    if isinstance(vector, AsyncVectorEnv):
-        pipes: list[Any] = vector.parent_pipes  # gymnasium puts None for a worker that raised
-        for env, process in enumerate(vector.processes):
-            process.join(0.1 if isinstance(error, (EOFError, OSError)) else 0)
-            if pipes[env] is None or process.exitcode is not None:
-                return env
-        return None
-    step: TracebackType | None = error.__traceback__
-    while step is not None:
-        local = step.tb_frame.f_locals
-        if isinstance(local.get("self"), SyncVectorEnv) and isinstance(local.get("i"), int):
-            return int(local["i"])
-        step = step.tb_next
-    return None
