@@ -71,7 +71,7 @@ sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and 
 
 cuda: $(STAMP)/build-tools  ## compile the CUDA kernels for every architecture, warnings as errors
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/cuda -G Ninja -DTRPO_FAST_CUDA_ONLY=ON \
-	  -DTRPO_FAST_CUDA=ON -DTRPO_FAST_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)"
+	  -DTRPO_FAST_WERROR=ON -DTRPO_FAST_CUDA=ON -DTRPO_FAST_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)"
 	$(BIN)/cmake --build build/cuda
 
 cross: $(STAMP)/build-tools  ## compile the kernels for 64-bit Arm; drive them if qemu can

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from trpo_fast.backends.cuda import CudaProblem
+from trpo_fast.options import Options
 
 DIRECTORY = Path(
     os.environ.get("TRPO_FAST_EMULATION", Path(__file__).parents[1] / "build" / "emulation")
@@ -45,3 +46,10 @@ class EmulatedProblem(CudaProblem):
     def _core(self) -> ModuleType:
         assert emulated is not None
         return emulated
+
+
+class EmulatedTiles(EmulatedProblem):
+    """The plan for wide networks, whatever the width."""
+
+    def tiled(self, options: Options) -> bool:
+        return True

@@ -16,6 +16,7 @@ def plan(
     element: int,
     multiprocessors: int,
     shared_bytes: int,
+    blocks_each: int = 0,
 ) -> dict[str, int]: ...
 def gae_f32(
     rewards: TensorArg,

@@ -155,7 +155,7 @@ class Config:
         "policy update",
         "of what the Fisher products multiply; the rest stays fp32 or better; auto is bf16 where "
         "the CPU has an instruction for it and the preconditioner is kfac",
-        choices=("auto", "fp32", "bf16x3", "bf16"),
+        choices=("auto", "fp32", "tf32", "bf16x3", "bf16"),
     )
     fisher_fraction: float = _option(
         1.0, "policy update", "share of the rows used for the Fisher matrix", above=0.0, maximum=1.0

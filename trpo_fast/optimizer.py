@@ -74,8 +74,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
             state for up to five updates. "auto" is "kfac" for recognised perceptrons whose batch
             is large enough to pay for it. The solution sought is the same with all.
         precision: Of what the Fisher products multiply: "fp32" (float64 for a float64 policy);
-            "bf16", rounded to bfloat16; "bf16x3", as two bfloat16 each. Their sums, the gradient,
-            the KL and the surrogate are not rounded. "auto" is "bf16" where that is known to lose
+            "tf32", rounded to 11 bits by CUDA's tensor cores; "bf16", rounded to bfloat16;
+            "bf16x3", as two bfloat16 each. Their sums, the gradient, the KL and the surrogate are
+            not rounded. "auto" is "bf16" where that is known to lose
             nothing and the CPU has an instruction for it: under preconditioner "kfac".
         fisher_fraction: Share of the rows, evenly strided, that the Fisher matrix is made of.
         backtrack_coeff: Factor between the candidates of the line search.

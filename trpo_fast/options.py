@@ -10,7 +10,7 @@ from typing import Any
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "preconditioner": ("auto", "none", "diagonal", "kfac"),
-    "precision": ("auto", "fp32", "bf16x3", "bf16"),
+    "precision": ("auto", "fp32", "tf32", "bf16x3", "bf16"),
     "constraint": ("hard", "penalty", "none"),
     "kl_direction": ("old_new", "new_old"),
     "noise": ("eval", "fixed"),

@@ -23,10 +23,12 @@ __device__ constexpr double rounding() {
   return sizeof(T) == 4 ? 1.1920928955078125e-7 : 2.220446049250313e-16;
 }
 
-template <class T, int kRows>
+template <class Problem>
 class ConjugateGradient {
+  using T = typename Problem::Element;
+
  public:
-  __device__ ConjugateGradient(Problem<T, kRows>& problem)
+  __device__ ConjugateGradient(Problem& problem)
       : problem_(problem), a_(problem.args), v_(problem.vectors) {}
 
   // b = args.g; x in args.x.
@@ -89,7 +91,7 @@ class ConjugateGradient {
   __device__ double step_residual(double alpha) {
     double rr[1] = {0};
     v_.each_reduced([&](Index i, T sum) {
-      const T Ap = problem_.product_element(i, sum, p_[i]) + T(a_.options.damping) * p_[i];
+      const T Ap = v_.product_element(i, sum, p_[i]) + T(a_.options.damping) * p_[i];
       const T r = a_.r[i] - T(alpha) * Ap;
       a_.r[i] = r;
       rr[0] += double(r) * double(r);
@@ -122,9 +124,9 @@ class ConjugateGradient {
     s.curvature = dots[0] - dots[1];
   }
 
-  Problem<T, kRows>& problem_;
+  Problem& problem_;
   const ProblemArgs<T>& a_;
-  const Vectors<T, kRows>& v_;
+  const Vectors<T>& v_;
   T* p_ = nullptr;
 };
 

@@ -15,7 +15,9 @@ set(cuda_device_sources
   csrc/cuda/device_info.cu
   csrc/cuda/gae.cu
   csrc/cuda/policy_kernel_f32.cu
-  csrc/cuda/policy_kernel_f64.cu)
+  csrc/cuda/policy_kernel_f64.cu
+  csrc/cuda/tiled_kernel_f32.cu
+  csrc/cuda/tiled_kernel_f64.cu)
 set(cuda_register_sources
   csrc/python/register_cuda_device.cpp
   csrc/python/register_cuda_gae.cpp

@@ -8,7 +8,9 @@ DeviceLimits device_limits(int device) {
     throw std::runtime_error("the CUDA device cannot launch cooperative kernels");
   }
   return {attribute(cudaDevAttrMultiProcessorCount, device),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+              attribute(cudaDevAttrComputeCapabilityMinor, device)};
 }
 
 }  // namespace trpo_fast::cuda

@@ -22,12 +22,11 @@ __device__ __noinline__ void prepare_fisher(Panels<T, kRows>& panels) {
 }
 
 // u = w M zdot, in place; returns this thread's part of v'F v.
-template <class T, int kRows>
-__device__ double metric_rows(const Panels<T, kRows>& panels, const BlockRows<T>& rows,
-                              Index first) {
+template <class P, class T = typename P::Element>
+__device__ double metric_rows(const P& panels, const BlockRows<T>& rows, Index first) {
   const ProblemArgs<T>& a = panels.args;
   const int r = threadIdx.x;
-  if (r >= kRows) return 0;
+  if (r >= P::kPanel) return 0;
   T* const u = panels.outputs() + r * panels.stride;
   if (r >= panels.panel_rows(rows, first)) {
     for (int i = 0; i < panels.net.last().out_padded; ++i) u[i] = 0;

@@ -2,11 +2,11 @@
 #pragma once
 
 #include "dense_kernels.cuh"
-#include "reductions.cuh"
+#include "vectors.cuh"
 
 namespace trpo_fast::cuda {
 
-// A block's share of a row set: neighbouring rows, and where their cache starts.
+// Neighbouring rows of a set: a block's share in panels, a chunk in tiles.
 template <class T>
 struct BlockRows {
   const RowSet<T>* set;
@@ -16,6 +16,8 @@ struct BlockRows {
       : set(&rows),
         begin(rows.rows * blockIdx.x / gridDim.x),
         end(rows.rows * (blockIdx.x + 1) / gridDim.x) {}
+  __device__ BlockRows(const RowSet<T>& rows, Index first, Index last)
+      : set(&rows), begin(first), end(last) {}
   // A row's share of a mean.
   __device__ double share(Index row) const {
     return set->weights ? double(set->weights[row]) / *set->weight_sum : 1.0 / double(set->rows);
@@ -41,33 +43,63 @@ __device__ __forceinline__ Vec4<T> slope_times(const LayerPlan& layer, const T* 
   return product;
 }
 
+// A block's small arrays, at the start of its shared memory.
+template <class T>
+struct BlockScalars {
+  double *warp_sums, *gains, *log_std, *inv_std, *new_log_std, *new_inv_std, *log_std_sums;
+  T *variance, *warp_parts;
+  int end;  // what follows them, in elements
+
+  __device__ BlockScalars(const ProblemArgs<T>& a, int panel_rows) {
+    double* d = reinterpret_cast<double*>(dynamic_shared());
+    warp_sums = d;
+    gains = warp_sums + kWarps * kGridSums;
+    log_std = gains + panel_rows;
+    inv_std = log_std + a.actions;
+    new_log_std = inv_std + a.actions;
+    new_inv_std = new_log_std + a.actions;
+    log_std_sums = new_inv_std + a.actions;
+    variance = reinterpret_cast<T*>(d + scalar_doubles(panel_rows, a.actions));
+    warp_parts = variance + round_up4(a.actions);
+    end = int(variance + scalar_elements(a.actions) - reinterpret_cast<T*>(d));
+  }
+
+  // The Gaussian's scale at theta_old, by this block for itself.
+  __device__ void read_log_std(const ProblemArgs<T>& a) {
+    if (a.head_kind != HeadKind::gaussian) return;
+    const int* const places = a.map + a.network.log_std;
+    for (int i = threadIdx.x; i < a.actions; i += kThreads) {
+      log_std[i] = a.theta[places[i]];
+      inv_std[i] = std::exp(-log_std[i]);
+      variance[i] = T(inv_std[i] * inv_std[i]);
+    }
+  }
+  // The same of a candidate W (packed).
+  __device__ void read_new_log_std(const ProblemArgs<T>& a, const T* W) {
+    if (a.head_kind != HeadKind::gaussian) return;
+    for (int i = threadIdx.x; i < a.actions; i += kThreads) {
+      new_log_std[i] = double(W[a.network.log_std + i]);
+      new_inv_std[i] = std::exp(-new_log_std[i]);
+    }
+  }
+};
+
 template <class T, int kRows>
-class Panels {
+class Panels : public BlockScalars<T> {
  public:
+  using Element = T;
   using Tile = RowTile<T, kRows>;
+  static constexpr int kPanel = kRows;
 
   const ProblemArgs<T>& args;
   const NetworkPlan& net;
-  const int stride;  // of panel buffers
-  double *warp_sums, *gains, *log_std, *inv_std, *new_log_std, *new_inv_std, *log_std_sums;
-  T *variance, *warp_parts;
+  const int stride;                     // of panel buffers
   const T *weights, *backward_weights;  // where this block reads theta_old
   T *direction, *partial;               // v or a candidate; this block's partial sums
 
   // Carves shared memory; no thread has written any yet.
   __device__ explicit Panels(const ProblemArgs<T>& a)
-      : args(a), net(a.network), stride(panel_stride(a.network.widest)) {
-    double* d = reinterpret_cast<double*>(dynamic_shared());
-    warp_sums = d;
-    gains = warp_sums + kWarps * kGridSums;
-    log_std = gains + kRows;
-    inv_std = log_std + a.actions;
-    new_log_std = inv_std + a.actions;
-    new_inv_std = new_log_std + a.actions;
-    log_std_sums = new_inv_std + a.actions;
-    variance = reinterpret_cast<T*>(d + scalar_doubles(kRows, a.actions));
-    warp_parts = variance + round_up4(a.actions);
-    inputs_ = int(variance + scalar_elements(a.actions) - reinterpret_cast<T*>(d));
+      : BlockScalars<T>(a, kRows), args(a), net(a.network), stride(panel_stride(a.network.widest)) {
     T* const resident = inputs() + 3 * kRows * stride;
     partial = a.partials + Index(blockIdx.x) * net.packed;
     weights = a.weights;
@@ -81,7 +113,7 @@ class Panels {
   }
 
   // From the start of shared memory each time: so the compiler sees what memory it is.
-  __device__ T* inputs() const { return reinterpret_cast<T*>(dynamic_shared()) + inputs_; }
+  __device__ T* inputs() const { return reinterpret_cast<T*>(dynamic_shared()) + this->end; }
   __device__ T* buffer(int which) const { return inputs() + (1 + which % 2) * kRows * stride; }
   __device__ T* cache_row(const BlockRows<T>& rows, Index row) const {
     const bool spare = rows.set != &args.fisher_rows && !args.fisher_is_all;
@@ -264,8 +296,6 @@ class Panels {
     }
     __syncthreads();
   }
-
-  int inputs_;  // in elements
 };
 
 }  // namespace trpo_fast::cuda

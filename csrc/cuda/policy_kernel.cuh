@@ -5,17 +5,17 @@
 
 namespace trpo_fast::cuda {
 
-template <class T, int kRows>
-__device__ void fisher_task(Problem<T, kRows>& problem) {
+template <class Problem, class T = typename Problem::Element>
+__device__ void fisher_task(Problem& problem) {
   const ProblemArgs<T>& a = problem.args;
   const auto& vectors = problem.vectors;
-  if (!a.fisher_ready) prepare_fisher(problem.panels);
+  if (!a.fisher_ready) problem.prepare_fisher();
   T* const packed = a.task == Task::solve ? a.g : a.p;
   vectors.each(
       [&](Index i) { packed[i] = vectors.place(i) >= 0 ? a.vector[vectors.place(i)] : T(0); });
   if (a.task == Task::solve) {
-    const Solution s = ConjugateGradient<T, kRows>(problem).solve();
-    TrustRegion<T, kRows>::report_solution(problem, s);
+    const Solution s = ConjugateGradient<Problem>(problem).solve();
+    TrustRegion<Problem>::report_solution(problem, s);
     vectors.each([&](Index i) {
       if (vectors.place(i) >= 0) a.result[vectors.place(i)] = a.x[i];
     });
@@ -25,11 +25,11 @@ __device__ void fisher_task(Problem<T, kRows>& problem) {
   const T* const v = problem.shared_copy(a.p);
   problem.product(v, 0);
   vectors.each_reduced(
-      [&](Index i, T sum) { a.result[vectors.place(i)] = problem.product_element(i, sum, v[i]); });
+      [&](Index i, T sum) { a.result[vectors.place(i)] = vectors.product_element(i, sum, v[i]); });
 }
 
-template <class T, int kRows>
-__device__ void evaluate_task(Problem<T, kRows>& problem) {
+template <class Problem, class T = typename Problem::Element>
+__device__ void evaluate_task(Problem& problem) {
   const ProblemArgs<T>& a = problem.args;
   problem.vectors.each([&](Index i) {
     const Index place = problem.vectors.place(i);
@@ -42,33 +42,15 @@ __device__ void evaluate_task(Problem<T, kRows>& problem) {
   problem.report(kKl, found[1]);
 }
 
-// The network's outputs [N, outputs].
-template <class T, int kRows>
-__device__ void forward_task(Problem<T, kRows>& problem) {
-  const ProblemArgs<T>& a = problem.args;
-  const BlockRows<T> rows(a.rows);
-  for (Index first = rows.begin; first < rows.end; first += kRows) {
-    problem.panels.forward(rows, first, problem.panels.weights, false);
-    const int elements = problem.panels.panel_rows(rows, first) * a.outputs;
-    for (int i = threadIdx.x; i < elements; i += kThreads) {
-      const int row = i / a.outputs, column = i % a.outputs;
-      a.result[(first + row) * a.outputs + column] =
-          problem.panels.outputs()[row * problem.panels.stride + column];
-    }
-    __syncthreads();
-  }
-}
-
-template <class T, int kRows>
-__global__ void __launch_bounds__(kThreads, 1)
-    policy_kernel(const __grid_constant__ ProblemArgs<T> a) {
-  Problem<T, kRows> problem(a);
+template <class Problem>
+__device__ void run_task(Problem& problem) {
+  const auto& a = problem.args;
   problem.prepare();
   switch (a.task) {
     case Task::gradient: {
       double loss = 0, square = 0;
       problem.gradient(loss, square);
-      if (!a.fisher_is_all) prepare_fisher(problem.panels);
+      if (!a.fisher_is_all) problem.prepare_fisher();
       return problem.report(kLossBefore, loss);
     }
     case Task::product:
@@ -77,10 +59,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     case Task::evaluate:
       return evaluate_task(problem);
     case Task::forward:
-      return forward_task(problem);
+      return problem.forward();
     case Task::update:
-      return TrustRegion<T, kRows>(problem).update();
+      return TrustRegion<Problem>(problem).update();
   }
+}
+
+template <class T, int kRows>
+__global__ void __launch_bounds__(kThreads, 1)
+    policy_kernel(const __grid_constant__ ProblemArgs<T> a) {
+  Problem<T, kRows> problem(a);
+  run_task(problem);
 }
 
 }  // namespace trpo_fast::cuda

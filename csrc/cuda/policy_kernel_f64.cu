@@ -4,6 +4,7 @@ namespace trpo_fast::cuda {
 
 template <>
 void launch(const ProblemArgs<double>& args, int device, void* stream) {
+  if (args.plan.tiled) return launch_in_tiles(args, device, stream);
   launch_rows<double, kSmallPanelRows>(args, device, stream);
 }
 

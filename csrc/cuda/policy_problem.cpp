@@ -26,7 +26,8 @@ class Arena {
 
 }  // namespace
 
-NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, Index unused) {
+NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, Index unused,
+                         bool tiled) {
   if (shapes.empty() || shapes.size() > std::size_t(kMaxLayers)) {
     throw std::invalid_argument("the network has " + std::to_string(shapes.size()) +
                                 " layers; the kernel serves 1 to " + std::to_string(kMaxLayers));
@@ -34,6 +35,8 @@ NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, I
   NetworkPlan n{};
   n.count = int(shapes.size());
   n.widest = 32;
+  n.inputs = tiled ? 0 : -1;
+  if (tiled) n.cache_width = int(round_up4(shapes[0].in + 1));
   for (int l = 0; l < n.count; ++l) {
     const LayerShape& shape = shapes[std::size_t(l)];
     LayerPlan& layer = n.layers[l];
@@ -86,6 +89,39 @@ LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std:
   if (plan.weights_resident) plan.shared_bytes += weights;
   const Index panels_in_all = (rows + plan.panel_rows - 1) / plan.panel_rows;
   plan.blocks = int(std::min(panels_in_all, Index(device.multiprocessors)));
+  plan.partials = plan.blocks;
+  return plan;
+}
+
+std::size_t tiled_shared_bytes(int actions, std::size_t element) {
+  // Two operands, two stages of each.
+  const std::size_t tiles = std::size_t(4 * tile_depth(element) * kTileStride) * element;
+  return scalar_doubles(kPanelRows, actions) * sizeof(double) + scalar_elements(actions) * element +
+         tiles;
+}
+
+LaunchPlan tiled_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
+                      const DeviceLimits& device, int blocks_each) {
+  const auto tiles = [](Index n) { return (n + kTile - 1) / kTile; };
+  LaunchPlan plan{};
+  plan.tiled = true;
+  plan.shared_bytes = tiled_shared_bytes(actions, element);
+  if (blocks_each < 1 || plan.shared_bytes > std::size_t(device.shared_bytes)) {
+    throw std::invalid_argument("the head needs " + std::to_string(plan.shared_bytes) +
+                                " bytes of shared memory a block, the device has " +
+                                std::to_string(device.shared_bytes));
+  }
+  plan.panel_rows = kPanelRows;
+  // Whole panels: the head's passes write the rows that fill one up.
+  plan.chunk_rows = std::min((rows + kPanelRows - 1) / kPanelRows * kPanelRows, kChunkRows);
+  Index most = 1;
+  for (int l = 0; l < network.count; ++l) {
+    const LayerPlan& layer = network.layers[l];
+    most = std::max(most, tiles(layer.in) * tiles(layer.out));
+  }
+  plan.blocks = device.multiprocessors * blocks_each;
+  const Index worth = std::min(Index(kMaxSplits), plan.chunk_rows / kSplitRows);
+  plan.partials = int(std::max(Index(1), std::min(worth, plan.blocks / most)));
   return plan;
 }
 
@@ -96,10 +132,17 @@ std::size_t lay_out(ProblemArgs<T>& a, void* base) {
   arena.take(a.weights, packed);
   arena.take(a.backward, a.network.backward);
   arena.take(a.g, packed);
-  if (a.forward_only) return arena.used();
+  const bool tiled = a.plan.tiled;
+  const Index chunk = tiled ? a.plan.chunk_rows : 0;
+  for (T*& rows : a.chunk) arena.take(rows, chunk * a.network.widest);
+  if (a.forward_only) {
+    arena.take(a.cache, chunk * a.network.cache_width);
+    return arena.used();
+  }
   for (T** vector : {&a.x, &a.r, &a.p, &a.candidate}) arena.take(*vector, packed);
-  arena.take(a.partials, blocks * packed);
-  const Index spare = a.fisher_is_all ? 0 : blocks * a.plan.panel_rows;
+  arena.take(a.partials, a.plan.partials * packed);
+  arena.take(a.log_std_sums, tiled ? blocks * a.actions : 0);
+  const Index spare = a.fisher_is_all ? 0 : tiled ? chunk : blocks * a.plan.panel_rows;
   arena.take(a.cache, (a.fisher_rows.rows + spare) * a.network.cache_width);
   const bool keeps_metric = a.head_kind != HeadKind::gaussian;
   arena.take(a.metric, keeps_metric ? a.fisher_rows.rows * a.outputs : 0);

@@ -24,13 +24,20 @@ namespace trpo_fast::cuda {
 
 constexpr int kThreads = 256;  // of every block
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxLayers = 8;
-constexpr int kMaxWidth = 256;     // of hidden layers and heads
+constexpr int kMaxLayers = 32;
+// Widest layer whose panels a block keeps to itself; wider networks are computed in tiles.
+constexpr int kPanelWidth = 256;
 constexpr int kTileColumns = 128;  // of what a block computes at once
 // Rows of a panel: many amortise the traffic of weights and partial sums; a small batch needs few,
 // so that all multiprocessors get some.
 constexpr int kPanelRows = 64, kSmallPanelRows = 16;
 constexpr int kMaxBlocks = 64;  // categorical blocks of a head
+// Tiles of the plan for wide networks: rows and columns, and rows between two passes over the
+// layers, so that what they hand on stays in the L2 cache.
+constexpr int kTile = 128;
+constexpr Index kChunkRows = 8192;  // whole panels
+// Partial sums of a weight gradient at most, and the rows that each is worth.
+constexpr int kMaxSplits = 32, kSplitRows = 256;
 // What a launch reports, in doubles.
 enum Figure : int {
   kStatus,  // UpdateStatus
@@ -68,6 +75,7 @@ struct NetworkPlan {
   int count;
   int widest;  // columns of a panel buffer
   int cache_width;
+  int inputs;     // column of a row's inputs in the cache; -1: read where they are
   Index log_std;  // in packed vectors
   Index packed, backward;
 
@@ -82,17 +90,24 @@ struct LayerShape {
 };
 
 // `unused`: elements of theta that the network does not read; they follow the network's own.
-NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, Index unused);
+// `tiled`: for tiled_plan.
+NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, Index unused,
+                         bool tiled);
 
-// How a launch is cut: every block owns neighbouring rows and works through them in panels.
+// How a launch is cut. In panels every block owns neighbouring rows and takes them through the
+// whole network; in tiles the grid computes one layer of a chunk of rows after the other.
 struct LaunchPlan {
   int blocks, panel_rows;
+  bool tiled;
   bool weights_resident;  // in shared memory
+  int partials;           // sums that make a gradient: one a block, or one a split of the rows
+  Index chunk_rows;       // tiled only
   std::size_t shared_bytes;
 };
 
 struct DeviceLimits {
   int multiprocessors, shared_bytes;
+  int capability;  // 90 for 9.0
 };
 
 // What sums over the grid need: two buffers in turns, this many sums of each block.
@@ -117,6 +132,18 @@ TRPO_FAST_SHARED_CODE constexpr std::size_t scalar_elements(int actions) {
   return std::size_t(round_up4(actions)) + kWarps * 32;
 }
 
+// Depth of a stage of a tile's product and the row stride of its operands in shared memory: with 8
+// more than a tile has, the lanes of a tensor core's fragment read 32 different banks.
+TRPO_FAST_SHARED_CODE constexpr int tile_depth(std::size_t element) {
+  return element == 4 ? 16 : 8;
+}
+constexpr int kTileStride = kTile + 8;
+
+// blocks_each: how many blocks a multiprocessor holds at once.
+LaunchPlan tiled_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
+                      const DeviceLimits& device, int blocks_each);
+std::size_t tiled_shared_bytes(int actions, std::size_t element);
+
 // Raises std::invalid_argument where the device's shared memory is too small.
 LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
                        const DeviceLimits& device);
@@ -129,6 +156,15 @@ struct RowSet {
   const double* weight_sum;  // their sum; null with weights
   const std::uint8_t* mask;  // [rows, outputs] or null
   Index rows;
+};
+
+// What the Fisher products multiply; their sums are float32. The numbers are part of the Python
+// interface.
+enum class Products : int {
+  exact = 0,   // the element's own type
+  tf32 = 1,    // 11 significant bits
+  bf16 = 2,    // 8
+  bf16x3 = 3,  // 16, as two bfloat16: high high + high low + low high
 };
 
 enum class Task : int { gradient, product, solve, evaluate, update, forward };
@@ -172,6 +208,7 @@ struct ProblemArgs {
   Index parameters;  // P
   const T* theta;    // [P + frozen]
   UpdateOptions options;
+  Products products;
   bool forward_only;  // no other task will be run: the workspace is small
   bool fisher_ready;  // an earlier launch filled the Fisher rows' caches
   LaunchPlan plan;
@@ -182,11 +219,14 @@ struct ProblemArgs {
 
   // Workspace.
   T *weights, *backward, *g, *x, *r, *p, *candidate;  // [packed]; backward: its own size
-  T* partials;                                        // [blocks][packed]
-  T* cache;                     // [fisher rows (+ a panel a block)][cache_width]
+  T* partials;                                        // [plan.partials][packed]
+  T* cache;                     // [fisher rows (+ a panel a block, or a chunk)][cache_width]
   T* metric;                    // [fisher rows][outputs]
   T* old_outputs;               // [N][outputs]
   double *row_log_prob, *sums;  // [N], GridSums
+  // Of the tiled plan: two panels of a chunk's rows and the blocks' sums for log std.
+  T* chunk[2];           // [chunk_rows][widest]
+  double* log_std_sums;  // [blocks][actions]
 
   TRPO_FAST_SHARED_CODE Head head() const { return {head_kind, outputs, actions, nvec}; }
 };
@@ -202,6 +242,22 @@ template <>
 void launch(const ProblemArgs<float>& args, int device, void* stream);
 template <>
 void launch(const ProblemArgs<double>& args, int device, void* stream);
+
+// Where plan.tiled; `launch` goes there itself.
+template <class T>
+void launch_in_tiles(const ProblemArgs<T>& args, int device, void* stream);
+template <>
+void launch_in_tiles(const ProblemArgs<float>& args, int device, void* stream);
+template <>
+void launch_in_tiles(const ProblemArgs<double>& args, int device, void* stream);
+
+// Blocks of the tiled kernel that a multiprocessor of `device` holds at once.
+template <class T>
+int tiled_blocks_each(int device, int actions);
+template <>
+int tiled_blocks_each<float>(int device, int actions);
+template <>
+int tiled_blocks_each<double>(int device, int actions);
 
 DeviceLimits device_limits(int device);
 

@@ -8,34 +8,64 @@
 
 namespace trpo_fast::cuda {
 
+// Packs theta_old, by the whole grid.
+template <class T>
+__device__ void pack_weights(const ProblemArgs<T>& a, const Vectors<T>& vectors) {
+  vectors.each([&](Index i) {
+    a.weights[i] = a.map[i] >= 0 ? a.theta[a.map[i]] : T(0);
+    a.g[i] = 0;
+  });
+  for (int l = 1; l < a.network.count; ++l) {
+    const LayerPlan& layer = a.network.layers[l];
+    const Index size = Index(layer.out_padded) * layer.in_padded;
+    for (Index i = Index(blockIdx.x) * kThreads + threadIdx.x; i < size;
+         i += Index(gridDim.x) * kThreads) {
+      const Index out = i / layer.in_padded, in = i % layer.in_padded;
+      // Padding of the weight's rows holds the bias.
+      const int from = in < layer.in ? a.map[layer.weight + in * layer.out_padded + out] : -1;
+      a.backward[layer.backward + i] = from >= 0 ? a.theta[from] : T(0);
+    }
+  }
+}
+
+template <class T>
+__device__ void report_figure(const ProblemArgs<T>& a, Figure figure, double value) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) a.figures[figure] = value;
+}
+
+// A panel's outputs to args.result [N, outputs].
+template <class P, class T = typename P::Element>
+__device__ void store_outputs(const P& panels, const BlockRows<T>& rows, Index first) {
+  const ProblemArgs<T>& a = panels.args;
+  const int elements = panels.panel_rows(rows, first) * a.outputs;
+  for (int i = threadIdx.x; i < elements; i += kThreads) {
+    const int row = i / a.outputs, column = i % a.outputs;
+    a.result[(first + row) * a.outputs + column] = panels.outputs()[row * panels.stride + column];
+  }
+}
+
+// A network in panels; tiled_problem.cuh has the same for wide ones.
 template <class T, int kRows>
 class Problem {
  public:
+  using Element = T;
+
   const ProblemArgs<T>& args;
   Panels<T, kRows> panels;
-  Vectors<T, kRows> vectors;
+  Vectors<T> vectors;
   GridSums sums;
 
   __device__ explicit Problem(const ProblemArgs<T>& a)
-      : args(a), panels(a), vectors(a, panels), sums{a.sums, panels.warp_sums, 0} {}
+      : args(a),
+        panels(a),
+        vectors(a, a.plan.weights_resident ? panels.partial : nullptr, panels.warp_parts),
+        sums{a.sums, panels.warp_sums, 0} {}
 
   // Packs theta_old. Ends with a barrier of the grid.
   __device__ __noinline__ void prepare() {
     const ProblemArgs<T>& a = args;
-    vectors.each([&](Index i) {
-      a.weights[i] = a.map[i] >= 0 ? a.theta[a.map[i]] : T(0);
-      a.g[i] = 0;
-    });
-    for (int l = 1; l < a.network.count; ++l) pack_backward(a.network.layers[l]);
-    if (a.head_kind == HeadKind::gaussian) {
-      const int* const places = a.map + a.network.log_std;
-      for (int i = threadIdx.x; i < a.actions; i += kThreads) {
-        const double log_std = a.theta[places[i]];
-        panels.log_std[i] = log_std;
-        panels.inv_std[i] = std::exp(-log_std);
-        panels.variance[i] = T(panels.inv_std[i] * panels.inv_std[i]);
-      }
-    }
+    pack_weights(a, vectors);
+    panels.read_log_std(a);
     grid_sync();
     if (!a.plan.weights_resident) return;
     T* const weights = const_cast<T*>(panels.weights);
@@ -44,6 +74,8 @@ class Problem {
     for (Index i = threadIdx.x; i < a.network.backward; i += kThreads) backward[i] = a.backward[i];
     __syncthreads();
   }
+
+  __device__ void prepare_fisher() { cuda::prepare_fisher(panels); }
 
   // Loss and g = -dloss, packed in args.g; returns the loss and |g|^2 by reference.
   __device__ __noinline__ void gradient(double& loss, double& square) {
@@ -73,51 +105,32 @@ class Problem {
   // The blocks' partial sums of F v; returns v'(F + damping I)v.
   __device__ __noinline__ double product(const T* v, double damping) {
     double square[1] = {product_pass(panels, v)};
-    vectors.each([&](Index i) {
-      const double metric = damping + (vectors.is_log_std(i) ? 2 : 0);
-      if (vectors.place(i) >= 0) square[0] += metric * double(v[i]) * double(v[i]);
-    });
+    square[0] += vectors.rest_square(v, damping);
     vectors.publish_partial();
     sums(square);
     return square[0];
   }
 
-  // An element of F v from the sum of the partial ones. The state-independent log std: F = 2 I,
-  // whatever the data.
-  __device__ T product_element(Index i, T sum, T v) const {
-    if (vectors.is_log_std(i)) return T(2) * v;
-    return vectors.is_unused(i) ? T(0) : sum;
-  }
-
   // Mean loss and mean KL at W, a packed vector that the grid has finished writing.
   __device__ __noinline__ void evaluate(const T* W, double (&found)[2]) {
-    if (args.head_kind == HeadKind::gaussian) {
-      for (int i = threadIdx.x; i < args.actions; i += kThreads) {
-        panels.new_log_std[i] = double(W[args.network.log_std + i]);
-        panels.new_inv_std[i] = std::exp(-panels.new_log_std[i]);
-      }
-    }
+    panels.read_new_log_std(args, W);
     const T* const read = shared_copy(W);
     __syncthreads();
     candidate_pass(panels, read, found);
     sums(found);
   }
 
-  __device__ void report(Figure figure, double value) const {
-    if (blockIdx.x == 0 && threadIdx.x == 0) args.figures[figure] = value;
-  }
-
- private:
-  __device__ void pack_backward(const LayerPlan& layer) const {
-    const Index size = Index(layer.out_padded) * layer.in_padded;
-    for (Index i = Index(blockIdx.x) * kThreads + threadIdx.x; i < size;
-         i += Index(gridDim.x) * kThreads) {
-      const Index out = i / layer.in_padded, in = i % layer.in_padded;
-      // Padding of the weight's rows holds the bias.
-      const int from = in < layer.in ? args.map[layer.weight + in * layer.out_padded + out] : -1;
-      args.backward[layer.backward + i] = from >= 0 ? args.theta[from] : T(0);
+  // The network's outputs [N, outputs] to args.result.
+  __device__ void forward() {
+    const BlockRows<T> rows(args.rows);
+    for (Index first = rows.begin; first < rows.end; first += kRows) {
+      panels.forward(rows, first, panels.weights, false);
+      store_outputs(panels, rows, first);
+      __syncthreads();
     }
   }
+
+  __device__ void report(Figure figure, double value) const { report_figure(args, figure, value); }
 };
 
 }  // namespace trpo_fast::cuda

@@ -12,8 +12,9 @@ __device__ RowAction<T> action_of(const ProblemArgs<T>& a, Index row) {
           a.category_actions ? a.category_actions + row * a.actions : nullptr, 1};
 }
 
-template <class T, int kRows>
-__device__ void cache_metric(const Panels<T, kRows>& panels, const BlockRows<T>& rows, Index row,
+// Below, `panels` is a block at work on a panel of rows: Panels, or the tiled plan's TilePanels.
+template <class P, class T = typename P::Element>
+__device__ void cache_metric(const P& panels, const BlockRows<T>& rows, Index row,
                              const T* outputs) {
   const ProblemArgs<T>& a = panels.args;
   if (a.head_kind == HeadKind::gaussian) return;
@@ -21,12 +22,11 @@ __device__ void cache_metric(const Panels<T, kRows>& panels, const BlockRows<T>&
 }
 
 // loss -= w ratio A, and each row's share of it, for the deltas; returns this thread's loss.
-template <class T, int kRows>
-__device__ double surrogate_rows(const Panels<T, kRows>& panels, const BlockRows<T>& rows,
-                                 Index first) {
+template <class P, class T = typename P::Element>
+__device__ double surrogate_rows(const P& panels, const BlockRows<T>& rows, Index first) {
   const ProblemArgs<T>& a = panels.args;
   const int r = threadIdx.x;
-  if (r >= kRows) return 0;
+  if (r >= P::kPanel) return 0;
   panels.gains[r] = 0;
   if (r >= panels.panel_rows(rows, first)) return 0;
   const Index row = first + r;
@@ -43,9 +43,8 @@ __device__ double surrogate_rows(const Panels<T, kRows>& panels, const BlockRows
 }
 
 // The state-independent log std's gradient, one thread an action: sum of gain (z^2 - 1).
-template <class T, int kRows>
-__device__ void log_std_rows(const Panels<T, kRows>& panels, const BlockRows<T>& rows,
-                             Index first) {
+template <class P, class T = typename P::Element>
+__device__ void log_std_rows(const P& panels, const BlockRows<T>& rows, Index first) {
   const ProblemArgs<T>& a = panels.args;
   const int i = threadIdx.x;
   if (a.head_kind != HeadKind::gaussian || i >= a.actions) return;
@@ -58,11 +57,11 @@ __device__ void log_std_rows(const Panels<T, kRows>& panels, const BlockRows<T>&
 }
 
 // delta = d(w ratio log pi)/d outputs A, in place of the outputs.
-template <class T, int kRows>
-__device__ void delta_rows(const Panels<T, kRows>& panels, const BlockRows<T>& rows, Index first) {
+template <class P, class T = typename P::Element>
+__device__ void delta_rows(const P& panels, const BlockRows<T>& rows, Index first) {
   const ProblemArgs<T>& a = panels.args;
   const int r = threadIdx.x;
-  if (r >= kRows) return;
+  if (r >= P::kPanel) return;
   T* const o = panels.outputs() + r * panels.stride;
   const bool counts = r < panels.panel_rows(rows, first);
   if (counts) {

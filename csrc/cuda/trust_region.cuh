@@ -7,16 +7,18 @@
 
 namespace trpo_fast::cuda {
 
-template <class T, int kRows>
+template <class Problem>
 class TrustRegion {
+  using T = typename Problem::Element;
+
  public:
-  __device__ TrustRegion(Problem<T, kRows>& problem)
+  __device__ TrustRegion(Problem& problem)
       : problem_(problem), a_(problem.args), o_(problem.args.options) {}
 
   __device__ void update() {
     double square = 0;
     problem_.gradient(loss_, square);
-    if (!a_.fisher_is_all) prepare_fisher(problem_.panels);
+    if (!a_.fisher_is_all) problem_.prepare_fisher();
     loss_ *= o_.unit;
     const double norm = std::sqrt(square);
     norm_ = norm * o_.unit;
@@ -26,7 +28,7 @@ class TrustRegion {
 
     // x solves (F + damping I) x = g / |g|
     problem_.vectors.each([&](Index i) { a_.g[i] = T(double(a_.g[i]) / norm); });
-    const Solution s = ConjugateGradient<T, kRows>(problem_).solve();
+    const Solution s = ConjugateGradient<Problem>(problem_).solve();
     report_solution(problem_, s);
     if (!std::isfinite(s.slope) || !std::isfinite(s.curvature)) {
       return end(UpdateStatus::non_finite);
@@ -35,7 +37,7 @@ class TrustRegion {
     search(o_.lr * scale(s.curvature), s.slope, s.curvature);
   }
 
-  __device__ static void report_solution(const Problem<T, kRows>& problem, const Solution& s) {
+  __device__ static void report_solution(const Problem& problem, const Solution& s) {
     problem.report(kSolveStatus, int(s.status));
     problem.report(kIterations, s.iterations);
     problem.report(kResidual, s.residual);
@@ -128,7 +130,7 @@ class TrustRegion {
     });
   }
 
-  Problem<T, kRows>& problem_;
+  Problem& problem_;
   const ProblemArgs<T>& a_;
   const UpdateOptions& o_;
   double loss_ = 0, norm_ = 0;

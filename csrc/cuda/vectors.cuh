@@ -2,15 +2,17 @@
 // results.
 #pragma once
 
-#include "panels.cuh"
+#include "reductions.cuh"
 
 namespace trpo_fast::cuda {
 
-template <class T, int kRows>
+template <class T>
 class Vectors {
  public:
-  __device__ Vectors(const ProblemArgs<T>& a, const Panels<T, kRows>& panels)
-      : a_(a), panels_(panels) {}
+  // partial: this block's partial sums where they lie in shared memory, else null; warp_parts
+  // [kWarps][32] in shared memory.
+  __device__ Vectors(const ProblemArgs<T>& a, const T* partial, T* warp_parts)
+      : a_(a), partial_(partial), warp_parts_(warp_parts) {}
 
   __device__ Index size() const { return a_.network.packed; }
   // Where an element lies in theta; -1 where no step moves it.
@@ -43,18 +45,49 @@ class Vectors {
 
   // This block's partial sums, where they lie in shared memory, to where the grid reads them.
   __device__ void publish_partial() const {
-    if (!a_.plan.weights_resident) return;
+    if (partial_ == nullptr) return;
     __syncthreads();
     T* const to = a_.partials + Index(blockIdx.x) * size();
     for (Index i = 4 * threadIdx.x; i < size(); i += 4 * kThreads) {
-      store4(to + i, load4(panels_.partial + i));
+      store4(to + i, load4(partial_ + i));
     }
   }
 
-  // body(i, sum of all blocks' partial sums) by one thread for every stepped element. In shares of
-  // 32 elements a block: its warps add every eighth partial sum, and then their results in order.
+  // An element of F v from the sum of the partial ones. The state-independent log std: F = 2 I,
+  // whatever the data.
+  __device__ T product_element(Index i, T sum, T v) const {
+    if (is_log_std(i)) return T(2) * v;
+    return is_unused(i) ? T(0) : sum;
+  }
+
+  // This thread's part of v'(F + damping I)v that needs no data: of log std and of the damping.
+  __device__ double rest_square(const T* v, double damping) const {
+    double square = 0;
+    each([&](Index i) {
+      const double metric = damping + (is_log_std(i) ? 2 : 0);
+      if (place(i) >= 0) square += metric * double(v[i]) * double(v[i]);
+    });
+    return square;
+  }
+
+  // body(i, sum of the partial sums, in a fixed order) by one thread for every stepped element.
   template <class Body>
   __device__ void each_reduced(Body&& body) const {
+    if (!a_.plan.tiled) return each_reduced_by_warps(body);
+    each([&](Index i) {
+      if (place(i) < 0) return;
+      T sum = 0;
+#pragma unroll 4
+      for (int part = 0; part < a_.plan.partials; ++part) sum += a_.partials[part * size() + i];
+      body(i, sum);
+    });
+  }
+
+ private:
+  // Where every block has a partial sum, in shares of 32 elements a block: its warps add every
+  // eighth one, and then their results in order.
+  template <class Body>
+  __device__ void each_reduced_by_warps(Body&& body) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (Index share = blockIdx.x; share * 32 < size(); share += gridDim.x) {
       const Index i = share * 32 + lane;
@@ -62,21 +95,21 @@ class Vectors {
       const bool stepped = i < size() && place(i) >= 0;
       if (stepped) {
 #pragma unroll 4
-        for (unsigned b = warp; b < gridDim.x; b += kWarps) sum += a_.partials[b * size() + i];
+        for (int b = warp; b < a_.plan.partials; b += kWarps) sum += a_.partials[b * size() + i];
       }
-      panels_.warp_parts[warp * 32 + lane] = sum;
+      warp_parts_[warp * 32 + lane] = sum;
       __syncthreads();
       if (warp == 0 && stepped) {
-        for (int w = 1; w < kWarps; ++w) sum += panels_.warp_parts[w * 32 + lane];
+        for (int w = 1; w < kWarps; ++w) sum += warp_parts_[w * 32 + lane];
         body(i, sum);
       }
       __syncthreads();
     }
   }
 
- private:
   const ProblemArgs<T>& a_;
-  const Panels<T, kRows>& panels_;
+  const T* const partial_;
+  T* const warp_parts_;
 };
 
 }  // namespace trpo_fast::cuda

@@ -24,21 +24,27 @@ py::dict facts() {
   return found;
 }
 
-// How a batch would be cut on a device with these limits; needs no device.
+// How a batch would be cut on a device with these limits, in tiles where blocks_each is given;
+// needs no device.
 py::dict plan(const std::vector<std::tuple<Index, Index, int, double>>& layers, Index log_std,
               Index unused, Index rows, int actions, std::size_t element, int multiprocessors,
-              int shared_bytes) {
+              int shared_bytes, int blocks_each) {
   std::vector<cuda::LayerShape> shapes;
   for (const auto& [in, out, activation, parameter] : layers) {
     shapes.push_back({in, out, Activation(activation), parameter});
   }
-  const cuda::NetworkPlan network = cuda::network_plan(shapes, log_std, unused);
+  const bool tiled = blocks_each > 0;
+  const cuda::NetworkPlan network = cuda::network_plan(shapes, log_std, unused, tiled);
+  const cuda::DeviceLimits limits{multiprocessors, shared_bytes, 90};
   const cuda::LaunchPlan launch =
-      cuda::launch_plan(network, rows, actions, element, {multiprocessors, shared_bytes});
+      tiled ? cuda::tiled_plan(network, rows, actions, element, limits, blocks_each)
+            : cuda::launch_plan(network, rows, actions, element, limits);
   py::dict found;
   found["packed"] = network.packed;
   found["blocks"] = launch.blocks;
   found["panel_rows"] = launch.panel_rows;
+  found["partials"] = launch.partials;
+  found["chunk_rows"] = launch.chunk_rows;
   found["weights_resident"] = launch.weights_resident;
   found["shared_bytes"] = launch.shared_bytes;
   return found;
@@ -49,8 +55,8 @@ py::dict plan(const std::vector<std::tuple<Index, Index, int, double>>& layers, 
 void register_cuda_device(py::module_& m) {
   m.def("facts", &facts);
   m.def("plan", &plan, py::arg("layers"), py::arg("log_std"), py::arg("unused"), py::arg("rows"),
-        py::arg("actions"), py::arg("element"), py::arg("multiprocessors"),
-        py::arg("shared_bytes"));
+        py::arg("actions"), py::arg("element"), py::arg("multiprocessors"), py::arg("shared_bytes"),
+        py::arg("blocks_each") = 0);
 }
 
 }  // namespace trpo_fast

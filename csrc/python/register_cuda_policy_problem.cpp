@@ -34,8 +34,7 @@ class BoundCudaProblem {
     }
     a_.kl_new_old = args["kl_new_old"].cast<bool>();
     a_.forward_only = args["forward_only"].cast<bool>();
-    a_.plan =
-        cuda::launch_plan(a_.network, rows, a_.actions, sizeof(T), cuda::device_limits(device_));
+    read_plan(args);
     bytes_ = cuda::lay_out(a_, nullptr);
   }
 
@@ -115,6 +114,7 @@ class BoundCudaProblem {
   }
 
   void read_network(const py::kwargs& args) {
+    tiled_ = args["tiled"].cast<bool>();
     std::vector<cuda::LayerShape> shapes;
     for (const py::handle item : args["layers"]) {
       const auto fields = item.cast<std::tuple<Index, Index, int, double>>();
@@ -122,17 +122,36 @@ class BoundCudaProblem {
       if (activation < 0 || activation >= kActivationCount) {
         throw py::value_error("unknown activation");
       }
-      if (in < 1 || out < 1 || out > cuda::kMaxWidth ||
+      if (in < 1 || out < 1 || (!tiled_ && out > cuda::kPanelWidth) ||
           (!shapes.empty() && in != shapes.back().out)) {
         throw py::value_error("the layers' widths do not fit together or are too large");
       }
       shapes.push_back({in, out, Activation(activation), parameter});
     }
     const Index log_std = args["log_std"].cast<Index>();
-    a_.network = cuda::network_plan(shapes, log_std, args["unused"].cast<Index>());
+    a_.network = cuda::network_plan(shapes, log_std, args["unused"].cast<Index>(), tiled_);
     a_.parameters = args["parameters"].cast<Index>();
     a_.map = read<int>(args["map"], "map", {a_.network.packed});
     a_.theta = TensorArg(args["theta"], "theta", 1).data<const T>();
+  }
+
+  void read_plan(const py::kwargs& args) {
+    const cuda::DeviceLimits limits = cuda::device_limits(device_);
+    a_.products = cuda::Products(args["products"].cast<int>());
+    if (a_.products != cuda::Products::exact && (!tiled_ || sizeof(T) != 4)) {
+      throw py::value_error("reduced precision needs float32 in tiles");
+    }
+    if (a_.products != cuda::Products::exact && limits.capability < 80) {
+      throw py::value_error(
+          "reduced precision needs a device of compute capability 8.0 or later, this one has " +
+          std::to_string(limits.capability / 10) + "." + std::to_string(limits.capability % 10));
+    }
+    if (tiled_) {
+      a_.plan = cuda::tiled_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits,
+                                 cuda::tiled_blocks_each<T>(device_, a_.actions));
+    } else {
+      a_.plan = cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits);
+    }
   }
 
   void read_head(const py::kwargs& args) {
@@ -202,7 +221,7 @@ class BoundCudaProblem {
   }
 
   int device_;
-  bool bound_ = false;
+  bool bound_ = false, tiled_ = false;
   std::size_t bytes_ = 0;
   ProblemArgs<T> a_{};
 };

@@ -49,9 +49,10 @@ def assert_same_update(
 ) -> TrustRegionResult:
     """An emulated update in float64 equals the reference's; returns its result."""
     rows, weighted = keywords.pop("rows", 40), keywords.pop("weighted", False)
+    problem_class = keywords.pop("problem_class", EmulatedProblem)
     first, second = (make_policy(case, hidden, **keywords) for _ in range(2))
     data = make_data(first, case, rows, weighted=weighted)
-    found, theta = run(EmulatedProblem, first, data, options)
+    found, theta = run(problem_class, first, data, options)
     expected, theta_expected = run(ReferenceProblem, second, data, options)
     assert found.status is expected.status
     assert found.backtracks == expected.backtracks
@@ -211,20 +212,26 @@ def test_a_plan_uses_the_device_and_says_what_does_not_fit() -> None:
             assert 1 <= found["blocks"] <= min(132, rows)
     with pytest.raises(ValueError, match="bytes of shared memory"):
         plan(100, 10 * KIB)
-    with pytest.raises(ValueError, match="9 layers"):
-        emulated.plan([(4, 4, 1, 0.0)] * 9, 0, 0, 10, 4, 4, 132, 227 * KIB)
+    with pytest.raises(ValueError, match="33 layers"):
+        emulated.plan([(4, 4, 1, 0.0)] * 33, 0, 0, 10, 4, 4, 132, 227 * KIB)
 
 
 @needs_emulation
 def test_the_constants_agree_with_the_native_side() -> None:
-    policy = make_policy(BY_NAME["categorical"], (cuda.MAX_WIDTH,) * (cuda.MAX_LAYERS - 1))
+    policy = make_policy(BY_NAME["categorical"], (cuda.PANEL_WIDTH,) * (cuda.MAX_LAYERS - 1))
     data = make_data(policy, BY_NAME["categorical"])
     network, batch = recognised(policy, data)
     assert cuda.shape_refusal(network) is None
-    EmulatedProblem(network, flat_of(policy), batch, Options())
-    wide = make_policy(BY_NAME["categorical"], (cuda.MAX_WIDTH + 1,))
+    assert not EmulatedProblem(network, flat_of(policy), batch, Options()).tiled(Options())
+
+    class Panels(EmulatedProblem):
+        def tiled(self, options: Options) -> bool:
+            return False
+
+    wide = make_policy(BY_NAME["categorical"], (cuda.PANEL_WIDTH + 1,))
+    assert EmulatedProblem(*parts(wide, BY_NAME["categorical"]), Options()).tiled(Options())
     with pytest.raises(ValueError, match="too large"):
-        EmulatedProblem(*parts(wide, BY_NAME["categorical"]), Options())
+        Panels(*parts(wide, BY_NAME["categorical"]), Options())
 
 
 def parts(policy: MlpPolicy, case: Case) -> tuple[Any, Any, Any]:
@@ -242,10 +249,9 @@ def refused(hidden: tuple[int, ...], space: spaces.Space | None = None) -> str |
 
 def test_shapes_that_the_kernel_does_not_serve_are_refused_in_words() -> None:
     assert refused((64,)) is None
-    assert "257 wide" in str(refused((257,)))
-    assert "9 layers" in str(refused((4,) * 8))
+    assert refused((1025,)) is None
+    assert "33 layers" in str(refused((4,) * 32))
     assert "65 parts" in str(refused((4,), spaces.MultiDiscrete([1] * 65)))
-    assert "258 wide" in str(refused((4,), spaces.MultiDiscrete([6] * 43)))
 
 
 def test_a_cpu_policy_is_refused_in_words_and_not_told_about_cuda_otherwise() -> None:

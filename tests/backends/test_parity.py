@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_device import needs_device, on_device
-from emulated_cuda import EmulatedProblem, needs_emulation
+from emulated_cuda import EmulatedProblem, EmulatedTiles, needs_emulation
 from torch import Tensor
 from torch.distributions import kl_divergence
 from update_cases import (
@@ -69,6 +69,11 @@ def emulated(policy: MlpPolicy, data: dict[str, Any], options: Options) -> Probl
     return EmulatedProblem(network, flat_of(policy), batch, options)
 
 
+def emulated_tiles(policy: MlpPolicy, data: dict[str, Any], options: Options) -> Problem:
+    network, batch = recognised(policy, data)
+    return EmulatedTiles(network, flat_of(policy), batch, options)
+
+
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-10}
 BACKENDS = {"generic": Backend(generic, ROUNDING)} | {
     name: Backend(analytic(name), ROUNDING)
@@ -82,6 +87,9 @@ every_backend = pytest.mark.parametrize(
     [
         *(pytest.param(backend, id=name) for name, backend in BACKENDS.items()),
         pytest.param(Backend(emulated, ROUNDING), id="cuda_emulated", marks=needs_emulation),
+        pytest.param(
+            Backend(emulated_tiles, ROUNDING), id="cuda_emulated_tiles", marks=needs_emulation
+        ),
         pytest.param(Backend(on_device, ROUNDING), id="cuda", marks=needs_device),
     ],
 )

@@ -260,11 +260,30 @@ class TestWhoGetsIt:
         assert opt.last_result.accepted
 
     @every_precision
-    def test_cuda_refuses(self, precision: str) -> None:
+    def test_cuda_refuses_other_devices_and_dtypes(self, precision: str) -> None:
         policy = make_policy(BY_NAME["gaussian"], dtype=torch.float32)
         network, batch = recognised(policy, make_data(policy, BY_NAME["gaussian"]))
         refusal = ANALYTIC["cuda"].refusal(network, batch, Options(precision=precision))
-        assert refusal == f"it does not serve precision={precision!r}"
+        assert refusal == "the parameters are on cpu, and it serves CUDA devices"
+        double = make_policy(BY_NAME["gaussian"])
+        network, batch = recognised(double, make_data(double, BY_NAME["gaussian"]))
+        refusal = ANALYTIC["cuda"].refusal(network, batch, Options(precision=precision))
+        assert refusal is not None
+        assert "needs float32 parameters, these are torch.float64" in refusal
+
+    def test_tf32_is_rounded_by_the_reference_and_refused_by_the_cpu(self) -> None:
+        x = torch.tensor([1.0, 1 + 2**-11, 1 + 2**-11 - 2**-20, -(1 + 2**-10 + 2**-12), torch.inf])
+        expected = [1.0, 1 + 2**-10, 1.0, -(1 + 2**-10), torch.inf]
+        assert ROUNDINGS["tf32"](x).tolist() == expected
+        policy = make_policy(BY_NAME["gaussian"], dtype=torch.float32)
+        data = make_data(policy, BY_NAME["gaussian"])
+        if _native.core is not None:
+            with pytest.raises(ValueError, match="'tf32' is of CUDA's tensor cores"):
+                TRPOOptimizer(policy, backend="cpu", precision="tf32").step(**data)
+        v = torch.randn(sum(p.numel() for p in policy.parameters()))
+        exact = fisher_vector_product(policy, data["obs"], v, backend="reference")
+        found = fisher_vector_product(policy, data["obs"], v, backend="reference", precision="tf32")
+        assert 2**-14 < relative(found, exact) < 2**-10
 
     @every_precision
     def test_the_generic_path_refuses_and_changes_nothing(self, precision: str) -> None:

@@ -1,7 +1,8 @@
 // Drives csrc/cuda as host code (emulation/), without Python, for AddressSanitizer and
 // UndefinedBehaviorSanitizer (`make sanitize`): every head, odd widths, several blocks, both panel
-// sizes, weights in shared memory and not. The answers are compared with the CPU core's; with
-// threads and blocks run in other orders they must keep their bits, or a barrier is missing.
+// sizes, weights in shared memory and not, and in tiles. The answers are compared with the CPU
+// core's; with threads and blocks run in other orders they must keep their bits, or a barrier is
+// missing.
 #include <cstring>
 #include <memory>
 
@@ -50,7 +51,7 @@ std::vector<int> packed_map(const PolicyBatch<T>& batch, const cuda::NetworkPlan
 template <class T>
 class Device {
  public:
-  explicit Device(const Fixture<T>& f) : batch_(f.batch), theta_(f.theta) {
+  Device(const Fixture<T>& f, bool tiled) : batch_(f.batch), theta_(f.theta) {
     const MatrixView<const T>& view = batch_.rows.obs;
     for (Index row = 0; row < view.rows; ++row) {
       for (Index c = 0; c < view.cols; ++c) obs_.push_back(view.data[row * view.row_stride + c]);
@@ -60,7 +61,7 @@ class Device {
       shapes.push_back({layer.in, layer.out, layer.activation, double(layer.parameter)});
     }
     const Index log_std = batch_.log_std != nullptr ? batch_.actions : 0;
-    a_.network = cuda::network_plan(shapes, log_std, 0);
+    a_.network = cuda::network_plan(shapes, log_std, 0, tiled);
     map_ = packed_map(batch_, a_.network);
     a_.map = map_.data();
     a_.theta = theta_.data();
@@ -76,8 +77,9 @@ class Device {
     a_.category_actions = batch_.nvec.empty() ? nullptr : batch_.first_action.category;
     a_.advantages = batch_.advantages;
     a_.kl_new_old = batch_.kl_new_old;
-    a_.plan =
-        cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), cuda::device_limits(0));
+    const cuda::DeviceLimits limits = cuda::device_limits(0);
+    a_.plan = tiled ? cuda::tiled_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits, 1)
+                    : cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits);
     memory_ = std::make_unique<Memory>(cuda::lay_out(a_, nullptr));
     cuda::lay_out(a_, memory_->get());
     a_.figures = figures;
@@ -126,7 +128,7 @@ class Device {
 };
 
 template <class T>
-void drive(const Shape& shape) {
+void drive(const Shape& shape, bool tiled) {
   const Fixture<T> f(shape);
   const Memory memory(PolicyProblem<T>::workspace_bytes(f.batch));
   PolicyProblem<T> cpu(f.batch, memory.get());
@@ -149,7 +151,7 @@ void drive(const Shape& shape) {
   const UpdateResult expected = region.update(
       f.theta.data(), {w, {w + n, w + 2 * n, nullptr, w + 3 * n, w + 4 * n}}, candidate.data());
 
-  Device<T> device(f);
+  Device<T> device(f, tiled);
   emulation::set_order(0);
   const std::vector<T> gradient = device.run(cuda::Task::gradient, none, options);
   check(distance(gradient, g) <= tolerance, "gradient", distance(gradient, g), 0);
@@ -169,7 +171,7 @@ void drive(const Shape& shape) {
   }
   for (const unsigned order : {1u, 7u}) {
     emulation::set_order(order);
-    const std::vector<T> again = Device<T>(f).run(cuda::Task::update, none, options);
+    const std::vector<T> again = Device<T>(f, tiled).run(cuda::Task::update, none, options);
     check(std::memcmp(again.data(), updated.data(), size * sizeof(T)) == 0,
           "the same bits in every order", distance(again, updated), 0);
   }
@@ -198,8 +200,10 @@ int main() {
         emulation::device().multiprocessors = 1 + i % 3;
         // Too little for the weights every other time.
         emulation::device().shared_bytes = i % 2 == 0 ? 227 << 10 : 120 << 10;
-        drive<float>(shape);
-        if (i % 3 == 0) drive<double>(shape);
+        drive<float>(shape, false);
+        if (i % 3 == 0) drive<double>(shape, false);
+        if (i % 4 == 0) drive<float>(shape, true);
+        if (i % 8 == 1) drive<double>(shape, true);
       }
     }
   }

@@ -149,6 +149,8 @@ def in_slabs(matrix: Tensor) -> Tensor:
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     """Why ``CpuProblem`` cannot serve, or None."""
+    if options.precision == "tf32":
+        return "precision='tf32' is of CUDA's tensor cores; 'bf16x3' is near it"
     if options.precision.startswith("bf16") and network.layers[0].weight.dtype != torch.float32:
         return (
             f"precision={options.precision!r} needs float32 parameters, "

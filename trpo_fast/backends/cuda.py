@@ -31,20 +31,31 @@ SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_fi
 UPDATE_STATUS = tuple(Status)
 CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 FIGURES = 12
-# kMaxLayers, kMaxWidth and kMaxBlocks of csrc/cuda/policy_problem.h.
-MAX_LAYERS, MAX_WIDTH, MAX_BLOCKS = 8, 256, 64
+# kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/policy_problem.h.
+MAX_LAYERS, PANEL_WIDTH, MAX_BLOCKS = 32, 256, 64
+# The order of Products there.
+PRODUCT_CODES = {"auto": 0, "fp32": 0, "tf32": 1, "bf16": 2, "bf16x3": 3}
 ALIGNMENT = 256  # of the workspace, as torch's allocator gives it
 
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     """Why ``CudaProblem`` cannot serve, or None."""
-    if options.precision.startswith("bf16"):
-        return f"it does not serve precision={options.precision!r}"
-    device = network.layers[0].weight.device
+    weight = network.layers[0].weight
+    if PRODUCT_CODES[options.precision] and weight.dtype is not torch.float32:
+        return f"precision={options.precision!r} needs float32 parameters, these are {weight.dtype}"
+    device = weight.device
     if device.type != "cuda" or batch.obs.device.type != "cuda":
         return f"the parameters are on {device}, and it serves CUDA devices"
     core, error = _native.cuda()
-    return error if core is None else shape_refusal(network)
+    if core is None:
+        return error
+    capability = torch.cuda.get_device_capability(device)
+    if PRODUCT_CODES[options.precision] and capability < (8, 0):
+        return (
+            f"precision={options.precision!r} needs compute capability 8.0, the device has "
+            f"{capability[0]}.{capability[1]}"
+        )
+    return shape_refusal(network)
 
 
 def shape_refusal(network: Network) -> str | None:
@@ -52,12 +63,18 @@ def shape_refusal(network: Network) -> str | None:
     layers = network.layers
     if len(layers) > MAX_LAYERS:
         return f"the network has {len(layers)} layers, and its kernel serves {MAX_LAYERS}"
-    widest = max(layer.weight.shape[0] for layer in layers)
-    if widest > MAX_WIDTH:
-        return f"a layer is {widest} wide, and its kernel serves widths up to {MAX_WIDTH}"
     if len(network.head.nvec) > MAX_BLOCKS:
         return f"the action has {len(network.head.nvec)} parts, and it serves {MAX_BLOCKS}"
     return None
+
+
+def in_tiles(network: Network, options: Options) -> bool:
+    """Whether layers are computed in tiles by the whole grid instead of in panels by a block.
+
+    Panels end at ``PANEL_WIDTH``; what needs tensor cores or a preconditioner is served in tiles.
+    """
+    widest = max(layer.weight.shape[0] for layer in network.layers)
+    return widest > PANEL_WIDTH or PRODUCT_CODES[options.precision] > 0
 
 
 def padded(width: int) -> int:
@@ -145,6 +162,8 @@ class CudaProblem:
             "old_log_prob": self._arg(batch.old_log_prob, torch.float64),
             "kl_new_old": options.kl_direction == "new_old",
             "forward_only": False,
+            "tiled": self.tiled(options),
+            "products": PRODUCT_CODES[options.precision],
             "device": self._device.index or 0,
         }
         core = self._core()
@@ -154,6 +173,10 @@ class CudaProblem:
         self._memory = torch.empty(workspace, dtype=torch.uint8, device=self._device)
         self._native.bind(-(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
         self._figures = torch.zeros(FIGURES, dtype=torch.float64, device=self._device)
+
+    def tiled(self, options: Options) -> bool:
+        """Which of the two plans it is."""
+        return in_tiles(self.network, options)
 
     def update(self, options: Options, unit: float) -> TrustRegionResult:
         """``trust_region.update``'s steps up to the accepted parameters, in one launch."""

@@ -15,7 +15,7 @@ from trpo_fast.backends.cuda import (
     ALIGNMENT,
     HEAD_CODES,
     MAX_LAYERS,
-    MAX_WIDTH,
+    PANEL_WIDTH,
     Place,
     packed_map,
 )
@@ -157,8 +157,7 @@ def _check_rollout(floats: dict[str, Tensor], flags: dict[str, Tensor]) -> None:
 def serves_forward(layers: Sequence[Layer]) -> bool:
     """Whether ``DeviceForward`` can serve these layers here."""
     weight = layers[0].weight
-    widest = max(layer.weight.shape[0] for layer in layers)
-    fits = len(layers) <= MAX_LAYERS and widest <= MAX_WIDTH and weight.numel() > 0
+    fits = len(layers) <= MAX_LAYERS and weight.numel() > 0
     kinds = (torch.float32, torch.float64)
     return fits and weight.is_cuda and weight.dtype in kinds and _native.cuda()[0] is not None
 
@@ -240,6 +239,8 @@ class DeviceForward:
             nvec=[],
             kl_new_old=False,
             forward_only=True,
+            tiled=max(width for _, width, *_ in self._layers) > PANEL_WIDTH,
+            products=0,
             device=self._device.index or 0,
         )
         memory = torch.empty(

@@ -191,7 +191,7 @@ def refuse_generic(options: Options, reason: str) -> None:
             f"is recognised as a perceptron, which this one is not: {reason}. "
             "Use preconditioner='auto'"
         )
-    if options.precision in ("bf16", "bf16x3"):
+    if options.precision in ("tf32", "bf16", "bf16x3"):
         raise ValueError(
             f"precision={options.precision!r} rounds what is multiplied layer by layer, in a "
             f"policy that is recognised as a perceptron, which this one is not: {reason}. "

@@ -4,7 +4,7 @@ The Fisher matrix of the mean KL at theta_old is F = sum_n w_n J_n' M_n J_n / su
 the Jacobian of the network's outputs and M_n the Fisher matrix of the head (Martens 2020, "New
 insights and perspectives on the natural gradient method", section 8). Layers run in the
 parameters' dtype; log-probabilities, KL and loss in float64. Rows are taken in chunks, so that
-memory does not grow with the batch. ``precision`` "bf16" and "bf16x3" round what the Fisher
+memory does not grow with the batch. ``precision`` "tf32", "bf16" and "bf16x3" round what the Fisher
 products multiply, and nothing else; "auto" is "fp32" here.
 """
 

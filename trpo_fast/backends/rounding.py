@@ -4,7 +4,8 @@
 A bfloat16 has 8 significant bits, so rounding to it moves a number by at most 2^-8 of itself, and
 the two parts of the split form leave at most 2^-17. Splitting an operand and leaving out the
 product of the low parts follows Henry, Tang & Heinecke 2019, "Leveraging the bfloat16 artificial
-intelligence datatype for higher-precision computations".
+intelligence datatype for higher-precision computations". TF32, which only tensor cores have, keeps
+11 significant bits.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rounding:
-    """A number becomes the sum of ``parts`` bfloat16; with 0 it stays what it is."""
+    """A number becomes the sum of ``parts`` bfloat16 or one TF32; with 0 it stays what it is."""
 
     parts: int
+    tf32: bool = False
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The parts, in x's dtype: the rounding of x, then that of what is left."""
         if self.parts == 0:
             return [x]
+        if self.tf32:
+            return [to_tf32(x)]
         found: list[Tensor] = []
         for _ in range(self.parts):
             found.append(x.to(torch.bfloat16).to(x.dtype))
@@ -46,5 +50,18 @@ class Rounding:
         return total
 
 
+def to_tf32(x: Tensor) -> Tensor:
+    """To the nearest of 11 significant bits, ties away from zero, in x's dtype."""
+    bits = x.float().contiguous().view(torch.int32)
+    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.where(x.isfinite(), rounded, x).to(x.dtype)
+
+
 EXACT = Rounding(0)
-ROUNDINGS = {"auto": EXACT, "fp32": EXACT, "bf16": Rounding(1), "bf16x3": Rounding(2)}
+ROUNDINGS = {
+    "auto": EXACT,
+    "fp32": EXACT,
+    "tf32": Rounding(1, tf32=True),
+    "bf16": Rounding(1),
+    "bf16x3": Rounding(2),
+}

@@ -48,6 +48,13 @@ T shuffle(T value, int from) {
   barrier(Scope::warp);
   return found;
 }
+
+// Tensor cores on words of 32 bits, as csrc/cuda/tensor_cores.cuh describes them.
+std::uint32_t tf32_word(float value);
+std::uint32_t bf16_pair(float low, float high);
+// sums += A B of a warp: mma.m16n8k16 on bfloat16 or mma.m16n8k8 on tf32.
+void multiply_add(bool bf16, float (&sums)[4], const std::uint32_t (&a)[4],
+                  const std::uint32_t (&b)[2]);
 }  // namespace emulation
 
 inline void __syncthreads() {

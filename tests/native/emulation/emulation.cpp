@@ -214,6 +214,63 @@ void* dynamic_shared() {
   return launch->blocks[blockIdx.x].shared.get();
 }
 
+std::uint32_t tf32_word(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  if ((bits & 0x7f800000u) == 0x7f800000u) return bits;  // inf, NaN
+  return (bits + 0x1000u) & ~std::uint32_t(0x1fff);
+}
+
+std::uint32_t bf16_pair(float low, float high) {
+  const auto rounded = [](float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    if ((bits & 0x7f800000u) == 0x7f800000u) {
+      const bool nan = (bits & 0x7fffffu) != 0;
+      return nan ? std::uint32_t(0x7fff) : bits >> 16;
+    }
+    return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+  };
+  return rounded(high) << 16 | rounded(low);
+}
+
+void multiply_add(bool bf16, float (&sums)[4], const std::uint32_t (&a)[4],
+                  const std::uint32_t (&b)[2]) {
+  struct Operands {
+    std::uint32_t a[4], b[2];
+  };
+  Operands own;
+  std::copy_n(a, 4, own.a);
+  std::copy_n(b, 2, own.b);
+  const int lane = int(threadIdx.x % kWarp), group = lane / 4, across = lane % 4;
+  std::memcpy(warp_slot(lane), &own, sizeof(own));
+  barrier(Scope::warp);
+  const auto operands = [](int from) {
+    Operands found;
+    std::memcpy(&found, warp_slot(from), sizeof(found));
+    return found;
+  };
+  const auto number = [](std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  };
+  for (int t = 0; t < 8; ++t) {  // words of the depth: t and t + 4 are one lane's
+    for (int i = 0; i < 4; ++i) {
+      // Sums 0 and 1 are of row `group`, 2 and 3 of the row 8 further; columns 2 across, + 1.
+      const std::uint32_t left = operands(4 * group + t % 4).a[i / 2 + 2 * (t / 4)];
+      const std::uint32_t right = operands(4 * (2 * across + i % 2) + t % 4).b[t / 4];
+      if (bf16) {
+        sums[i] += number(left << 16) * number(right << 16);
+        sums[i] += number(left & 0xffff0000u) * number(right & 0xffff0000u);
+      } else {
+        sums[i] += number(left) * number(right);
+      }
+    }
+  }
+  barrier(Scope::warp);
+}
+
 void set_order(unsigned order_) {
   order = order_;
 }

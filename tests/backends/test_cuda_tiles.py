@@ -1,0 +1,191 @@
+"""The CUDA backend's plan for wide networks: tiles, tensor cores; emulated without a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cuda_device import needs_device, on_device
+from emulated_cuda import EmulatedTiles, emulated, needs_emulation
+from test_cuda import KIB, assert_same_update, run
+from test_precision import BOUNDS as CPU_BOUNDS
+from test_precision import relative
+from update_cases import BY_NAME, CASES, Case, flat_of, make_data, make_policy, recognised
+
+from trpo_fast.backends.reference import ReferenceProblem
+from trpo_fast.network import ACTIVATIONS
+from trpo_fast.options import Options
+
+# Largest relative error (2-norm) of F v: an operand moves by at most 2^-11, 2^-8 or 2^-17 of
+# itself.
+BOUNDS = CPU_BOUNDS | {"tf32": 2**-10}
+every_precision = pytest.mark.parametrize("precision", BOUNDS)
+
+
+@pytest.fixture(autouse=True)
+def usual_machine() -> Any:
+    yield
+    if emulated is not None:
+        emulated.set_device(3, 160 * KIB)
+        emulated.set_order(0)
+
+
+@needs_emulation
+@pytest.mark.parametrize(
+    ("hidden", "activation", "rows", "obs_width"),
+    [
+        ((300,), "tanh", 140, 3),
+        ((128, 260), "relu", 129, 4),
+        ((257, 30, 131), "silu", 33, 140),
+        ((12,) * 9, "gelu", 70, 8),
+    ],
+)
+@pytest.mark.parametrize("name", ["gaussian", "multi_categorical_masked"])
+def test_an_update_of_a_wide_or_deep_network_equals_the_references(
+    name: str, hidden: tuple[int, ...], activation: str, rows: int, obs_width: int
+) -> None:
+    result = assert_same_update(
+        BY_NAME[name],
+        Options(cg_iters=3),
+        hidden,
+        problem_class=EmulatedTiles,
+        activation=activation,
+        rows=rows,
+        obs_width=obs_width,
+    )
+    assert result.accepted
+    assert result.backend == "cuda"
+
+
+@needs_emulation
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_every_head_is_updated_as_by_the_reference(case: Case, weighted: bool) -> None:
+    assert_same_update(
+        case, Options(cg_iters=3), problem_class=EmulatedTiles, rows=150, weighted=weighted
+    )
+
+
+@needs_emulation
+@pytest.mark.parametrize("fraction", [1.0, 0.99, 0.4])
+def test_rows_beyond_a_chunk_and_their_splits_are_added(fraction: float) -> None:
+    assert_same_update(
+        BY_NAME["gaussian"],
+        Options(cg_iters=2, fisher_fraction=fraction),
+        (8,),
+        problem_class=EmulatedTiles,
+        rows=8300,
+    )
+
+
+@needs_emulation
+@pytest.mark.parametrize("precision", ["fp32", *BOUNDS])
+def test_the_bits_do_not_depend_on_the_order_of_threads(precision: str) -> None:
+    case = BY_NAME["gaussian"]
+    found = []
+    for order in (0, 1, 2, 3):
+        emulated.set_order(order)
+        policy = make_policy(case, (140, 20), dtype=torch.float32)
+        data = make_data(policy, case, 600)
+        options = Options(cg_iters=3, precision=precision)
+        result, theta = run(EmulatedTiles, policy, data, options)
+        found.append((result, theta.numpy().tobytes()))
+    assert found[0][0].accepted
+    assert all(item == found[0] for item in found)
+
+
+def products(
+    case: Case, precision: str, hidden: tuple[int, ...] = (24, 33), **keywords: Any
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """A problem in float32, a vector, and its product with the dense Fisher matrix."""
+    weighted, rows = keywords.pop("weighted", False), keywords.pop("rows", 150)
+    policy = make_policy(case, hidden, dtype=torch.float32, **keywords)
+    exact = make_policy(case, hidden, **keywords)
+    exact.load_state_dict(policy.state_dict())
+    data = make_data(policy, case, rows, weighted=weighted)
+    network, batch = recognised(policy, data)
+    problem = EmulatedTiles(network, flat_of(policy), batch, Options(precision=precision))
+    double_network, double_batch = recognised(
+        exact, make_data(exact, case, rows, weighted=weighted)
+    )
+    oracle = ReferenceProblem(double_network, flat_of(exact), double_batch, Options())
+    v = torch.randn(sum(problem.parameters.sizes), generator=torch.Generator().manual_seed(1))
+    return problem, v, oracle.fisher_product(v.double())
+
+
+@needs_emulation
+@every_precision
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_the_error_of_tensor_cores_is_bounded(precision: str, case: Case, weighted: bool) -> None:
+    problem, v, expected = products(case, precision, weighted=weighted)
+    error = relative(problem.fisher_product(v), expected)
+    assert BOUNDS[precision] / 1000 < error < BOUNDS[precision]
+
+
+@needs_emulation
+@every_precision
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_tensor_cores_serve_any_width(precision: str, activation: str) -> None:
+    problem, v, expected = products(
+        BY_NAME["gaussian"], precision, (150, 17), activation=activation, obs_width=37, rows=131
+    )
+    assert relative(problem.fisher_product(v), expected) < BOUNDS[precision]
+
+
+@needs_emulation
+@every_precision
+def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
+    plain, v, _ = products(BY_NAME["gaussian"], "fp32")
+    rounded, _, _ = products(BY_NAME["gaussian"], precision)
+    (loss, g), (other_loss, other_g) = plain.gradient(), rounded.gradient()
+    assert loss == other_loss
+    assert torch.equal(g, other_g)
+    theta = plain.parameters.read() + 0.01 * g / g.norm()
+    assert plain.evaluate(theta) == rounded.evaluate(theta)
+    assert not torch.equal(plain.fisher_product(v), rounded.fisher_product(v))
+
+
+@needs_emulation
+@every_precision
+def test_devices_without_these_tensor_cores_refuse(precision: str) -> None:
+    emulated.set_device(3, 160 * KIB, 7)
+    with pytest.raises(ValueError, match=r"compute capability 8\.0 or later, this one has 7\.0"):
+        products(BY_NAME["gaussian"], precision)
+    products(BY_NAME["gaussian"], "fp32")
+
+
+@needs_emulation
+def test_a_plan_of_tiles_fills_the_device_within_its_memory() -> None:
+    tanh = list(ACTIVATIONS).index("tanh")
+    layers = [(17, 1024, tanh, 0.0), (1024, 1024, tanh, 0.0), (1024, 6, 0, 0.0)]
+
+    def plan(rows: int, shared: int = 227 * KIB, element: int = 4) -> dict[str, int]:
+        return emulated.plan(layers, 6, 0, rows, 6, element, 132, shared, blocks_each=2)
+
+    large = plan(25_000)
+    assert (large["blocks"], large["partials"], large["chunk_rows"]) == (264, 4, 8192)
+    assert (plan(100)["partials"], plan(100)["chunk_rows"]) == (1, 128)
+    for element in (4, 8):
+        assert plan(25_000, element=element)["shared_bytes"] <= 48 * KIB
+    with pytest.raises(ValueError, match="bytes of shared memory"):
+        plan(100, 16 * KIB)
+
+
+@needs_device
+@pytest.mark.parametrize("precision", ["fp32", *BOUNDS])
+def test_a_wide_product_on_the_device(precision: str) -> None:
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case, (300, 270), dtype=torch.float32)
+    exact = make_policy(case, (300, 270))
+    exact.load_state_dict(policy.state_dict())
+    data = make_data(policy, case, 1000)
+    if precision != "fp32" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the device's tensor cores multiply neither TF32 nor bfloat16")
+    problem = on_device(policy, data, Options(precision=precision))
+    network, batch = recognised(exact, make_data(exact, case, 1000))
+    oracle = ReferenceProblem(network, flat_of(exact), batch, Options())
+    v = torch.randn(sum(problem.parameters.sizes), generator=torch.Generator().manual_seed(1))
+    error = relative(problem.fisher_product(v), oracle.fisher_product(v.double()))
+    assert error < BOUNDS.get(precision, 2e-5)
