@@ -179,7 +179,7 @@ def run(options: argparse.Namespace) -> None:
 
 def best(turns: list[dict[str, Figures]], name: str) -> float:
     """The most steps/s that a contender made in any turn."""
-    return max(turn[name][SPEED] for turn in turns if name in turn)
+    return max(float(turn[name][SPEED]) for turn in turns if name in turn)
 
 
 def ratio(turns: list[dict[str, Figures]], name: str, other: str) -> str:
