@@ -178,8 +178,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def best(turns: list[dict[str, Figures]], name: str) -> float:
-    """The most steps/s that a contender made in any turn."""
-    return max(float(turn[name][SPEED]) for turn in turns if name in turn)
+    """The most steps/s that a contender made in any turn; 0 where it was in none."""
+    return max((float(turn[name][SPEED]) for turn in turns if name in turn), default=0.0)
 
 
 def ratio(turns: list[dict[str, Figures]], name: str, other: str) -> str:
@@ -198,7 +198,7 @@ def tables(document: dict[str, list[dict[str, Figures]]]) -> str:
         speeds = {name: best(turns, name) for name in CONTENDERS}
         peer_name = max(("sb3-contrib", "sb3-contrib, subproc"), key=lambda name: speeds[name])
         cells = [key.replace(" ", ", "), f"{envs} x {steps}", str(len(turns))]
-        cells += [f"{speed:,.0f}" for speed in speeds.values()]
+        cells += [f"{speed:,.0f}" if speed else "-" for speed in speeds.values()]
         cells += [ratio(turns, "trpo_fast", other) for other in ("environments alone", peer_name)]
         lines.append("| " + " | ".join(cells) + " |")
     phases = list(next(iter(document.values()))[0]["trpo_fast"]["budget"])
