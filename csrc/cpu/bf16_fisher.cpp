@@ -1,6 +1,7 @@
 #include "bf16_fisher.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "dispatch.h"
 #include "policy_problem.h"
@@ -136,6 +137,22 @@ void Bf16Fisher::keep_hidden(std::size_t l, const Panel<float>& value, const flo
     kernels_.round_slope(slope_kind(layers_[l].activation), (slope ? slope : value.data) + at,
                          count, slopes.part[0] + at,
                          slopes.part[1] ? slopes.part[1] + at : nullptr);
+  }
+}
+
+void Bf16Fisher::kept_input(std::size_t layer, Index row, Index first, Index count,
+                            const Bf16* cache, float* to) const {
+  const Slabs& slabs = layers_[layer].in_slabs;
+  const SplitRows rows = rows_at(cache + layers_[layer].input, slabs);
+  const Index at = first / slabs.width * rows.slab_stride + row * rows.stride + first % slabs.width;
+  std::fill_n(to, count, 0.0f);
+  for (int part = 0; part < parts_; ++part) {
+    for (Index c = 0; c < count; ++c) {
+      const Pair bits = Pair(rows.part[part][at + c]) << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof value);
+      to[c] += value;
+    }
   }
 }
 

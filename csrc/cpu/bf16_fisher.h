@@ -41,6 +41,10 @@ class Bf16Fisher {
   void keep_hidden(std::size_t layer, const Panel<float>& value, const float* slope, Index rows,
                    Bf16* cache) const;
 
+  // A layer's inputs first .. first + count, inside one slab of them, of a row that was kept.
+  void kept_input(std::size_t layer, Index row, Index first, Index count, const Bf16* cache,
+                  float* to) const;
+
   // out = J v; `next`: the cache that the next panel will read, or null.
   void tangent(Index rows, const Bf16* cache, const Bf16* next, Bf16* scratch,
                const Panel<float>& out) const;

@@ -25,6 +25,9 @@ struct SolveOptions {
   int iterations;    // cap
   double tolerance;  // on |r| / |b|; 0: run all
   double progress;   // on an iteration's share of what the quadratic model has fallen; 0: run all
+  // Whether the residual of the last iterate is wanted. Else a solve that its cap or its progress
+  // ends stops at p'Ap, half a product earlier, and the residual is the iterate's before.
+  bool last_residual = true;
 };
 
 struct Solution {
@@ -40,13 +43,25 @@ struct SolveWork {
   T *x, *r, *z, *p, *Ap;
 };
 
-// x = A^-1 b. product(p, Ap) computes Ap; precondition(r, z) computes z = M^-1 r; interrupted() is
-// asked before each product.
-template <class T, class ProductFunction, class Precondition, class Interrupted>
+// x = x + alpha p, where r is not wanted any more: with Ax = b - r, x'Ax grows by 2 alpha p'(b - r)
+// + alpha^2 p'Ap.
+template <class T>
+Solution last_step(const Kernels<T>& kernels, Index n, const T* b, const SolveWork<T>& work,
+                   double alpha, double curvature, Solution s) {
+  const auto of_old = [&](const T* v) { return kernels.dot(v, b, n) - kernels.dot(v, work.r, n); };
+  s.curvature = of_old(work.x) + 2 * alpha * of_old(work.p) + alpha * alpha * curvature;
+  kernels.add_scaled(T(alpha), work.p, work.x, n);
+  ++s.iterations;
+  return s;
+}
+
+// x = A^-1 b. A.product(p, Ap) computes Ap. Where A.halves(), A.curvature(p) computes p'Ap and
+// A.finish(p, Ap) what is left of Ap for that same p. precondition(r, z) computes z = M^-1 r;
+// interrupted() is asked before each product.
+template <class T, class Operator, class Precondition, class Interrupted>
 Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
-                            const SolveOptions& options, const SolveWork<T>& work,
-                            ProductFunction&& product, Precondition&& precondition,
-                            Interrupted&& interrupted) {
+                            const SolveOptions& options, const SolveWork<T>& work, Operator&& A,
+                            Precondition&& precondition, Interrupted&& interrupted) {
   T *const x = work.x, *const r = work.r, *const p = work.p, *const Ap = work.Ap;
   for (Index i = 0; i < n; ++i) {
     x[i] = p[i] = 0;
@@ -55,6 +70,7 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
   const double norm = kernels.dot(b, b, n);
   double rr = norm, rz_old = std::numeric_limits<double>::infinity(), progress = 0;
   bool lost = false;  // r, and with it x'(b - r)
+  const bool may_halve = !options.last_residual && A.halves();
   Solution s{SolveStatus::done, 0, 1, 0};
   // Below rounding level a residual is noise, and so is what further steps would add.
   const double tolerance = std::max(options.tolerance, 4.0 * std::numeric_limits<T>::epsilon());
@@ -72,8 +88,10 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
       break;
     }
     kernels.direction(T(rz / rz_old), z, p, n);  // p = z + (r'z / r_old'z_old) p
-    product(p, Ap);
-    const double curvature = kernels.dot(p, Ap, n);
+    const bool capped = s.iterations + 1 == options.iterations;
+    const bool halved = may_halve && (capped || options.progress > 0);
+    if (!halved) A.product(p, Ap);
+    const double curvature = halved ? A.curvature(p) : kernels.dot(p, Ap, n);
     if (!std::isfinite(curvature)) {
       s.status = SolveStatus::non_finite;
       break;
@@ -82,7 +100,12 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
       s.status = SolveStatus::negative_curvature;
       break;
     }
-    const double alpha = rz / curvature;      // alpha = r'z / p'Ap
+    const double alpha = rz / curvature;  // alpha = r'z / p'Ap
+    // q(x_old) - q(x) = alpha r'z / 2, with q(x) = x'Ax / 2 - b'x
+    const double gain = alpha * rz;
+    const bool enough = gain < options.progress * (progress + gain);
+    if (halved && (capped || enough)) return last_step(kernels, n, b, work, alpha, curvature, s);
+    if (halved) A.finish(p, Ap);
     kernels.add_scaled(T(-alpha), Ap, r, n);  // r = r - alpha A p
     const double next = kernels.dot(r, r, n);
     if (!std::isfinite(next)) {
@@ -94,12 +117,11 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
     rr = next;
     rz_old = rz;
     ++s.iterations;
-    // q(x_old) - q(x) = alpha r'z / 2, with q(x) = x'Ax / 2 - b'x
-    const double gain = alpha * rz;
+    s.residual = std::sqrt(rr / norm);
     progress += gain;
-    if (gain < options.progress * progress) break;
+    if (enough) break;
   }
-  s.residual = norm > 0 ? std::sqrt(rr / norm) : 0;
+  if (norm == 0) s.residual = 0;
   // x'Ax = x'(b - r), or the sum of the gains, which rests on the p staying conjugate.
   s.curvature = lost ? progress : kernels.dot(x, b, n) - kernels.dot(x, r, n);
   return s;

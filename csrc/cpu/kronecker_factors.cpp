@@ -3,14 +3,13 @@
 #include <algorithm>
 
 #include "dispatch.h"
+#include "second_moment.h"
 #include "slopes.h"
 
 namespace trpo_fast {
 namespace {
 
 constexpr Index kPanelRows = 96;  // a multiple of the kernels' row tiles (6 and 12)
-// Rows that a second moment adds up before its sums go back to memory: a slab of them fits in L2.
-constexpr Index kBlockRows = 512;
 
 // Slabs of a matrix that has room for one more feature: the next layer's bias input.
 Slabs roomy(Index features) {
@@ -165,35 +164,6 @@ void KroneckerFactors<T>::weigh(Index first, Index count) const {
   }
 }
 
-// to [features, features] = x'x / sum of the weights, the part in one slab of columns and its
-// mirror image.
-template <class T>
-void KroneckerFactors<T>::second_moment(const Panel<T>& x, Index features, Index slab, T* sums,
-                                        T* to) const {
-  const Index width = x.slabs.width, begin = slab * width;
-  const Index end = std::min(begin + width, features);
-  Slabs columns = x.slabs;
-  columns.features = end - begin;
-  columns.count = 1;
-  for (Index row = 0; row < rows_; row += kBlockRows) {
-    const Panel<T> block = rows_from(x, row);
-    RightOperand<T> right = columns_of(block);
-    right.data += slab * right.slab_stride;
-    Product<T> p{end,    columns, {},
-                 0,      nullptr, sums,
-                 width,  0,       row == 0 ? Finish::store : Finish::accumulate,
-                 nullptr};
-    add_term<T>(p, features_of(block), right, std::min(kBlockRows, rows_ - row));
-    kernels_.product(p);
-  }
-  for (Index i = 0; i < end; ++i) {
-    for (Index j = std::max(i, begin); j < end; ++j) {
-      const T value = T(double(sums[i * width + j - begin]) / weight_sum_);
-      to[i * features + j] = to[j * features + i] = value;
-    }
-  }
-}
-
 template <class T>
 void KroneckerFactors<T>::compute(const T* signs,
                                   const std::vector<FactorTarget<T>>& targets) const {
@@ -224,7 +194,7 @@ void KroneckerFactors<T>::compute(const T* signs,
   }
   parallel_for(Index(tasks.size()), batch_.threads, [&](Index task, int) {
     const Task& t = tasks[std::size_t(task)];
-    second_moment(*t.x, t.features, t.slab, t.sums, t.to);
+    second_moment(kernels_, *t.x, rows_, t.features, t.slab, weight_sum_, t.sums, t.to);
   });
 }
 

@@ -35,7 +35,6 @@ class KroneckerFactors {
   void backward(Index first, Index count) const;
   void weigh(Index first, Index count) const;
   T* slope_of(std::size_t layer, const Panel<T>& outputs) const;
-  void second_moment(const Panel<T>& x, Index features, Index slab, T* sums, T* to) const;
 
   const PolicyBatch<T>& batch_;
   const Kernels<T>& kernels_;

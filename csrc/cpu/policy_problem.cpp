@@ -119,6 +119,8 @@ void PolicyProblem<T>::layout(Arena& arena) {
   rounded_caches_ = arena.take<Bf16>(cached_panels_ * rounded_size);
   rounded_scratch_ =
       arena.take<Bf16>(bf16_ ? (rounded_size + bf16_->scratch_size()) * batch_.threads : 0);
+  const Index outputs_size = weights_.layers.back().out_slabs.size(rows);
+  fisher_outputs_ = arena.take<T>(fisher_halves() ? fisher_.panels * outputs_size : 0);
   const bool keeps_metric = head_.kind != HeadKind::gaussian;
   metric_ = arena.take<T>(keeps_metric ? fisher_.rows * outputs : 0);
   inv_variance_ = arena.take<T>(batch_.actions);
@@ -211,6 +213,27 @@ Panel<T> PolicyProblem<T>::hidden(T* cache, std::size_t layer) const {
 template <class T>
 T* PolicyProblem<T>::slopes(T* cache, std::size_t layer) const {
   return cached_[layer].slope < 0 ? nullptr : cache + cached_[layer].slope;
+}
+
+template <class T>
+void PolicyProblem<T>::kept_input(std::size_t layer, Index row, Index first, Index count,
+                                  T* to) const {
+  const Index panel = row / fisher_.panel_rows, r = row % fisher_.panel_rows;
+  if (layer == 0) {
+    const MatrixView<const T> x = fisher_.obs(panel);
+    for (Index c = 0; c < count; ++c) {
+      to[c] = x.data[r * x.row_stride + (first + c) * x.col_stride];
+    }
+    return;
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (bf16_) {
+      return bf16_->kept_input(layer, r, first, count,
+                               rounded_caches_ + panel * bf16_->cache_size(), to);
+    }
+  }
+  const Panel<T> a = hidden(caches_ + panel * cache_size_, layer - 1);
+  std::copy_n(&a.at(r, first), count, to);
 }
 
 template <class T>

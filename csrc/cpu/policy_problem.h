@@ -3,6 +3,7 @@
 // its own.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 
 #include "../common/heads.h"
@@ -118,8 +119,21 @@ class PolicyProblem {
   double gradient(T* g);
   // out = F v + damping v [P]. After gradient() or prepare_fisher().
   void fisher_product(const T* v, double damping, T* out);
+  // The same in two halves, for when v'(F + damping)v may be all that is needed: it, and what is
+  // left of the product with that v. Where activations are kept for all rows: else the second half
+  // would compute them again.
+  bool fisher_halves() const { return cached_panels_ == fisher_.panels; }
+  double fisher_curvature(const T* v, double damping);
+  void finish_fisher_product(const T* v, double damping, T* out);
   // The caches of the Fisher rows, where gradient() is not called or visits other rows.
   void prepare_fisher();
+  // The Fisher's rows whose activations are kept, and of `rows` evenly strided ones the i-th.
+  Index kept_rows() const { return std::min(cached_panels_ * fisher_.panel_rows, fisher_.rows); }
+  Index kept_row(Index i, Index rows) const { return i * kept_rows() / rows; }
+  bool weighted() const { return fisher_.set.weights != nullptr; }
+  double kept_weight(Index row) const { return fisher_.set.weight(row); }
+  // A layer's inputs first .. first + count, inside one slab of them, of one such row.
+  void kept_input(std::size_t layer, Index row, Index first, Index count, T* to) const;
   // Mean loss and mean KL at theta [P]. After gradient().
   struct Candidate {
     double loss, kl;
@@ -147,12 +161,20 @@ class PolicyProblem {
   void forward_hidden(const Plan& plan, Index panel, T* cache) const;
   Bf16* rounded_cache_of(Index panel, int worker) const;
   void keep_rounded(const Plan& plan, Index panel, T* cache, int worker) const;
-  void rounded_product(Index panel, int worker, T* partial, bool first) const;
+  Bf16* rounded_scratch_of(int worker) const;
   Panel<T> forward_outputs(const Plan& plan, Index panel, T* cache, int worker) const;
   void cache_metric(Index row, const T* outputs) const;
   void surrogate_rows(Index panel, const Panel<T>& outputs, double* sums, int worker) const;
   Panel<T> tangent(Index panel, T* cache, int worker) const;
+  // J v at a panel's outputs, and J'u added to a chunk's partial sums, in the operands' precision.
+  Panel<T> outputs_tangent(Index panel, int worker) const;
+  void add_transposed(Index panel, const Panel<T>& u, int worker, T* partial, bool first) const;
+  void pack_direction(const T* v);
+  void finish_fisher(const T* v, double damping, T* out) const;
+  const T* metric_of(Index row) const;
+  double metric_squares(Index panel, const Panel<T>& zdot, int worker) const;
   void metric_rows(Index panel, const Panel<T>& u, int worker) const;
+  Panel<T> kept_outputs(Index panel) const;
   void candidate_rows(Index panel, const Panel<T>& outputs, double* sums, int worker) const;
   // Adds the gradient that the output deltas imply to a chunk's partial sums (`first`: sets them).
   void backward(const Plan& plan, Index panel, T* cache, Panel<T> delta, int worker, T* partial,
@@ -179,6 +201,7 @@ class PolicyProblem {
   std::vector<GradientBlock> blocks_;  // by layer
   Index cache_size_, partial_size_, buffer_size_, scratch_size_, cached_panels_;
   T *caches_, *metric_, *inv_variance_, *old_outputs_, *partials_, *scratch_;
+  T* fisher_outputs_;  // between the halves of a product, panel by panel
   Bf16 *rounded_caches_, *rounded_scratch_;
   double *row_log_prob_, *chunk_sums_;
   ScaleBuffer old_scale_, new_scale_;
@@ -197,5 +220,17 @@ void PolicyProblem<T>::for_chunks(const Plan& plan, Body&& body) const {
     }
   });
 }
+
+// F + damping I, for conjugate gradients.
+template <class T>
+struct DampedFisher {
+  PolicyProblem<T>& problem;
+  double damping;
+
+  void product(const T* p, T* Ap) const { problem.fisher_product(p, damping, Ap); }
+  bool halves() const { return problem.fisher_halves(); }
+  double curvature(const T* p) const { return problem.fisher_curvature(p, damping); }
+  void finish(const T* p, T* Ap) const { problem.finish_fisher_product(p, damping, Ap); }
+};
 
 }  // namespace trpo_fast

@@ -72,9 +72,10 @@ class TrustRegion {
 
     // x solves (F + damping I) x = g / |g|
     for (Index i = 0; i < n_; ++i) work.g[i] = T(double(work.g[i]) / norm);
+    SolveOptions solve = o_.solve;
+    solve.last_residual = false;
     u.solution = conjugate_gradient<T>(
-        kernels_, n_, work.g, o_.solve, work.solve,
-        [&](const T* v, T* Av) { problem_.fisher_product(v, o_.damping, Av); },
+        kernels_, n_, work.g, solve, work.solve, DampedFisher<T>{problem_, o_.damping},
         [&](const T* r, T* z) { preconditioner_->apply(r, z); }, stop_);
     if (u.solution.status == SolveStatus::interrupted) return rejected(UpdateStatus::interrupted);
     const double slope = kernels_.dot(work.g, work.solve.x, n_), quadratic = u.solution.curvature;

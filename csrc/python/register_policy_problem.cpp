@@ -3,6 +3,7 @@
 
 #include "../cpu/conjugate_gradient.h"
 #include "../cpu/dispatch.h"
+#include "../cpu/input_moments.h"
 #include "../cpu/kfac.h"
 #include "../cpu/kronecker_factors.h"
 #include "../cpu/trust_region.h"
@@ -105,6 +106,35 @@ class BoundProblem {
     problem_->fisher_product(from, damping, to);
   }
 
+  Index kept_rows() const {
+    if (problem_ == nullptr) throw py::value_error("bind() a workspace first");
+    return problem_->kept_rows();
+  }
+
+  std::size_t moment_bytes(Index rows) const {
+    require_kept(rows);
+    return InputMoments<T>::workspace_bytes(batch_, rows);
+  }
+
+  // targets: for each layer (A, bias?) or None; a workspace of moment_bytes(rows).
+  void input_moments(Index rows, const py::sequence& targets, std::uintptr_t workspace) {
+    const Exclusive only(busy_, kWhat);
+    require_kept(rows);
+    std::vector<std::pair<T*, bool>> to;
+    for (const py::handle item : targets) {
+      if (to.size() == batch_.layers.size()) throw py::value_error("there are too many targets");
+      to.emplace_back(nullptr, false);
+      if (item.is_none()) continue;
+      const auto [A, bias] = item.cast<std::pair<py::object, bool>>();
+      to.back() = {square_arg(A, batch_.layers[to.size() - 1].in + (bias ? 1 : 0)), bias};
+    }
+    const GilReleased released;
+    const InputMoments<T> moments(batch_, *problem_, rows, reinterpret_cast<void*>(workspace));
+    for (std::size_t l = 0; l < to.size(); ++l) {
+      if (to[l].first != nullptr) moments.compute(l, to[l].second, to[l].first);
+    }
+  }
+
   std::size_t factor_bytes(Index rows) const {
     if (rows < 1 || rows > rows_) throw py::value_error("rows must lie in 1 .. N");
     return KroneckerFactors<T>::workspace_bytes(batch_, rows);
@@ -153,8 +183,8 @@ class BoundProblem {
       const GilReleased released;
       s = conjugate_gradient<T>(
           dense_kernels().get<T>(), n, b, options, {to, memory, z, memory + n, memory + 2 * n},
-          [&](const T* p, T* Ap) { problem_->fisher_product(p, damping, Ap); },
-          [&](const T* r, T* Mr) { M->apply(r, Mr); }, [&] { return poll(); });
+          DampedFisher<T>{*problem_, damping}, [&](const T* r, T* Mr) { M->apply(r, Mr); },
+          [&] { return poll(); });
     }
     poll.rethrow();
     return py::make_tuple(int(s.status), s.iterations, s.residual, s.curvature);
@@ -276,6 +306,10 @@ class BoundProblem {
     matrix.require_size(2, slabs.width);
     matrix.require_contiguous();
     return matrix.data<const T>();
+  }
+
+  void require_kept(Index rows) const {
+    if (rows < 1 || rows > kept_rows()) throw py::value_error("rows must lie in 1 .. kept_rows()");
   }
 
   // [rows, P], contiguous.
@@ -420,6 +454,10 @@ void register_problem(py::module_& m, const char* name) {
       .def("prepare_fisher", &Problem::prepare_fisher)
       .def("fisher_product", &Problem::fisher_product, py::arg("v"), py::arg("damping"),
            py::arg("out"))
+      .def("kept_rows", &Problem::kept_rows)
+      .def("moment_bytes", &Problem::moment_bytes, py::arg("rows"))
+      .def("input_moments", &Problem::input_moments, py::arg("rows"), py::arg("targets"),
+           py::arg("workspace"))
       .def("factor_bytes", &Problem::factor_bytes, py::arg("rows"))
       .def("kronecker_factors", &Problem::kronecker_factors, py::arg("signs"), py::arg("targets"),
            py::arg("workspace"))

@@ -135,8 +135,7 @@ void drive(const Shape& shape) {
   std::vector<T> x(n), r(n), p(n), Ap(n);
   const Solution s = conjugate_gradient<T>(
       kernels, n, g.data(), {20, 1e-3, 0}, {x.data(), r.data(), nullptr, p.data(), Ap.data()},
-      [&](const T* from, T* to) { problem.fisher_product(from, 0.1, to); }, [](const T*, T*) {},
-      [] { return false; });
+      DampedFisher<T>{problem, 0.1}, [](const T*, T*) {}, [] { return false; });
   check(s.status == SolveStatus::done, "status of the solve", int(s.status), 0);
   check(s.curvature >= 0, "x'Ax >= 0", s.curvature, 0);
 
