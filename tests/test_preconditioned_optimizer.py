@@ -73,7 +73,7 @@ def test_the_statistics_are_renewed_every_few_updates() -> None:
     seen = []
     for seed in range(2 * REFRESH + 1):
         steps(policy, opt, range(seed, seed + 1))
-        seen.append(opt.state[weight]["kfac_A"])
+        seen.append(opt.state[weight]["kfac_G"])
     distinct = [seen[0]] + [b for a, b in itertools.pairwise(seen) if b is not a]
     assert len(distinct) == 3
     assert opt.state[weight][AGE] == 1

@@ -32,6 +32,12 @@ template <class T>
 LeftOperand<T> dense(const T* data, Index m_stride, Index k_stride) {
   return {data, m_stride, kNoBlock, 0, k_stride, kNoBlock, 0};
 }
+// of a square matrix
+template <class T>
+LeftOperand<T> rows_of_slabs(const T* data, Index size) {
+  const Slabs slabs(size);
+  return {data, slabs.width, kNoBlock, 0, 1, slabs.width, slabs.width * size};
+}
 
 }  // namespace
 
@@ -92,7 +98,10 @@ Product<T> Preconditioner<T>::product(const KroneckerBlock<T>& block, Step step,
       p.S = block.scale;
       break;
     case Step::back:  // U_G . or (G + c I)^-1 .
-      add_term<T>(p, dense(block.left, block.out, Index(1)), columns_of(source), block.out);
+      add_term<T>(p,
+                  block.scale != nullptr ? dense(block.left, block.out, Index(1))
+                                         : rows_of_slabs(block.left, block.out),
+                  columns_of(source), block.out);
       break;
     case Step::leave:  // . U_A'
       add_term<T>(p, rows_of(source), packed<T>(block.right_transposed, slabs, block.columns),

@@ -14,7 +14,7 @@ template <class T>
 struct KroneckerBlock {
   Index weight, bias;          // where R's parts start in the flat vector; -1: not part of it
   Index inputs, columns, out;  // columns: inputs where weight >= 0, and one more where bias >= 0
-  const T* left;               // U_G or an inverse, [out, out], contiguous
+  const T* left;               // U_G, [out, out], contiguous; or an inverse, slabs likewise
   const T* right;              // U_A or an inverse, slabs of [columns, columns]
   const T* right_transposed;   // U_A', slabs likewise; null: the matrices are inverses
   const T* scale;              // 1 / (l_G l_A' + damping), slabs of [out, columns]; null likewise

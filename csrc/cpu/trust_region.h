@@ -2,6 +2,8 @@
 // appendix C), the same steps as trpo_fast/trust_region.py, in one call.
 #pragma once
 
+#include <optional>
+
 #include "conjugate_gradient.h"
 #include "kfac.h"
 #include "policy_problem.h"
@@ -60,9 +62,11 @@ class TrustRegion {
         o_(options),
         stop_(interrupted) {}
 
-  UpdateResult update(const T* theta, const UpdateWork<T>& work, T* candidate) {
+  // loss: where it is known already, and with it work.g.
+  UpdateResult update(const T* theta, const UpdateWork<T>& work, T* candidate,
+                      std::optional<double> loss = std::nullopt) {
     UpdateResult& u = result_;
-    u.loss_before = u.loss_after = problem_.gradient(work.g) * o_.unit;
+    u.loss_before = u.loss_after = (loss ? *loss : problem_.gradient(work.g)) * o_.unit;
     const double norm = std::sqrt(kernels_.dot(work.g, work.g, n_));
     u.gradient_norm = norm * o_.unit;
     if (!std::isfinite(u.loss_before) || !std::isfinite(u.gradient_norm)) {

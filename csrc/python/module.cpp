@@ -6,5 +6,6 @@ PYBIND11_MODULE(_core, m) {
   trpo_fast::register_mlp_forward(m);
   trpo_fast::register_policy_problem(m);
   trpo_fast::register_sampling(m);
+  trpo_fast::register_spd_inverse(m);
   trpo_fast::register_value_fit(m);
 }

@@ -8,6 +8,7 @@ namespace trpo_fast {
 void register_mlp_forward(pybind11::module_& m);
 void register_policy_problem(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
+void register_spd_inverse(pybind11::module_& m);
 void register_value_fit(pybind11::module_& m);
 void register_vector_math(pybind11::module_& m);
 

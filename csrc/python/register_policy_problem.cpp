@@ -201,10 +201,10 @@ class BoundProblem {
     return py::make_tuple(candidate.loss, candidate.kl);
   }
 
-  // (status, loss before, loss after, kl, expected, step, gradient norm, backtracks, solve status,
-  // iterations, residual)
+  // loss: None, or what gradient() gave, with g in the first row of the work. (status, loss before,
+  // loss after, kl, expected, step, gradient norm, backtracks, solve status, iterations, residual)
   py::tuple update(py::handle theta, py::handle candidate, py::handle work, const py::dict& args,
-                   const py::object& preconditioner) {
+                   const py::object& preconditioner, std::optional<double> loss) {
     const Exclusive only(busy_, kWhat);
     const T* const from = flat(theta, "theta");
     T* const to = flat(candidate, "candidate");
@@ -223,7 +223,7 @@ class BoundProblem {
       const GilReleased released;
       TrustRegion<T, SignalPoll> region(*problem_, M.get(), dense_kernels().get<T>(), n, options,
                                         poll);
-      u = region.update(from, pieces, to);
+      u = region.update(from, pieces, to, loss);
     }
     poll.rethrow();
     return py::make_tuple(int(u.status), u.loss_before, u.loss_after, u.kl, u.expected, u.step,
@@ -252,7 +252,7 @@ class BoundProblem {
   }
 
   // (diagonal [P], blocks, work [size]); a block is (weight offset, bias offset, inputs, outputs,
-  // left, right, right transposed or None, scale or None), all but `left` in slabs.
+  // left, right, right transposed or None, scale or None), in slabs but for `left` beside a scale.
   std::unique_ptr<const Preconditioner<T>> preconditioner_arg(const py::object& arg) const {
     if (arg.is_none()) return nullptr;
     const auto parts = arg.cast<std::tuple<py::object, py::sequence, py::object>>();
@@ -280,7 +280,7 @@ class BoundProblem {
             inputs,
             columns,
             out,
-            square_arg(left, out),
+            scale.is_none() ? in_slabs(left, out, out) : square_arg(left, out),
             in_slabs(right, columns, columns),
             in_slabs(transposed, columns, columns),
             in_slabs(scale, out, columns)};
@@ -465,7 +465,7 @@ void register_problem(py::module_& m, const char* name) {
            py::arg("options"), py::arg("preconditioner"))
       .def("evaluate", &Problem::evaluate, py::arg("theta"))
       .def("update", &Problem::update, py::arg("theta"), py::arg("candidate"), py::arg("work"),
-           py::arg("options"), py::arg("preconditioner"));
+           py::arg("options"), py::arg("preconditioner"), py::arg("loss"));
 }
 
 }  // namespace

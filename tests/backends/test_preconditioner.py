@@ -64,6 +64,17 @@ def solved(
     return problem.solve(g, options)
 
 
+def statistics(
+    backend: str, policy: MlpPolicy, data: dict[str, Any], **keywords: Any
+) -> tuple[preconditioner.KroneckerStatistics, dict[int, preconditioner.Place]]:
+    """What K-FAC's factors are asked of, and the layers."""
+    network, batch = recognised(policy, data)
+    options = Options(**keywords)
+    problem = ANALYTIC[backend].problem(network, flat_of(policy), batch, options)
+    places = preconditioner.places_of(network, problem.parameters)
+    return preconditioner.statistics_of(problem, network, batch, options.fisher_fraction), places
+
+
 def uneven(name: str, hidden: tuple[int, ...]) -> tuple[MlpPolicy, dict[str, Any]]:
     """A problem whose observations have very different sizes."""
     case = BY_NAME[name]
@@ -136,20 +147,64 @@ def test_every_backends_factors_are_the_references(
     exact.load_state_dict(policy.state_dict())
     data = make_data(exact, case, rows, weighted=weighted and rows > 1)
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in data.items()}
-    states: list[dict[Tensor, Any]] = [{}, {}]
-    for state, name, module, inputs in zip(
-        states, (backend, "reference"), (policy, exact), (cast, data), strict=True
-    ):
-        network, batch = recognised(module, inputs)
-        problem = ANALYTIC[name].problem(network, flat_of(module), batch, Options())
-        Curvature(state).preconditioner("kfac", network, problem, batch, 0.1)
-    assert len(states[0]) == len(states[1]) == len(hidden) + 1
-    for found, expected in zip(states[0].values(), states[1].values(), strict=True):
-        for factor in ("kfac_A", "kfac_G"):
-            error = (found[factor].double() - expected[factor]).norm()
+    sources = [
+        statistics(name, module, inputs)
+        for name, module, inputs in ((backend, policy, cast), ("reference", exact, data))
+    ]
+    for moments in ("input_moments", "output_moments"):
+        with torch.no_grad():
+            found, expected = (getattr(source, moments)(places, 999) for source, places in sources)
+        assert len(found) == len(expected) == len(hidden) + 1
+        for factor, exactly in zip(found, expected, strict=True):
             bound = 2e-5 if dtype is torch.float32 else 1e-12
-            assert float(error) <= bound * float(expected[factor].norm())
-            assert torch.equal(found[factor], found[factor].T)
+            assert float((factor.double() - exactly).norm()) <= bound * float(exactly.norm())
+            assert torch.equal(factor, factor.T)
+
+
+@every_backend
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-7), ("bf16x3", 2**-7)])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_input_moments_of_rounded_activations_are_near(
+    backend: str, precision: str, bound: float, weighted: bool
+) -> None:
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case, (70, 20), dtype=torch.float32, obs_width=17)
+    data = make_data(policy, case, 301, weighted=weighted)
+    exact = make_policy(case, (70, 20), obs_width=17)
+    exact.load_state_dict(policy.state_dict())
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in data.items()}
+    source, places = statistics(backend, policy, data, precision=precision, fisher_fraction=0.4)
+    oracle, _ = statistics("reference", exact, wide, fisher_fraction=0.4)
+    with torch.no_grad():
+        found, expected = source.input_moments(places, 64), oracle.input_moments(places, 64)
+    for A, exactly in zip(found, expected, strict=True):
+        assert float((A.double() - exactly).norm()) <= bound * float(exactly.norm())
+
+
+@every_backend
+@pytest.mark.parametrize("size", [1, 16, 17, 64, 65, 130, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_damped_inverses_are_the_dense_ones(backend: str, size: int, dtype: torch.dtype) -> None:
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case, dtype=dtype)
+    source, _ = statistics(backend, policy, make_data(policy, case))
+    rows = torch.randn(size // 2 + 1, size, generator=torch.Generator().manual_seed(size)).double()
+    factor = (rows.T @ rows / len(rows)).to(dtype)
+    expected = torch.linalg.inv(factor.double() + 0.1 * torch.eye(size, dtype=torch.float64))
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(kfac.plain(source.inverse(factor, 0.1)))
+    finally:
+        torch.set_num_threads(before)
+    bound = 1e-5 if dtype is torch.float32 else 1e-13
+    for inverse in found:
+        assert float((inverse.double() - expected).norm()) <= bound * float(expected.norm())
+        assert torch.allclose(inverse, inverse.T, rtol=0, atol=bound * float(expected.norm()))
+    with pytest.raises(torch.linalg.LinAlgError):
+        source.inverse(factor, -2 * float(factor.trace()))
 
 
 @pytest.mark.parametrize("hidden", [(), (4,), (4, 3)])
@@ -310,7 +365,8 @@ def test_it_draws_no_random_numbers_and_repeats_itself() -> None:
 def test_the_statistics_take_evenly_strided_rows(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preconditioner, "STATISTICS_ROWS", 10)
+    monkeypatch.setattr(preconditioner, "INPUT_ROWS", 10)
+    monkeypatch.setattr(preconditioner, "OUTPUT_ROWS", 10)
     case = BY_NAME["gaussian"]
     policy = make_policy(case)
     data = make_data(policy, case, rows=40)
@@ -321,7 +377,7 @@ def test_the_statistics_take_evenly_strided_rows(
 
 @pytest.mark.parametrize(
     ("rows", "hidden", "interval"),
-    [(64, (64, 64), 5), (2048, (64, 64), 5), (8192, (64, 64), 2), (100_000, (64, 64), 1)],
+    [(64, (64, 64), 5), (2048, (64, 64), 5), (25_000, (64, 64), 1), (4096, (1024, 1024), 3)],
 )
 def test_large_batches_renew_their_statistics_more_often(
     rows: int, hidden: tuple[int, ...], interval: int

@@ -18,10 +18,17 @@ void drive_preconditioner(Index inputs, Index out, bool weight, bool bias, bool 
   const auto at = [&](Index rows, Index i, Index j) {
     return (j / slabs.width * rows + i) * slabs.width + j % slabs.width;
   };
-  std::vector<T> left(out * out), right(slabs.size(columns)), transposed(slabs.size(columns));
+  std::vector<T> left(Slabs(out).size(out)), right(slabs.size(columns)),
+      transposed(slabs.size(columns));
   std::vector<T> scale(slabs.size(out)), diagonal(n, T(2)), r(n), z(n);
   for (Index i = 0; i < n; ++i) r[i] = T(entry(i, 5));
-  for (Index i = 0; i < out * out; ++i) left[i] = T(entry(i / out, i % out + 1));
+  const Slabs left_slabs(out);
+  const auto left_at = [&](Index i, Index j) {
+    if (scaled) return i * out + j;
+    return (j / left_slabs.width * out + i) * left_slabs.width + j % left_slabs.width;
+  };
+  for (Index i = 0; i < out * out; ++i)
+    left[left_at(i / out, i % out)] = T(entry(i / out, i % out + 1));
   for (Index i = 0; i < columns; ++i) {
     for (Index j = 0; j < columns; ++j) {
       right[at(columns, i, j)] = transposed[at(columns, j, i)] = T(entry(i + 2, j));
@@ -45,7 +52,7 @@ void drive_preconditioner(Index inputs, Index out, bool weight, bool bias, bool 
   const auto place = [&](Index o, Index j) {
     return weight && j < inputs ? 1 + o * inputs + j : bias_at + o;
   };
-  const auto L = [&](Index i, Index j) { return double(left[i * out + j]); };
+  const auto L = [&](Index i, Index j) { return double(left[left_at(i, j)]); };
   std::vector<double> a(out * columns), b(out * columns);
   const auto times_right = [&](const std::vector<double>& from, bool turned) {
     std::vector<double> to(out * columns);

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _core
-from trpo_fast.backends.kfac import Block, Factors, signs_of
+from trpo_fast.backends.kfac import Block, signs_of
 from trpo_fast.backends.preconditioner import Place, Preconditioner, preconditioner_kind
 from trpo_fast.backends.rounding import ROUNDINGS
 from trpo_fast.batch import Batch
@@ -88,11 +88,39 @@ def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
     ]
 
 
-def workspace(nbytes: int) -> tuple[Tensor, int]:
-    """Uninitialised memory from torch's allocator and an aligned address in it."""
-    memory = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
-    address = memory.data_ptr()
-    return memory, address + -address % ALIGNMENT
+class Workspace:
+    """Uninitialised memory from torch's allocator, which the next one of its size takes over.
+
+    A system hands out fresh memory page by page, which costs a large update a tenth of its time.
+
+    Args:
+        nbytes: How much.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        try:
+            self.memory = _SPARE.pop(nbytes)
+        except KeyError:
+            self.memory = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+        self._nbytes = nbytes
+
+    @property
+    def address(self) -> int:
+        """Aligned."""
+        address = self.memory.data_ptr()
+        return address + -address % ALIGNMENT
+
+    def __del__(self) -> None:
+        """Keep the memory for the next one, in place of the oldest kept."""
+        if SPARE_LEAST <= self._nbytes <= SPARE_MOST:
+            _SPARE[self._nbytes] = self.memory
+            while len(_SPARE) > SPARE_COUNT:
+                _SPARE.pop(next(iter(_SPARE)), None)
+
+
+# By size; what Workspace keeps, of at least and at most so many bytes.
+_SPARE: dict[int, Tensor] = {}
+SPARE_COUNT, SPARE_LEAST, SPARE_MOST = 4, 1 << 20, 128 << 20
 
 
 class PackedPreconditioner(NamedTuple):
@@ -113,14 +141,10 @@ def packed_preconditioner(found: Preconditioner) -> PackedPreconditioner:
 
         blocks = [_block_arg(at, block, arg) for at, block in found.blocks]
         # Two matrices in slabs for each block, as large as its R.
-        work = sum(2 * math.prod(in_slabs(_like(at, block)).shape) for at, block in found.blocks)
+        work = sum(2 * at.outputs * math.prod(slabs_of(at.columns)) for at, _ in found.blocks)
         argument = arg(found.diagonal), blocks, arg(found.diagonal.new_empty(work))
         found.packed = PackedPreconditioner(argument, tensors)
     return found.packed
-
-
-def _like(at: Place, block: Block) -> Tensor:
-    return block.right.new_empty(at.outputs, len(block.right))
 
 
 def _block_arg(at: Place, block: Block, arg: Callable[[Tensor], TensorArg]) -> BlockArg:
@@ -130,18 +154,25 @@ def _block_arg(at: Place, block: Block, arg: Callable[[Tensor], TensorArg]) -> B
         -1 if at.bias is None else at.bias,
         at.inputs,
         at.outputs,
-        arg(block.left.contiguous()),
+        arg(block.left.contiguous() if scaled else in_slabs(block.left)),
         arg(in_slabs(block.right)),
         arg(in_slabs(block.right.T)) if scaled else None,
         None if block.scale is None else arg(in_slabs(block.scale)),
     )
 
 
+def slabs_of(columns: int) -> tuple[int, int]:
+    """How many slabs csrc/cpu/slabs.h makes of so many columns, and their width."""
+    width = SLAB_WIDTH if columns >= SLAB_WIDTH else -(-columns // SLAB_PADDING) * SLAB_PADDING
+    return -(-columns // width), width
+
+
 def in_slabs(matrix: Tensor) -> Tensor:
     """``[slabs, rows, width]``: a matrix ``[rows, columns]`` as csrc/cpu/slabs.h lays it out."""
+    if matrix.ndim == 3:
+        return matrix
     rows, columns = matrix.shape
-    width = SLAB_WIDTH if columns >= SLAB_WIDTH else -(-columns // SLAB_PADDING) * SLAB_PADDING
-    count = -(-columns // width)
+    count, width = slabs_of(columns)
     padded = matrix.new_zeros(rows, count * width)
     padded[:, :columns] = matrix
     return padded.view(rows, count, width).transpose(0, 1).contiguous()
@@ -201,8 +232,8 @@ class PackedForward:
         native = _core.MlpForwardF32 if self._dtype is torch.float32 else _core.MlpForwardF64
         args = layer_args(layers, self._dtype)
         self._native = native(args, layers[0].weight.shape[1], torch.get_num_threads())
-        self._memory, address = workspace(self._native.workspace_bytes())
-        self._native.bind(address)
+        self._memory = Workspace(self._native.workspace_bytes())
+        self._native.bind(self._memory.address)
         self._outputs = layers[-1].weight.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -284,14 +315,17 @@ class CpuProblem:
             bf16_parts=bf16_parts(network, batch, options),
             **self._fisher_rows(batch, options.fisher_fraction),
         )
-        self._memory, address = workspace(self._native.workspace_bytes())
-        self._native.bind(address)
+        self._memory = Workspace(self._native.workspace_bytes())
+        self._native.bind(self._memory.address)
         self._prepared = False
+        self._can_differentiate = batch.actions is not None and batch.advantages is not None
+        self._work: tuple[Workspace, Tensor] | None = None
+        self._loss: float | None = None  # with the gradient in the first row of the work
 
     def update(self, options: Options, unit: float) -> TrustRegionResult:
         """``trust_region.update``'s steps up to the accepted parameters, in one native call."""
         theta = self.parameters.start
-        candidate, work = torch.empty_like(theta), theta.new_empty(6, self._size)
+        candidate, work = torch.empty_like(theta), self._update_work()
         figures = self._native.update(
             tensor_arg(theta, self._dtype),
             tensor_arg(candidate, self._dtype),
@@ -308,6 +342,7 @@ class CpuProblem:
                 **self._solve_options(options),
             },
             self._preconditioner(),
+            self._loss,
         )
         code, before, after, kl, expected, step, norm, backtracks, solved, cg_iters, residual = (
             figures
@@ -352,30 +387,74 @@ class CpuProblem:
         )
         return Solution(x, quadratic, iterations, residual, SOLVE_STATUS[code])
 
-    def kronecker_factors(self, places: Mapping[int, Place], rows: int) -> list[Factors]:
-        """The factors of the layers in ``places``, over evenly strided rows of the batch."""
+    def input_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        """A of the layers in ``places``, from the activations that are kept for the products."""
+        self._prepare()
+        kept = min(rows, self._native.kept_rows())
+        if kept == 0:
+            return self._factors(places, rows, inputs=True)
+        found, targets = [], []
+        for index in range(len(self.network.layers)):
+            at = places.get(index)
+            target = None
+            if at is not None:
+                found.append(self._square(at.columns))
+                if at.weight is not None:
+                    target = tensor_arg(found[-1], self._dtype), at.bias is not None
+            targets.append(target)
+        memory = Workspace(self._native.moment_bytes(kept))
+        self._native.input_moments(kept, targets, memory.address)
+        return found
+
+    def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        """G of the layers in ``places``, over evenly strided rows of the batch."""
+        return self._factors(places, rows, inputs=False)
+
+    def inverse(self, factor: Tensor, damping: float) -> Tensor:
+        """``(factor + damping I)^-1`` in slabs, as csrc/cpu/slabs.h lays it out.
+
+        Raises:
+            torch.linalg.LinAlgError: it is not positive definite.
+        """
+        single = self._dtype is torch.float32
+        invert = _core.damped_inverse_f32 if single else _core.damped_inverse_f64
+        count, width = slabs_of(len(factor))
+        found = factor.new_empty(count, len(factor), width)
+        matrix, to = tensor_arg(factor, self._dtype), tensor_arg(found, self._dtype)
+        if not invert(matrix, damping, to, torch.get_num_threads()):
+            raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+                f"a factor of {len(factor)} rows with {damping:.3g} on its diagonal is not "
+                "positive definite"
+            )
+        return found
+
+    def _square(self, size: int) -> Tensor:
+        """A factor to be filled in; that of a bias alone stays [[1]]."""
+        if size == 1:
+            return torch.ones(1, 1, dtype=self._dtype)
+        return torch.empty(size, size, dtype=self._dtype)
+
+    def _factors(self, places: Mapping[int, Place], rows: int, *, inputs: bool) -> list[Tensor]:
+        """A or G of the layers in ``places``, by passes of their own."""
         rows = min(rows, self._rows)
         signs = signs_of(rows, self._outputs, self._dtype)
-        memory, address = workspace(self._native.factor_bytes(rows))
-        found: list[Factors] = []
+        memory = Workspace(self._native.factor_bytes(rows))
+        found: list[Tensor] = []
         targets: list[tuple[TensorArg | None, bool, TensorArg | None]] = []
-        for index, layer in enumerate(self.network.layers):
+        for index in range(len(self.network.layers)):
             at = places.get(index)
             if at is None:
                 targets.append((None, False, None))
                 continue
-            G = layer.weight.new_empty(at.outputs, at.outputs)
-            A = layer.weight.new_ones(at.columns, at.columns)  # the bias alone: [[1]]
-            found.append(Factors(A, G))
-            targets.append(
-                (
-                    None if at.weight is None else tensor_arg(A, self._dtype),
-                    at.bias is not None,
-                    tensor_arg(G, self._dtype),
-                )
-            )
-        self._native.kronecker_factors(tensor_arg(signs, self._dtype), targets, address)
-        del memory
+            size = at.columns if inputs else at.outputs
+            found.append(self._square(size))
+            argument = tensor_arg(found[-1], self._dtype)
+            bias = at.bias is not None
+            if not inputs:
+                targets.append((None, bias, argument))
+            else:
+                targets.append((None if at.weight is None else argument, bias, None))
+        self._native.kronecker_factors(tensor_arg(signs, self._dtype), targets, memory.address)
         return found
 
     def fisher_product(self, v: Tensor) -> Tensor:
@@ -400,10 +479,24 @@ class CpuProblem:
             return None
         return packed_preconditioner(self.preconditioner).argument
 
+    def _update_work(self) -> Tensor:
+        if self._work is None:
+            size = 6 * self._size * self._dtype.itemsize
+            memory = Workspace(size)
+            vectors = memory.memory[:size].view(self._dtype).view(6, self._size)
+            self._work = memory, vectors
+        return self._work[1]
+
     def _prepare(self) -> None:
-        if not self._prepared:
+        """Keep the activations: the gradient does, and the update needs it anyway."""
+        if self._prepared:
+            return
+        if self._can_differentiate:
+            g = self._update_work()[0]
+            self._loss = self._native.gradient(tensor_arg(g, self._dtype))
+        else:
             self._native.prepare_fisher()
-            self._prepared = True
+        self._prepared = True
 
     def _arg(self, tensor: Tensor | None, dtype: torch.dtype) -> TensorArg | None:
         if tensor is None:

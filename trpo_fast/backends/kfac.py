@@ -4,9 +4,10 @@ Martens & Grosse 2015 (arXiv 1503.05671): A = E[a a'] over the layer's inputs (w
 bias), G = E[e e'] over draws of the true Fisher's output gradients e; blocks between layers are
 left out. Departures: e is backpropagated from one random-sign draw B s of the head's metric
 M = B B' instead of a sampled action, because E[B s s' B'] = M has no sampling of actions in it, and
-the signs are the same at every call. The inverse adds the damping in the eigenbases, where it is
-exact (George et al. 2018, arXiv 1806.03884, without their corrected eigenvalues); layers too wide
-for eigendecompositions take factored damping (Martens & Grosse, section 6.3).
+the signs are the same at every call. A and G come from rows and updates of their own. The inverse
+adds the damping in the eigenbases, where it is exact (George et al. 2018, arXiv 1806.03884, without
+their corrected eigenvalues); layers too wide for eigendecompositions take factored damping (Martens
+& Grosse, section 6.3).
 """
 
 from __future__ import annotations
@@ -41,27 +42,34 @@ class Factors(NamedTuple):
     G: Tensor  # [out, out]
 
 
-class EigenBases(NamedTuple):
-    """``A = U_A diag(l_A) U_A'`` and ``G`` likewise."""
+class EigenBasis(NamedTuple):
+    """``U diag(values) U'``."""
 
-    U_A: Tensor
-    U_G: Tensor
-    curvature: Tensor  # l_G l_A', [out, m]
+    U: Tensor
+    values: Tensor
 
 
 class Block(NamedTuple):
     """A layer's ``M^-1``. With ``scale`` None, left and right are inverses themselves."""
 
-    left: Tensor  # U_G or (G + c I)^-1, [out, out]
-    right: Tensor  # U_A or (A + c I)^-1, [m, m]
+    left: Tensor  # U_G or (G + c I)^-1, [out, out]; inverses perhaps in slabs
+    right: Tensor  # U_A or (A + c I)^-1, [m, m]; likewise
     scale: Tensor | None  # 1 / (l_G l_A' + damping), [out, m]
 
     def apply(self, R: Tensor) -> Tensor:
         """``M^-1 R`` for ``R`` ``[out, m]``."""
         if self.scale is None:
-            return self.left @ R @ self.right
+            return plain(self.left) @ R @ plain(self.right)
         # U_G [(U_G' R U_A) / (l_G l_A' + damping)] U_A'
         return self.left @ (self.scale * (self.left.T @ R @ self.right)) @ self.right.T
+
+
+def plain(matrix: Tensor) -> Tensor:
+    """``[n, n]`` of that or of slabs of columns ``[slabs, n, width]``, the last one padded."""
+    if matrix.ndim == 2:
+        return matrix
+    n = matrix.shape[1]
+    return matrix.transpose(0, 1).reshape(n, -1)[:, :n]
 
 
 @lru_cache(maxsize=4)
@@ -115,26 +123,33 @@ def output_draw(network: Network, outputs: Tensor, signs: Tensor, mask: Tensor |
     return torch.cat([inverse, torch.full_like(inverse, math.sqrt(2.0))], 1) * signs
 
 
-def factors_of(rows: LayerRows, *, weight: bool, bias: bool) -> Factors:
-    """The factors of the parameters that are stepped, the weight's columns before the bias's."""
+def input_moment(rows: LayerRows, *, weight: bool, bias: bool) -> Tensor:
+    """``A``, of the parameters that are stepped, the weight's columns before the bias's."""
     parts = [rows.inputs] if weight else []
     parts += [rows.ones] if bias else []
     a = torch.cat(parts, 1)
-    return Factors(a.T @ a, rows.gradients.T @ rows.gradients)
+    return a.T @ a
 
 
-def eigen_bases(factors: Factors) -> EigenBases | None:
-    """The eigendecompositions, or None where the layer is too wide for them to pay."""
-    if max(len(factors.A), len(factors.G)) > EIGEN_WIDTH:
-        return None
-    l_A, U_A = torch.linalg.eigh(factors.A)
-    l_G, U_G = torch.linalg.eigh(factors.G)
-    return EigenBases(U_A, U_G, torch.outer(l_G.clamp_min(0), l_A.clamp_min(0)))
+def output_moment(rows: LayerRows) -> Tensor:
+    """``G``."""
+    return rows.gradients.T @ rows.gradients
 
 
-def eigen_block(bases: EigenBases, damping: float) -> Block:
+def too_wide(factors: Factors) -> bool:
+    """Whether the layer is too wide for eigendecompositions to pay."""
+    return max(len(factors.A), len(factors.G)) > EIGEN_WIDTH
+
+
+def eigen_basis(factor: Tensor) -> EigenBasis:
+    """The eigendecomposition of a factor."""
+    values, U = torch.linalg.eigh(factor)
+    return EigenBasis(U, values.clamp_min(0))
+
+
+def eigen_block(G: EigenBasis, A: EigenBasis, damping: float) -> Block:
     """``(G (x) A + damping I)^-1``."""
-    return Block(bases.U_G, bases.U_A, damped_inverse(bases.curvature, damping))
+    return Block(G.U, A.U, damped_inverse(torch.outer(G.values, A.values), damping))
 
 
 def damped_inverse(curvature: Tensor, damping: float) -> Tensor:
@@ -144,23 +159,32 @@ def damped_inverse(curvature: Tensor, damping: float) -> Tensor:
     return 1 / (curvature + (max(damping, floor) or 1.0))
 
 
-def inverse_block(factors: Factors, damping: float) -> Block:
-    """``(G + sqrt(damping) / pi I)^-1 (x) (A + pi sqrt(damping) I)^-1``.
+def balance(factors: Factors) -> Tensor:
+    """``pi`` ``[]``: pi^2 = mean eigenvalue of A / mean eigenvalue of G; 1 where there is none."""
+    mean_A = factors.A.trace() / len(factors.A)
+    mean_G = factors.G.trace() / len(factors.G)
+    pi = (mean_A / mean_G).sqrt()
+    return torch.where((mean_A > 0) & (mean_G > 0), pi, torch.ones_like(pi))
 
-    Raises:
-        torch.linalg.LinAlgError: a damped factor is not positive definite.
+
+def factored_damping(factors: Factors, pi: Tensor, damping: float) -> tuple[float, float]:
+    """What is added to A's diagonal and to G's, ``pi sqrt(damping)`` and ``sqrt(damping) / pi``.
+
+    Finite inverses are wanted without damping too, hence a floor.
     """
     mean_A = float(factors.A.trace()) / len(factors.A)
-    mean_G = float(factors.G.trace()) / len(factors.G)
     eps = 8 * torch.finfo(factors.A.dtype).eps
-    root = math.sqrt(max(damping, eps * mean_A * mean_G) or 1.0)
-    # pi^2 = mean eigenvalue of A / mean eigenvalue of G
-    pi = math.sqrt(mean_A / mean_G) if mean_A > 0 and mean_G > 0 else 1.0
-    return Block(_inverse(factors.G, root / pi), _inverse(factors.A, root * pi), None)
+    # mean_A / pi is the root of mean_A mean_G
+    root = max(math.sqrt(damping), math.sqrt(eps) * mean_A / float(pi)) or 1.0
+    return root * float(pi), root / float(pi)
 
 
-def _inverse(factor: Tensor, damping: float) -> Tensor:
-    """``(factor + damping I)^-1``."""
+def cholesky_inverse(factor: Tensor, damping: float) -> Tensor:
+    """``(factor + damping I)^-1``.
+
+    Raises:
+        torch.linalg.LinAlgError: it is not positive definite.
+    """
     damped = factor.clone()
     damped.diagonal().add_(damping)
     return torch.cholesky_inverse(torch.linalg.cholesky(damped))

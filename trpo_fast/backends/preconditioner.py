@@ -19,15 +19,19 @@ from torch import Tensor
 from trpo_fast.backends.kfac import (
     EIGEN_WIDTH,
     Block,
-    EigenBases,
+    EigenBasis,
     Factors,
     LayerRows,
+    balance,
+    cholesky_inverse,
     damped_inverse,
-    eigen_bases,
+    eigen_basis,
     eigen_block,
-    factors_of,
-    inverse_block,
+    factored_damping,
+    input_moment,
     layer_rows,
+    output_moment,
+    too_wide,
 )
 from trpo_fast.batch import Batch, batch_rows
 from trpo_fast.flat import FlatParameters, all_finite, strided_rows
@@ -36,19 +40,21 @@ from trpo_fast.options import Options
 from trpo_fast.threads import one_thread
 from trpo_fast.trust_region import Problem
 
-# Rows that the statistics are made of: with 512 an iteration of a 2x64 policy gains about a tenth
-# less, with 8192 hardly more (docs/preconditioning.md).
-STATISTICS_ROWS = 2048
-# Most updates that use the same statistics: beyond, an iteration or two more are needed.
+# Rows that A is made of, anew at every update: observations have heavy tails, and what A has not
+# seen costs an iteration (docs/preconditioning.md).
+INPUT_ROWS = 8192
+# Rows that G is made of: with 256 the first iterations gain a little less, with 2048 hardly more.
+OUTPUT_ROWS = 1024
+# Most updates that use the same G: beyond, an iteration or two more are needed.
 REFRESH = 5
-# New statistics may cost so many products an update: they save one or two.
-REFRESH_PRODUCTS = 0.5
+# A new G may cost so many products an update.
+REFRESH_PRODUCTS = 0.125
 # Products that K-FAC must save to pay for its statistics: of ten, four are usually left.
 PAYS_BELOW = 4.0
 # Flop of a product below which there is nothing to save: plain iterations take microseconds.
 LEAST_FLOP = 1 << 24
 # What factorising [m, m] costs, in m^3 of the products' flop: as measured for m = 64 and m = 1024.
-EIGEN_FLOP, INVERSE_FLOP = 100, 8
+EIGEN_FLOP, INVERSE_FLOP = 100, 3
 AGE = "preconditioner_age"
 
 
@@ -108,10 +114,16 @@ class Preconditioned(Protocol):
 
 @runtime_checkable
 class KroneckerStatistics(Protocol):
-    """A problem that computes K-FAC's factors itself."""
+    """A problem that computes K-FAC's factors itself, over its own rows."""
 
-    def kronecker_factors(self, places: Mapping[int, Place], rows: int) -> list[Factors]:
-        """The factors of the layers in ``places``, over that many evenly strided rows."""
+    def input_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        """A of the layers in ``places``, over that many evenly strided rows of the Fisher's."""
+
+    def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        """G of the layers in ``places``, over that many evenly strided rows of the batch."""
+
+    def inverse(self, factor: Tensor, damping: float) -> Tensor:
+        """``(factor + damping I)^-1``, perhaps in slabs; LinAlgError where it is singular."""
 
 
 def precondition(
@@ -133,7 +145,7 @@ def precondition(
             "use preconditioner='auto'"
         )
     problem.preconditioner = curvature.preconditioner(
-        kind, network, problem, batch, options.damping
+        kind, network, problem, batch, options.damping, options.fisher_fraction
     )
 
 
@@ -153,7 +165,8 @@ def preconditioner_kind(
     if product_flop(network, rows) < LEAST_FLOP:
         return "none"
     interval = refresh_interval(network, rows) if lasts else 1
-    return "kfac" if statistics_cost(network, rows) / interval <= PAYS_BELOW else "none"
+    cost = input_cost(network, rows) + output_cost(network, rows) / interval
+    return "kfac" if cost <= PAYS_BELOW else "none"
 
 
 def product_flop(network: Network, rows: int) -> int:
@@ -162,20 +175,31 @@ def product_flop(network: Network, rows: int) -> int:
     return rows * (8 * sum(weights) - 4 * weights[0])
 
 
-def statistics_cost(network: Network, rows: int) -> float:
-    """Of new statistics, in Fisher products; from sizes alone, never from the clock."""
-    flop = 0
+def input_cost(network: Network, rows: int) -> float:
+    """Of a new A for every layer, in Fisher products; from sizes alone, never from the clock."""
+    used, flop = min(rows, INPUT_ROWS), 0
     for layer in network.layers:
-        out, m = layer.weight.shape[0], layer.weight.shape[1] + 1
-        each = INVERSE_FLOP if max(out, m) > EIGEN_WIDTH else EIGEN_FLOP
-        flop += each * (out**3 + m**3)
-        flop += min(rows, STATISTICS_ROWS) * (out * out + m * m + 4 * out * m)
+        m = layer.weight.shape[1] + 1
+        flop += used * m * m + _factorising(network) * m**3
     return flop / max(product_flop(network, rows), 1)
 
 
+def output_cost(network: Network, rows: int) -> float:
+    """Of a new G for every layer, likewise."""
+    used, flop = min(rows, OUTPUT_ROWS), 0
+    for layer in network.layers:
+        out = layer.weight.shape[0]
+        flop += used * (out * out + 4 * layer.weight.numel()) + _factorising(network) * out**3
+    return flop / max(product_flop(network, rows), 1)
+
+
+def _factorising(network: Network) -> int:
+    return INVERSE_FLOP if _widest(network) > EIGEN_WIDTH else EIGEN_FLOP
+
+
 def refresh_interval(network: Network, rows: int) -> int:
-    """Updates that use the same statistics."""
-    return min(max(math.ceil(statistics_cost(network, rows) / REFRESH_PRODUCTS), 1), REFRESH)
+    """Updates that use the same G."""
+    return min(max(math.ceil(output_cost(network, rows) / REFRESH_PRODUCTS), 1), REFRESH)
 
 
 def refuse_generic(options: Options, reason: str) -> None:
@@ -210,12 +234,18 @@ class Curvature:
     def __init__(self, state: MutableMapping[Tensor, Any] | None = None) -> None:
         self.lasts = state is not None
         self.state: MutableMapping[Tensor, Any] = {} if state is None else state
-        self.bases: list[EigenBases | None] = []
-        self.based_on: list[Factors] = []
-        self.made: tuple[float, Preconditioner] | None = None
+        # Made of each layer's G: its basis, or its inverse and the damping in that.
+        self.made_of: list[Tensor] = []
+        self.made: list[EigenBasis | tuple[float, Tensor] | None] = []
 
     def preconditioner(
-        self, kind: str, network: Network, problem: Problem, batch: Batch, damping: float
+        self,
+        kind: str,
+        network: Network,
+        problem: Problem,
+        batch: Batch,
+        damping: float,
+        fisher_fraction: float = 1.0,
     ) -> Preconditioner | None:
         """What the next solve uses; None where the statistics are not finite.
 
@@ -225,70 +255,79 @@ class Curvature:
             problem: Whose solve it is: the flat order, and perhaps a fast way to the statistics.
             batch: The update's rows, checked.
             damping: The solve's.
+            fisher_fraction: Share of the rows that the Fisher matrix is made of.
         """
-        with torch.no_grad(), one_thread(_widest(network) <= EIGEN_WIDTH):
+        # Torch's own threads spin for a while after their work, at the cost of a native problem's.
+        native = isinstance(problem, KroneckerStatistics)
+        with torch.no_grad(), one_thread(native or _widest(network) <= EIGEN_WIDTH):
             if kind == "diagonal":
                 return self._diagonal(network, problem.parameters, batch, damping)
-            return self._kfac(network, problem, batch, damping)
+            return self._kfac(network, problem, batch, damping, fisher_fraction)
 
     def _kfac(
-        self, network: Network, problem: Problem, batch: Batch, damping: float
+        self,
+        network: Network,
+        problem: Problem,
+        batch: Batch,
+        damping: float,
+        fisher_fraction: float,
     ) -> Preconditioner | None:
-        parameters = problem.parameters
-        places = _places(network, parameters)
+        places = places_of(network, problem.parameters)
+        source = statistics_of(problem, network, batch, fisher_fraction)
+        inputs = source.input_moments(places, INPUT_ROWS)
+        if not all(all_finite(A) for A in inputs):
+            return None
 
         def compute() -> Sequence[tuple[Tensor, ...]]:
-            if isinstance(problem, KroneckerStatistics):
-                return problem.kronecker_factors(places, STATISTICS_ROWS)
-            rows = layer_rows(network, _statistics_batch(batch))
-            return [
-                factors_of(rows[index], weight=at.weight is not None, bias=at.bias is not None)
-                for index, at in places.items()
-            ]
+            outputs = source.output_moments(places, OUTPUT_ROWS)
+            return [(G, balance(Factors(A, G))) for A, G in zip(inputs, outputs, strict=True)]
 
         keys = [_key(network, index, at) for index, at in places.items()]
-        shapes = [((at.columns, at.columns), (at.outputs, at.outputs)) for at in places.values()]
+        shapes = [((at.outputs, at.outputs), ()) for at in places.values()]
         interval = refresh_interval(network, batch.rows)
-        found = self._statistics(interval, keys, ("kfac_A", "kfac_G"), shapes, compute)
+        found = self._statistics(interval, keys, ("kfac_G", "kfac_pi"), shapes, compute)
         if found is None:
             return None
-        factors = [Factors(*pair) for pair in found]
+        if [id(G) for G, _ in found] != [id(G) for G in self.made_of]:
+            self.made_of, self.made = [G for G, _ in found], [None] * len(found)
         try:
-            return self._from_factors(factors, places, network, parameters, damping)
+            blocks = [
+                (at, self._block(index, Factors(A, G), pi, damping, source))
+                for index, (at, A, (G, pi)) in enumerate(
+                    zip(places.values(), inputs, found, strict=True)
+                )
+            ]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             return None
+        return Preconditioner(_rest(network, problem.parameters, damping), blocks)
 
-    def _from_factors(
+    def _block(
         self,
-        factors: list[Factors],
-        places: dict[int, Place],
-        network: Network,
-        parameters: FlatParameters,
+        index: int,
+        factors: Factors,
+        pi: Tensor,
         damping: float,
-    ) -> Preconditioner:
-        same = len(factors) == len(self.based_on) and all(
-            new.A is old.A and new.G is old.G
-            for new, old in zip(factors, self.based_on, strict=True)
-        )
-        if not same:
-            self.bases, self.based_on, self.made = [eigen_bases(f) for f in factors], factors, None
-        if self.made is None or self.made[0] != damping:
-            blocks = [
-                inverse_block(f, damping) if bases is None else eigen_block(bases, damping)
-                for f, bases in zip(factors, self.bases, strict=True)
-            ]
-            diagonal = _rest(network, parameters, damping)
-            made = Preconditioner(diagonal, list(zip(places.values(), blocks, strict=True)))
-            self.made = damping, made
-        return self.made[1]
+        source: KroneckerStatistics,
+    ) -> Block:
+        """A layer's, with what was made of the same G before."""
+        kept = self.made[index]
+        if not too_wide(factors):
+            basis = kept if isinstance(kept, EigenBasis) else eigen_basis(factors.G)
+            self.made[index] = basis
+            return eigen_block(basis, eigen_basis(factors.A), damping)
+        to_A, to_G = factored_damping(factors, pi, damping)
+        if kept is None or isinstance(kept, EigenBasis) or kept[0] != to_G:
+            kept = to_G, source.inverse(factors.G, to_G)
+        self.made[index] = kept
+        return Block(kept[1], source.inverse(factors.A, to_A), None)
 
     def _diagonal(
         self, network: Network, parameters: FlatParameters, batch: Batch, damping: float
     ) -> Preconditioner | None:
-        places = _places(network, parameters)
+        places = places_of(network, parameters)
 
         def compute() -> Sequence[tuple[Tensor, ...]]:
-            rows = layer_rows(network, _statistics_batch(batch))
+            rows = layer_rows(network, _some(batch, OUTPUT_ROWS))
             return [(_layer_diagonal(rows[index], at),) for index, at in places.items()]
 
         keys = [_key(network, index, at) for index, at in places.items()]
@@ -339,14 +378,49 @@ class Curvature:
         return [tuple(entry[name] for name in names) for entry in entries]
 
 
-def _statistics_batch(batch: Batch) -> Batch:
-    if batch.rows <= STATISTICS_ROWS:
+class _TorchStatistics:
+    """The factors of any problem, in plain torch."""
+
+    def __init__(self, network: Network, batch: Batch, fisher_fraction: float) -> None:
+        self.network, self.batch = network, batch
+        self.fisher_fraction = fisher_fraction
+
+    def input_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        found = layer_rows(self.network, _some(_share(self.batch, self.fisher_fraction), rows))
+        return [
+            input_moment(found[index], weight=at.weight is not None, bias=at.bias is not None)
+            for index, at in places.items()
+        ]
+
+    def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        found = layer_rows(self.network, _some(self.batch, rows))
+        return [output_moment(found[index]) for index in places]
+
+    def inverse(self, factor: Tensor, damping: float) -> Tensor:
+        return cholesky_inverse(factor, damping)
+
+
+def statistics_of(
+    problem: Problem, network: Network, batch: Batch, fisher_fraction: float
+) -> KroneckerStatistics:
+    """Where K-FAC's factors come from: the problem itself, or plain torch."""
+    if isinstance(problem, KroneckerStatistics):
+        return problem
+    return _TorchStatistics(network, batch, fisher_fraction)
+
+
+def _some(batch: Batch, rows: int) -> Batch:
+    """At most so many of the rows, evenly strided."""
+    return batch if batch.rows <= rows else _share(batch, rows / batch.rows)
+
+
+def _share(batch: Batch, fraction: float) -> Batch:
+    if fraction == 1.0:
         return batch
-    share = STATISTICS_ROWS / batch.rows
-    return batch_rows(batch, strided_rows(batch.rows, share, batch.obs.device))
+    return batch_rows(batch, strided_rows(batch.rows, fraction, batch.obs.device))
 
 
-def _places(network: Network, parameters: FlatParameters) -> dict[int, Place]:
+def places_of(network: Network, parameters: FlatParameters) -> dict[int, Place]:
     """The layers with stepped parameters, by their index."""
     starts = [0, *accumulate(parameters.sizes)]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _core
-from trpo_fast.backends.cpu import HEAD_CODES, layer_args, tensor_arg, workspace
+from trpo_fast.backends.cpu import HEAD_CODES, Workspace, layer_args, tensor_arg
 from trpo_fast.network import Network
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ class NativeSampling:
         }
         self.log_probs: Tensor = torch.empty(*actions.shape[:2], 1, dtype=torch.float64)
         given = {name: _arg(name, array, network) for name, array in buffers.items()}
-        self._memory, address = workspace(self._native.workspace_bytes())
+        self._memory = Workspace(self._native.workspace_bytes())
         # The native side holds addresses: these keep what they point at alive.
         self._kept = (network, flat_log_std, buffers)
         log_probs = tensor_arg(self.log_probs, torch.float64)
-        self._native.bind(address, {**given, "clip": clip, "log_prob": log_probs})
+        self._native.bind(self._memory.address, {**given, "clip": clip, "log_prob": log_probs})
         self.step = self._native.step
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _core
-from trpo_fast.backends.cpu import layer_args, tensor_arg, workspace
+from trpo_fast.backends.cpu import Workspace, layer_args, tensor_arg
 from trpo_fast.network import Layer
 
 # Minibatches of one native call, between which Python looks for Ctrl-C.
@@ -57,8 +57,8 @@ class AdamFit:
         native = _core.ValueFitF32 if self._dtype is torch.float32 else _core.ValueFitF64
         width, threads = layers[0].weight.shape[1], torch.get_num_threads()
         self._native = native(parameters, exp_avg, exp_avg_sq, width, batch_rows, threads)
-        self._memory, address = workspace(self._native.workspace_bytes())
-        self._native.bind(address)
+        self._memory = Workspace(self._native.workspace_bytes())
+        self._native.bind(self._memory.address)
 
     def epoch(self, observations: Tensor, returns: Tensor, order: Tensor) -> tuple[float, int]:
         """One step a minibatch of the rows in ``order`` [N], int64.
