@@ -31,7 +31,6 @@ from trpo_fast.backends.preconditioner import refresh_interval
 from trpo_fast.network import Network, network_of
 
 Q_ROUNDING = 5e-4
-FRACTIONS = (1.0, 0.5)
 TARGETS = ("HalfCheetah-v5-25000", "Ant-v5-4096")
 
 
@@ -107,7 +106,7 @@ def enough_iterations(
         reached = q(iters, "kfac", **options)
         if reached >= wanted - Q_ROUNDING:
             return iters, reached, wanted
-    return None  # a subset of the rows may not reach it at all
+    return None
 
 
 def measure(sample: Sample, variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -154,9 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         for sample in samples_of(run):
             name = title(run, sample.update)
-            variants = [
-                {"precision": p, "fisher_fraction": f} for p in precisions for f in FRACTIONS
-            ]
+            variants = [{"precision": p} for p in precisions]
             results[name] = row = measure(sample, variants)
             print(name)
             for key, value in row.items():

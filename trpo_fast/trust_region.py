@@ -95,7 +95,8 @@ class TrustRegionResult:
             0 when rejected.
         backtracks: Candidates rejected before the search ended.
         cg_iters: Conjugate-gradient iterations.
-        cg_residual: Relative residual of the solve.
+        cg_residual: Relative residual of the solve; from backend "cpu" that of the iterate before
+            the last, where cg_iters or cg_progress_tol ended it: half a product for a figure.
         gradient_norm: Euclidean norm of the loss's gradient.
         backend: What computed it.
         solve_status: Why the solve stopped early, when it did and its last iterate was used.
