@@ -14,6 +14,7 @@ from trpo_fast import _core
 from trpo_fast.backends.kfac import Block, signs_of
 from trpo_fast.backends.preconditioner import Place, Preconditioner, preconditioner_kind
 from trpo_fast.backends.rounding import ROUNDINGS
+from trpo_fast.backends.workspace import Workspace
 from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import HEAD_KINDS, Layer, Network
@@ -54,7 +55,6 @@ CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 # Activations of the whole batch are kept up to this size; those of further rows are computed again
 # by each product, for about a quarter more work, so that memory stays bounded.
 CACHE_BYTES = 256 << 20
-ALIGNMENT = 64  # kAlignment of csrc/cpu/slabs.h
 SLAB_WIDTH, SLAB_PADDING = 64, 16  # kSlabWidth and kPadding there
 
 
@@ -86,41 +86,6 @@ def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
         )
         for layer in layers
     ]
-
-
-class Workspace:
-    """Uninitialised memory from torch's allocator, which the next one of its size takes over.
-
-    A system hands out fresh memory page by page, which costs a large update a tenth of its time.
-
-    Args:
-        nbytes: How much.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        try:
-            self.memory = _SPARE.pop(nbytes)
-        except KeyError:
-            self.memory = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
-        self._nbytes = nbytes
-
-    @property
-    def address(self) -> int:
-        """Aligned."""
-        address = self.memory.data_ptr()
-        return address + -address % ALIGNMENT
-
-    def __del__(self) -> None:
-        """Keep the memory for the next one, in place of the oldest kept."""
-        if SPARE_LEAST <= self._nbytes <= SPARE_MOST:
-            _SPARE[self._nbytes] = self.memory
-            while len(_SPARE) > SPARE_COUNT:
-                _SPARE.pop(next(iter(_SPARE)), None)
-
-
-# By size; what Workspace keeps, of at least and at most so many bytes.
-_SPARE: dict[int, Tensor] = {}
-SPARE_COUNT, SPARE_LEAST, SPARE_MOST = 4, 1 << 20, 128 << 20
 
 
 class PackedPreconditioner(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _core
-from trpo_fast.backends.cpu import Workspace, layer_args, tensor_arg
+from trpo_fast.backends.cpu import layer_args, tensor_arg
+from trpo_fast.backends.workspace import Workspace
 from trpo_fast.network import Layer
 
 # Minibatches of one native call, between which Python looks for Ctrl-C.
