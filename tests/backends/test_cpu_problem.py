@@ -329,7 +329,7 @@ def test_lazily_negated_observations_keep_their_sign() -> None:
     c = case(200, 4)
     mirrored = torch.complex(torch.zeros_like(c.batch.obs), -c.batch.obs).conj().imag
     assert mirrored.is_neg()
-    negated = Case(c.network, c.parameters, replace(c.batch, obs=mirrored))
+    negated = Case(c.network, c.parameters, c.batch._replace(obs=mirrored))
     assert torch.equal(negated.native().gradient()[1], c.native().gradient()[1])
 
 
@@ -338,7 +338,7 @@ def test_observations_without_columns() -> None:
     first = c.network.layers[0]
     first.weight.data = first.weight.data[:, :0]
     parameters = FlatParameters(c.parameters.tensors, c.parameters.names)
-    assert_matches_reference(Case(c.network, parameters, replace(c.batch, obs=torch.zeros(200, 0))))
+    assert_matches_reference(Case(c.network, parameters, c.batch._replace(obs=torch.zeros(200, 0))))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
