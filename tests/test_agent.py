@@ -14,7 +14,7 @@ from toy_environments import TERMINATED, TRUNCATED, Masked, Scripted, Walk
 
 from trpo_fast.agent import TRPO
 from trpo_fast.checkpoint import load_checkpoint
-from trpo_fast.config import Config, UnknownOptionError
+from trpo_fast.config import Config, ConfigError, UnknownOptionError
 from trpo_fast.environments import UnsupportedSpaceError
 from trpo_fast.logger import read_progress
 from trpo_fast.run_directory import RunDirectoryError
@@ -155,6 +155,8 @@ def test_mistakes_are_told_in_words():
         small(squash=True)
     with pytest.raises(ValueError, match="CUDA"):
         small(device="cuda:99")
+    with pytest.raises(ConfigError, match="backend='cuda' does not serve networks on 'cpu'"):
+        small(backend="cuda")
     with pytest.raises(ValueError, match="Did you mean CartPole-v1"):
         small("CartPol-v1")
 

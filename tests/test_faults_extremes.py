@@ -35,6 +35,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
 
 @every_backend
+@pytest.mark.parametrize("constraint", ["hard", "penalty", "none"])
+def test_a_step_beyond_the_dtype_is_rejected(backend: str, constraint: str) -> None:
+    policy, data, opt = setting(backend, lr=1e300, constraint=constraint)
+    before = bits(policy)
+    opt.step(**data)
+    assert result_of(opt).status == Status.non_finite
+    assert same_bits(policy, before)
+
+
+@every_backend
 @every_case
 def test_zero_gradient_is_a_no_op(backend: str, case: Case) -> None:
     policy, data, opt = setting(backend, case)

@@ -86,6 +86,16 @@ def test_no_rows(backend: str) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("obs", [{}, (), [{}], [()]])
+def test_a_nesting_without_a_tensor_has_no_rows(backend: str, obs: Any) -> None:
+    policy, data, opt = setting(backend)
+    before = bits(policy)
+    with pytest.raises(ValueError, match="empty batch"):
+        opt.step(**{**data, "obs": obs})
+    assert same_bits(policy, before)
+
+
+@every_backend
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import GAUSSIAN, closure_of, flat, result_of
+from optimizer_cases import GAUSSIAN, closure_of, flat, optimizer, result_of
 from torch import Tensor, nn
 from torch.distributions import (
     Categorical,
@@ -28,6 +28,28 @@ pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
 
 class TestModes:
+    @pytest.mark.parametrize("backend", ["auto", "reference", "generic"])
+    @pytest.mark.parametrize("preconditioner", ["none", "kfac"])
+    def test_another_default_device_changes_nothing(
+        self, backend: str, preconditioner: str
+    ) -> None:
+        if backend == "generic":
+            preconditioner = "auto"
+        policy = make_policy(GAUSSIAN, dtype=torch.float32)
+        data = make_data(policy, GAUSSIAN)
+        twin, arrays = copy.deepcopy(policy), {name: t.numpy() for name, t in data.items()}
+        opt = optimizer(policy, backend, preconditioner=preconditioner)
+        other = optimizer(twin, backend, preconditioner=preconditioner)
+        opt.step(**data)
+        with torch.device("meta"):
+            other.step(**data)
+        assert result_of(opt).accepted
+        assert same_bits(twin, bits(policy))
+        opt.step(**data)
+        with torch.device("meta"):
+            other.step(**arrays)
+        assert same_bits(twin, bits(policy))
+
     def test_pitfall_10_dropout_and_batch_norm_are_in_eval_mode_and_restored(self) -> None:
         class Noisy(nn.Module):
             def __init__(self) -> None:

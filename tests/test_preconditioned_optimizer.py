@@ -48,6 +48,31 @@ def test_every_step_keeps_the_promise(backend: str, kind: str) -> None:
 
 @every_backend
 @every_kind
+def test_statistics_do_not_outlive_a_change_of_dtype(backend: str, kind: str) -> None:
+    policy, opt = pair(backend, kind)
+    steps(policy, opt, range(1))
+    policy.double()
+    twin = copy.deepcopy(policy)
+    fresh = TRPOOptimizer(twin, backend=backend, preconditioner=kind)
+    assert [r.status for r in steps(policy, opt, range(2))] == ["accepted"] * 2
+    steps(twin, fresh, range(2))
+    assert same_bits(policy, bits(twin))
+
+
+@every_backend
+@every_kind
+def test_statistics_follow_a_parameter_that_is_frozen_or_thawed(backend: str, kind: str) -> None:
+    policy, opt = pair(backend, kind)
+    assert policy.log_std is not None
+    for frozen in (False, True, False):
+        policy.log_std.requires_grad_(not frozen)
+        before = policy.log_std.detach().clone()
+        assert [r.status for r in steps(policy, opt, range(1))] == ["accepted"]
+        assert torch.equal(policy.log_std, before) == frozen
+
+
+@every_backend
+@every_kind
 @pytest.mark.parametrize("before", [1, REFRESH - 1, REFRESH, REFRESH + 2])
 def test_a_loaded_state_goes_on_bit_for_bit(backend: str, kind: str, before: int) -> None:
     policy, opt = pair(backend, kind)

@@ -117,7 +117,9 @@ class Actor:
     def _distribution(self, obs: Tensor, masks: npt.ArrayLike | None) -> Any:
         if masks is None:
             return self.policy(obs)
-        return self.policy(obs, action_mask=torch.as_tensor(np.asarray(masks, bool)).to(obs.device))
+        return self.policy(
+            obs, action_mask=torch.from_numpy(np.asarray(masks, bool)).to(obs.device)
+        )
 
     def _masks(self, masks: npt.ArrayLike | None, observations: Any) -> npt.NDArray[Any] | None:
         if masks is None:

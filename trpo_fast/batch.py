@@ -61,7 +61,7 @@ class BatchReader:
         self.rows = -1
         self.kept: Tensor | None = None
         obs = self._tree("obs", obs)
-        if self.rows == 0:
+        if self.rows <= 0:
             raise ValueError("empty batch: obs has no rows; collect at least one sample")
         self.weights = self._weights(weights)
         self.obs = self._select_tree("obs", obs)
@@ -111,7 +111,9 @@ class BatchReader:
         if value is None:
             raise ValueError(f"{name} is missing: step(obs=, actions=, advantages=) needs it")
         try:
-            tensor = torch.as_tensor(value).detach()
+            # Whatever torch's default device, which as_tensor would move even a tensor to.
+            device = value.device if isinstance(value, Tensor) else "cpu"
+            tensor = torch.as_tensor(value, device=device).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} is a {type(value).__name__} that does not become a tensor ({error}); "

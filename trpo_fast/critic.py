@@ -186,7 +186,7 @@ class Critic:
         """Adam's two moments of a parameter, made as torch makes them where there are none."""
         state = self._adam.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device="cpu")
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state["exp_avg"], state["exp_avg_sq"]

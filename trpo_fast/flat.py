@@ -48,7 +48,7 @@ class FlatParameters:
     def read(self) -> Tensor:
         """A copy of the parameters ``[P]``, bit for bit."""
         if _native.core is not None and _plain(self.tensors):
-            found = torch.empty(sum(self.sizes), dtype=self.dtype)
+            found = torch.empty(sum(self.sizes), dtype=self.dtype, device="cpu")
             places = [
                 (t.data_ptr(), size) for t, size in zip(self.tensors, self.sizes, strict=True)
             ]

@@ -61,7 +61,12 @@ class Learner:
     ) -> None:
         self.config = config
         self.device = _device(config.device)
-        generator = torch.Generator().manual_seed(int(config.seed or 0))
+        if config.backend in ("cpu", "cuda") and config.backend != self.device.type:
+            raise ConfigError(
+                f"backend={config.backend!r} does not serve networks on {str(self.device)!r}; "
+                f"use backend='auto', or device={config.backend!r}"
+            )
+        generator = torch.Generator("cpu").manual_seed(int(config.seed or 0))
         with _mistakes_are_the_users():
             if policy is None:
                 policy = _make_policy(config, observation_space, action_space, generator)

@@ -100,7 +100,7 @@ class Draws:
         self._seed: int | None = None
         if noise == "fixed":  # what the generator would draw next, without drawing it
             with torch.random.fork_rng([]):
-                self._seed = int(torch.randint(1 << 62, ()))
+                self._seed = int(torch.randint(1 << 62, (), device="cpu"))
 
     @contextmanager
     def same(self, index: int = 0) -> Iterator[None]:

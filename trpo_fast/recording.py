@@ -118,8 +118,8 @@ class Recording:
     def keep_actions(self, t: int, actions: Tensor) -> None:
         """Note the actions [B, ...] of step t, as sampled."""
         if self.actions is None:
-            steps, envs = self.rewards.shape
-            self.actions = torch.empty((steps, envs, *actions.shape[1:]), dtype=actions.dtype)
+            shape = (*self.rewards.shape, *actions.shape[1:])
+            self.actions = torch.empty(shape, dtype=actions.dtype, device="cpu")
         self.actions[t] = actions
 
     def keep(self, t: int, transition: Transition) -> None:

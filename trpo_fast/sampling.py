@@ -94,7 +94,7 @@ class Sampler:
         self._recording = recording
         self._space = space
         self._to_env = action_converter(policy, space)
-        parameter = next(policy.parameters(), torch.empty(0))
+        parameter = next(policy.parameters(), torch.empty(0, device="cpu"))
         self._device, self._dtype = parameter.device, parameter.dtype
         self._kept: list[Tensor] = []
 
@@ -149,7 +149,7 @@ class NetworkSampler(Sampler):
         self._noise = draw_noise(net, rng, steps, envs)
         width = () if net.head.kind == "categorical" else self._noise.shape[2:]
         dtype = torch.int64 if net.head.nvec else self._dtype
-        recording.actions = torch.empty((steps, envs, *width), dtype=dtype)
+        recording.actions = torch.empty((steps, envs, *width), dtype=dtype, device="cpu")
         self._prepare()
 
     def _prepare(self) -> None:

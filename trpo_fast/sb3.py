@@ -278,7 +278,7 @@ def _fit_natively(model: TRPO, values: Values, movable: list[nn.Parameter]) -> f
     def moments(parameter: Tensor) -> tuple[Tensor, Tensor]:
         state = optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device="cpu")
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state["exp_avg"], state["exp_avg_sq"]

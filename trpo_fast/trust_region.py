@@ -244,6 +244,13 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
     return search.along(solution.x, options.lr * scale, slope, quadratic)
 
 
+def _moved(theta: Tensor, x: Tensor, step: float) -> Tensor:
+    """``theta + step x``, also where torch refuses the step as too large for the dtype."""
+    if step <= torch.finfo(theta.dtype).max:
+        return torch.add(theta, x, alpha=step)
+    return (theta.double() + step * x.double()).to(theta.dtype)
+
+
 class _Search:
     """The line search of one update, and the figures gathered on the way."""
 
@@ -273,7 +280,7 @@ class _Search:
                 expected -= 0.5 * o.beta * step * step * quadratic
             if self.backtracks == 0:
                 self.expected = expected
-            candidate = torch.add(self.theta, x, alpha=step)
+            candidate = _moved(self.theta, x, step)
             if torch.equal(candidate, self.theta):
                 if self.backtracks == 0:
                     return self.rejected(Status.zero_step)

@@ -212,7 +212,7 @@ class PackedForward:
         x_arg = tensor_arg(x, self._dtype)
         if x.ndim != 2:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, in]")
-        out = torch.empty(x.shape[0], self._outputs, dtype=self._dtype)
+        out = x.new_empty(x.shape[0], self._outputs)
         self._native(x_arg, tensor_arg(out, self._dtype))
         return out
 
@@ -334,7 +334,7 @@ class CpuProblem:
 
     def gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
-        g = torch.empty(self._size, dtype=self._dtype)
+        g = torch.empty(self._size, dtype=self._dtype, device="cpu")
         loss = self._native.gradient(tensor_arg(g, self._dtype))
         self._prepared = True
         return loss, g
@@ -396,8 +396,8 @@ class CpuProblem:
     def _square(self, size: int) -> Tensor:
         """A factor to be filled in; that of a bias alone stays [[1]]."""
         if size == 1:
-            return torch.ones(1, 1, dtype=self._dtype)
-        return torch.empty(size, size, dtype=self._dtype)
+            return torch.ones(1, 1, dtype=self._dtype, device="cpu")
+        return torch.empty(size, size, dtype=self._dtype, device="cpu")
 
     def _factors(self, places: Mapping[int, Place], rows: int, *, inputs: bool) -> list[Tensor]:
         """A or G of the layers in ``places``, by passes of their own."""

@@ -75,8 +75,9 @@ def plain(matrix: Tensor) -> Tensor:
 @lru_cache(maxsize=4)
 def signs_of(rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
     """Random signs ``[rows, outputs]``, the same at every call; torch's own generator rests."""
-    generator = torch.Generator().manual_seed(0)
-    return (2 * torch.randint(0, 2, (rows, outputs), generator=generator) - 1).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(0)
+    bits = torch.randint(0, 2, (rows, outputs), generator=generator, device="cpu")
+    return (2 * bits - 1).to(dtype)
 
 
 def layer_rows(network: Network, batch: Batch) -> list[LayerRows]:

@@ -223,7 +223,7 @@ def _prepare_forward_mode() -> None:
     """Torch loads parts of itself at the first dual number, and warns of what it finds there."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)
-        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+        forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
 
 
 class KlHessian:

@@ -359,10 +359,10 @@ class Curvature:
         young = all(
             0 < entry.get(AGE, 0) < interval
             and all(
-                isinstance(entry.get(name), Tensor) and tuple(entry[name].shape) == shape
+                _fits(entry.get(name), shape, key)
                 for name, shape in zip(names, wanted, strict=True)
             )
-            for entry, wanted in zip(entries, shapes, strict=True)
+            for entry, wanted, key in zip(entries, shapes, keys, strict=True)
         )
         if not young:
             found = compute()
@@ -376,6 +376,16 @@ class Curvature:
         for entry in entries:
             entry[AGE] += 1
         return [tuple(entry[name] for name in names) for entry in entries]
+
+
+def _fits(statistic: object, shape: tuple[int, ...], key: Tensor) -> bool:
+    """Whether a kept statistic is one of the parameter ``key`` as it is now."""
+    return (
+        isinstance(statistic, Tensor)
+        and tuple(statistic.shape) == shape
+        and statistic.dtype is key.dtype
+        and statistic.device == key.device
+    )
 
 
 class _TorchStatistics:

@@ -77,7 +77,8 @@ class NativeSampling:
             "low": bounds[0],
             "high": bounds[1],
         }
-        self.log_probs: Tensor = torch.empty(*actions.shape[:2], 1, dtype=torch.float64)
+        shape = (*actions.shape[:2], 1)
+        self.log_probs: Tensor = torch.empty(shape, dtype=torch.float64, device="cpu")
         given = {name: _arg(name, array, network) for name, array in buffers.items()}
         self._memory = Workspace(self._native.workspace_bytes())
         # The native side holds addresses: these keep what they point at alive.

@@ -23,7 +23,7 @@ class Workspace:
     def __init__(self, nbytes: int) -> None:
         spare = _SPARE.pop(nbytes, None)
         if spare is None:
-            spare = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+            spare = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
         self.memory = spare
 
     @property
