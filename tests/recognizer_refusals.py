@@ -171,7 +171,7 @@ class Normalising(Policy):
         return super().mean((obs - self.center) / 2.0)
 
 
-@refused("two layers share one parameter")
+@refused("two layers share a parameter")
 class Tied(Policy):
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Tied(Policy):
         return self.last(self.again(torch.tanh(self.middle(torch.tanh(self.first(obs))))))
 
 
-@refused("two layers share one parameter")
+@refused("two layers share a parameter")
 class SharedMemory(Tied):
     def __init__(self) -> None:
         super().__init__()

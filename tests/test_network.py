@@ -251,6 +251,20 @@ class TestRecogniser:
         policy.body[2].bias = policy.body[0].bias
         assert "share" in self.reason(policy)
 
+    @pytest.mark.parametrize("first", [0, 3])
+    def test_parameters_that_overlap_in_memory(self, first: int) -> None:
+        policy = make_policy(BY_NAME["gaussian"], (5, 5))
+        weight = torch.randn(11, 5, dtype=policy.body[2].weight.dtype)
+        policy.body[2].weight.data = weight[first : first + 5]
+        policy.body[4].weight.data = weight[first + 4 : first + 4 + policy.body[4].weight.shape[0]]
+        assert "share" in self.reason(policy)
+
+    def test_neighbours_in_memory_do_not_overlap(self) -> None:
+        policy = make_policy(BY_NAME["gaussian"], (5, 5))
+        flat = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+        torch.nn.utils.vector_to_parameters(flat, policy.parameters())
+        assert isinstance(network_of(policy), Network)
+
     def test_value_functions(self) -> None:
         value = ValueFunction(spaces.Box(-1, 1, (4,)), (8,), "relu")
         layers = layers_of(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -251,7 +252,7 @@ def unservable(tensors: Sequence[Tensor]) -> str | None:
     first = tensors[0]
     if first.dtype not in (torch.float32, torch.float64):
         return f"parameters are {first.dtype}; the fused path serves float32 and float64"
-    dtype, device, places = first.dtype, first.device, set()
+    dtype, device, spans = first.dtype, first.device, []
     for t in tensors:
         if t.dtype is not dtype or t.device != device:
             return "parameters differ in dtype or device"
@@ -261,8 +262,11 @@ def unservable(tensors: Sequence[Tensor]) -> str | None:
             return "a parameter is of a tensor subclass, or empty"
         if t._backward_hooks:
             return "a gradient hook is registered on a parameter"
-        places.add(t.data_ptr())
-    return "two layers share one parameter" if len(places) != len(tensors) else None
+        start = t.data_ptr()
+        spans.append((start, start + (t.nbytes if t.is_contiguous() else 1)))
+    spans.sort()
+    shared = any(end > start for (_, end), (start, _) in pairwise(spans))
+    return "two layers share a parameter, or memory of theirs" if shared else None
 
 
 def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...] | str:

@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from trpo_fast.backends import workspace
-from trpo_fast.backends.workspace import SPARE_COUNT, SPARE_LEAST, SPARE_MOST, Workspace
+from trpo_fast.backends.workspace import SPARE_LEAST, SPARE_MOST, Workspace
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 63, 4097, SPARE_LEAST])
@@ -37,6 +37,9 @@ def test_little_and_not_the_largest_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
     for nbytes in (SPARE_LEAST // 2, SPARE_MOST + 1):
         Workspace(nbytes)
     assert not kept
-    for extra in range(SPARE_COUNT + 3):
-        Workspace(SPARE_LEAST + extra)
-    assert list(kept) == [SPARE_LEAST + extra for extra in range(3, SPARE_COUNT + 3)]
+    sizes = [SPARE_MOST // 2 + extra for extra in range(0, 256, 64)]
+    for nbytes in sizes:
+        Workspace(nbytes)
+    assert list(kept) == sizes[-1:]
+    Workspace(SPARE_LEAST)
+    assert list(kept) == [sizes[-1], SPARE_LEAST]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # kAlignment of csrc/cpu/slabs.h
-# What is kept of memory that is not used any more: so many pieces, of so many bytes each.
-SPARE_COUNT, SPARE_LEAST, SPARE_MOST = 4, 1 << 20, 128 << 20
+# What is kept of memory that is not used any more: pieces of so many bytes, and in all.
+SPARE_LEAST, SPARE_MOST = 1 << 20, 128 << 20
 _SPARE: dict[int, Tensor] = {}  # by size
 
 
@@ -37,5 +37,5 @@ class Workspace:
         memory = getattr(self, "memory", None)  # none where there was not enough
         if memory is not None and SPARE_LEAST <= memory.nbytes <= SPARE_MOST:
             _SPARE[memory.nbytes - ALIGNMENT] = memory
-            while len(_SPARE) > SPARE_COUNT:
-                _SPARE.pop(next(iter(_SPARE)), None)
+            while sum(_SPARE) > SPARE_MOST:
+                _SPARE.pop(next(iter(_SPARE), 0), None)
