@@ -1,7 +1,8 @@
-"""Policies of every make that are recognised."""
+"""Policies of every make that are recognised, and what the recogniser's tests do with them."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -17,9 +18,11 @@ from torch.distributions import (
     Normal,
 )
 from torch.nn import functional
+from update_cases import Wrapped
 
-from trpo_fast import MlpPolicy
+from trpo_fast import MlpPolicy, TRPOOptimizer
 from trpo_fast.distributions import MultiCategorical
+from trpo_fast.network import network_of
 
 WIDTH, ACTIONS = 5, 3
 
@@ -258,3 +261,46 @@ def a_subclass_of_mlp_policy() -> nn.Module:
         pass
 
     return Mine(spaces.Box(-1, 1, (WIDTH,)), spaces.Box(-1, 1, (ACTIONS,)), (6, 4))
+
+
+def observations(rows: int = 48, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, WIDTH, generator=generator).to(dtype)
+
+
+def made(make: Make, dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(7)
+    return make().to(dtype)
+
+
+def data_of(module: nn.Module, obs: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        actions = copy.deepcopy(module).eval()(obs).sample()
+        advantages = torch.randn(len(obs))
+    return {"obs": obs, "actions": actions, "advantages": advantages}
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def reason(module: nn.Module, obs: Tensor | None = None) -> str:
+    found = network_of(module, observations() if obs is None else obs)
+    assert isinstance(found, str), "it was recognised"
+    return found
+
+
+def step(module: nn.Module, data: dict[str, Tensor]) -> TRPOOptimizer:
+    opt = TRPOOptimizer(module)
+    opt.step(**data)
+    assert opt.last_result is not None
+    assert opt.last_result.accepted
+    return opt
+
+
+class Wrapped2(Wrapped):
+    """``Wrapped`` for modules that take no mask."""
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        return self.inner(obs.neg().neg())

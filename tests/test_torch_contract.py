@@ -149,8 +149,8 @@ class TestStateDict:
         assert repr(other.state_dict()) == repr(opt.state_dict())
 
     def test_loads_across_devices(self) -> None:
-        """No tensor is in the state, so it goes to any device as it is."""
-        _, opt, data = made()
+        """Plain conjugate gradients keep no tensor, so the state goes to any device as it is."""
+        _, opt, data = made(preconditioner="none")
         opt.step(**data)
         file = io.BytesIO()
         torch.save(opt.state_dict(), file)
@@ -160,6 +160,29 @@ class TestStateDict:
         meta = TRPOOptimizer(make_policy(GAUSSIAN, dtype=torch.float32))
         meta.load_state_dict(state)
         assert meta.param_groups[0]["max_kl"] == 0.01
+
+    @pytest.mark.parametrize("device", ["cpu", "meta", "cuda"])
+    def test_statistics_follow_their_parameters(self, device: str) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA device")
+        policy, opt, data = made(preconditioner="kfac")
+        opt.step(**data)
+        kept = [v for entry in opt.state.values() for v in entry.values() if isinstance(v, Tensor)]
+        assert kept
+        twin = copy.deepcopy(policy).double()
+        other = TRPOOptimizer(twin, preconditioner="kfac")
+        twin.to(device)  # in place, as nn.Module.to does: the optimizer holds the same parameters
+        if device == "meta":
+            other.param_groups[0]["params"] = list(twin.parameters())
+        other.load_state_dict(opt.state_dict())
+        loaded = [v for e in other.state.values() for v in e.values() if isinstance(v, Tensor)]
+        assert len(loaded) == len(kept)
+        for old, new in zip(kept, loaded, strict=True):
+            assert (new.device.type, new.dtype) == (device, torch.float64)
+            assert device == "meta" or torch.equal(new.cpu(), old.double())
+        if device == "cpu":
+            other.step(**{k: v.double() if v.is_floating_point() else v for k, v in data.items()})
+            assert result_of(other).accepted
 
     def test_a_state_of_another_model_is_refused(self) -> None:
         opt = TRPOOptimizer([nn.Parameter(torch.zeros(2))])
@@ -176,14 +199,20 @@ class TestStateDict:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for lr in (0.5, torch.tensor(0.5)):
-                policy, opt, data = made(max_kl=0.02, lr=lr)
+            for lr, stepped in ((0.5, False), (torch.tensor(0.5), False), (0.5, True)):
+                policy, opt, data = made(max_kl=0.02, lr=lr, preconditioner="kfac")
+                if stepped:
+                    opt.step(**data)
                 before = bits(policy)
                 state = get_optimizer_state_dict(policy, opt)
                 assert same_bits(policy, before)
                 assert float(opt.param_groups[0]["lr"]) == 0.5
-                policy, other, data = made()
-                set_optimizer_state_dict(policy, other, state)
+                twin, other, data = made()
+                twin.load_state_dict(policy.state_dict())
+                set_optimizer_state_dict(twin, other, state)
+                kept = [len(entry) for entry in opt.state.values()]
+                assert [len(entry) for entry in other.state.values()] == kept
+                assert bool(kept) == stepped
                 assert other.param_groups[0]["max_kl"] == 0.02
                 assert same_bits(policy, before)
                 other.step(**data)
