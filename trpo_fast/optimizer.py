@@ -16,7 +16,7 @@ from trpo_fast.adaptation import adapted_beta, adapted_damping
 from trpo_fast.backends import fused_problem
 from trpo_fast.backends.generic import Evaluation, GenericProblem, Term
 from trpo_fast.backends.modules import module_terms
-from trpo_fast.backends.preconditioner import Curvature, precondition, refuse_generic
+from trpo_fast.backends.preconditioner import AGE, Curvature, precondition, refuse_generic
 from trpo_fast.batch import BatchReader, fused_batch
 from trpo_fast.errors import say_once
 from trpo_fast.flat import FlatParameters, all_finite
@@ -300,6 +300,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
             if self._curvature is None or self._curvature.state is not self.state:
                 self._curvature = Curvature(self.state)
             precondition(problem, self._curvature, network, fused, options)
+            if self.state:  # torch.distributed.checkpoint wants an entry for each or for none
+                for p in parameters.tensors:
+                    self.state.setdefault(p, {AGE: 0})
             return update(problem, options, unit=batch.unit)
         if options.backend != "auto":
             raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
