@@ -76,9 +76,9 @@ class _OnOurPolicy:
 class TrpoFast(_OnOurPolicy):
     """This package through its public interface, on a named backend."""
 
-    def __init__(self, case: Case, backend: str) -> None:
+    def __init__(self, case: Case, backend: str, precision: str = "fp32") -> None:
         super().__init__(case)
-        self.backend = backend
+        self.backend, self.precision = backend, precision
 
     def product(self) -> Callable[[], Tensor]:
         """The product of a solve in progress: the one call here below the public interface."""
@@ -89,7 +89,7 @@ class TrpoFast(_OnOurPolicy):
         parameters = FlatParameters(list(named.values()), list(named))
         reader = BatchReader(case.obs, None, dtype=torch.float32, device=case.obs.device)
         batch = fused_batch(reader.inputs(), network.head, case.size.obs, torch.float32)
-        options = Options(precision="fp32", backend=self.backend)
+        options = Options(precision=self.precision, backend=self.backend)
         problem = fused_problem(network, parameters, batch, options)
         problem.fisher_product(case.vector)
         damped = DAMPING * case.vector.numpy()
@@ -115,7 +115,7 @@ class TrpoFast(_OnOurPolicy):
                 cg_iters=CG_ITERS,
                 cg_tol=0.0,
                 preconditioner="none",
-                precision="fp32",
+                precision=self.precision,
                 backend=self.backend,
             )
             return x
@@ -131,7 +131,7 @@ class TrpoFast(_OnOurPolicy):
             cg_iters=CG_ITERS,
             cg_tol=0.0,
             preconditioner="none",
-            precision="fp32",
+            precision=self.precision,
             backend=self.backend,
         )
         return lambda: optimizer.step(
@@ -171,15 +171,19 @@ def _peer(module: str, package: str) -> Callable[[Case], Contender]:
     return build
 
 
-def _native_backend(case: Case) -> Contender:
-    if _native.core is None:
-        pytest.skip(f"no native module: {_native.load_error}")
-    return TrpoFast(case, "cpu")
+def _native_backend(precision: str) -> Callable[[Case], Contender]:
+    def build(case: Case) -> Contender:
+        if _native.core is None:
+            pytest.skip(f"no native module: {_native.load_error}")
+        return TrpoFast(case, "cpu", precision)
+
+    return build
 
 
 OURS = "trpo_fast"
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
-    OURS: _native_backend,
+    OURS: _native_backend("fp32"),
+    "trpo_fast, bf16": _native_backend("bf16"),
     "trpo_fast, plain torch": lambda case: TrpoFast(case, "reference"),
     "double backward": DoubleBackward,
     "sb3-contrib": _peer("peer_sb3", "sb3_contrib"),

@@ -14,11 +14,14 @@ SECONDS = 0.25  # of one turn, where more than one round fits in
 MAX_ROUNDS = 200
 
 # Largest relative error against float64: rounding over ten CG iterations, with room for hidden
-# layers of 1024. sb3-contrib's CG starts at random noise, which shows in what it finds.
-PRODUCT_TOLERANCE = 1e-5
-SOLVE_TOLERANCE = {"sb3-contrib": 1e-3}
+# layers of 1024. sb3-contrib's CG starts at random noise, which shows in what it finds. A product
+# of bfloat16 operands is off by what docs/precision.md says; plain CG multiplies that.
+PRODUCT_TOLERANCE = {"trpo_fast, bf16": 2**-7}
+DEFAULT_PRODUCT_TOLERANCE = 1e-5
+SOLVE_TOLERANCE = {"sb3-contrib": 1e-3, "trpo_fast, bf16": 0.1}
 DEFAULT_SOLVE_TOLERANCE = 3e-5
-KL_TOLERANCE = 1e-3
+KL_TOLERANCE = {"trpo_fast, bf16": 2**-5}
+DEFAULT_KL_TOLERANCE = 1e-3
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
