@@ -8,7 +8,6 @@ import pytest
 from cases import Size, answer_of, case_of, mean_kl
 from contenders import contender_of
 from timing import (
-    DEFAULT_KL_TOLERANCE,
     DEFAULT_SOLVE_TOLERANCE,
     KL_TOLERANCE,
     SOLVE_TOLERANCE,
@@ -29,9 +28,8 @@ def test_update(
         call()
         after = candidate.theta()
         kl = mean_kl(case, after)
-        kl_tolerance = KL_TOLERANCE.get(contender, DEFAULT_KL_TOLERANCE)
         error = relative_error(after.double() - case.theta.double(), answer.step)
-        assert kl == pytest.approx(answer.kl, rel=kl_tolerance)
+        assert kl == pytest.approx(answer.kl, rel=KL_TOLERANCE)
         assert error < SOLVE_TOLERANCE.get(contender, DEFAULT_SOLVE_TOLERANCE)
         return error, kl
 
