@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import double_backward
@@ -41,8 +42,9 @@ SIZES = (
     Size(25_000, 17, 6, 1024),
 )
 WARM_UP = 3
-SECONDS = 0.5  # of one measurement
-TOLERANCE = 3e-5  # relative error of a product; also the step's, which CG amplifies, times 100
+SECONDS = 0.3  # of one measurement
+# Relative error of a product; also the step's, which CG amplifies, times 100.
+TOLERANCE = {"fp32": 3e-5, "tf32": 2**-10, "bf16": 2**-7, "bf16x3": 2**-15}
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,15 @@ def error_of(found: Tensor, exact: Tensor, tolerance: float) -> float:
     return error
 
 
-def problem_of(case: Case) -> CudaProblem | None:
-    """The case on the CUDA backend; None where it does not serve the shape."""
+def problem_of(case: Case, precision: str = "fp32") -> CudaProblem | None:
+    """The case on the CUDA backend; None where it does not serve it on this device."""
     parameters = FlatParameters(list(case.policy.parameters()), [])
     reader = BatchReader(case.obs, None, dtype=torch.float32, device=case.obs.device)
     batch = reader.batch(case.actions, case.advantages, case.log_prob, None)
     network = network_of(case.policy)
     assert isinstance(network, Network)
     fused = fused_batch(batch, network.head, case.size.obs, torch.float32)
-    options = Options()
+    options = Options(precision=precision)
     if refusal(network, fused, options) is not None:
         return None
     return CudaProblem(network, parameters, fused, options)
@@ -122,9 +124,10 @@ def product_lines(case: Case) -> list[Line]:
         backend="reference",
     )
     calls: dict[str, Callable[[], Tensor]] = {}
-    problem = problem_of(case)
-    if problem is not None:
-        calls["trpo_fast cuda"] = lambda: problem.fisher_product(case.vector)
+    for precision in TOLERANCE:
+        problem = problem_of(case, precision)
+        if problem is not None:
+            calls[f"trpo_fast cuda {precision}"] = partial(problem.fisher_product, case.vector)
     calls["trpo_fast reference"] = lambda: fisher_vector_product(
         case.policy, case.obs, case.vector, backend="reference"
     )
@@ -132,15 +135,19 @@ def product_lines(case: Case) -> list[Line]:
     calls["torch double backward"] = lambda: torch_product(case.vector) - DAMPING * case.vector
     lines = []
     for name, call in calls.items():
-        error = error_of(call(), exact, TOLERANCE)
+        error = error_of(call(), exact, tolerance_of(name))
         lines.append(Line("product", str(case.size), name, *times(call, lambda: None), error))
     return lines
+
+
+def tolerance_of(contender: str) -> float:
+    return TOLERANCE.get(contender.rsplit(" ", 1)[-1], TOLERANCE["fp32"])
 
 
 def update_lines(case: Case) -> list[Line]:
     reset = reset_of(case)
 
-    def ours(backend: str) -> Callable[[], object]:
+    def ours(backend: str, precision: str = "fp32") -> Callable[[], object]:
         optimizer = TRPOOptimizer(
             case.policy,
             max_kl=MAX_KL,
@@ -148,6 +155,7 @@ def update_lines(case: Case) -> list[Line]:
             cg_iters=CG_ITERS,
             cg_tol=0.0,
             preconditioner="none",
+            precision=precision,
             backend=backend,
         )
         return lambda: optimizer.step(
@@ -158,8 +166,9 @@ def update_lines(case: Case) -> list[Line]:
         )
 
     calls: dict[str, Callable[[], object]] = {}
-    if problem_of(case) is not None:
-        calls["trpo_fast cuda"] = ours("cuda")
+    for precision in TOLERANCE:
+        if problem_of(case, precision) is not None:
+            calls[f"trpo_fast cuda {precision}"] = ours("cuda", precision)
     calls["trpo_fast reference"] = ours("reference")
     calls["torch double backward"] = lambda: double_backward.update(case)
     reset()
@@ -171,7 +180,7 @@ def update_lines(case: Case) -> list[Line]:
         reset()
         call()
         step = flat(case.policy.parameters()).detach() - case.theta
-        error = error_of(step, exact, 100 * TOLERANCE)
+        error = error_of(step, exact, 100 * tolerance_of(name))
         lines.append(Line("update", str(case.size), name, *times(call, reset), error))
     reset()
     return lines

@@ -31,11 +31,12 @@ rm -rf "$out/package" && mkdir -p "$out/package" && cp -r trpo_fast "$out/packag
 cp "$build"/_core*.so "$out/package/trpo_fast/"
 export PYTHONPATH="$out/package:$PWD/benchmarks" TRPO_FAST_REQUIRE_NATIVE=1
 cuobjdump --dump-resource-usage "$out"/package/trpo_fast/_core_cuda*.so 2>/dev/null |
-  grep -A1 policy_kernel | tee "$out/resources.log"
+  grep -A1 -E '(policy|tiled)_kernel' | tee "$out/resources.log"
 
 step "tests on the device"
 timeout 150 "$PYTHON" -m pytest -p no:cacheprovider -W default -q -x tests/backends/test_parity.py \
-  tests/backends/test_cuda.py -k "cuda and not emulated" 2>&1 | tee "$out/tests.log" | tail -15
+  tests/backends/test_cuda.py tests/backends/test_cuda_tiles.py \
+  tests/backends/test_cuda_rollout.py -k "cuda and not emulated" 2>&1 | tee "$out/tests.log" | tail -15
 [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
 
 for tool in memcheck racecheck synccheck; do

@@ -6,6 +6,9 @@ from typing import Any, TypeAlias
 
 TensorArg: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
 
+PreconditionerArg: TypeAlias = tuple[TensorArg, TensorArg, list[tuple[int, bool]]]
+SolveOptions: TypeAlias = dict[str, float | PreconditionerArg | None]
+
 def facts() -> dict[str, Any]: ...
 def plan(
     layers: Sequence[tuple[int, int, int, float]],
@@ -48,13 +51,13 @@ class _PolicyProblem:
         g: TensorArg,
         x: TensorArg,
         figures: TensorArg,
-        options: dict[str, float],
+        options: SolveOptions,
         stream: int,
     ) -> None: ...
     def forward(self, out: TensorArg, stream: int) -> None: ...
     def evaluate(self, theta: TensorArg, figures: TensorArg, stream: int) -> None: ...
     def update(
-        self, candidate: TensorArg, figures: TensorArg, options: dict[str, float], stream: int
+        self, candidate: TensorArg, figures: TensorArg, options: SolveOptions, stream: int
     ) -> None: ...
 
 class PolicyProblemF32(_PolicyProblem): ...

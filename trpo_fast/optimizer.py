@@ -72,8 +72,8 @@ class TRPOOptimizer(torch.optim.Optimizer):
         preconditioner: Of conjugate gradients: "none"; "kfac", Kronecker-factored layers (Martens
             & Grosse 2015); "diagonal", for comparison. Statistics that need gradients are kept in
             the optimizer's state for up to five updates. "auto" is "kfac" for recognised
-            perceptrons whose batch is large enough to pay for it. The solution sought is the same
-            with all.
+            perceptrons on the CPU whose batch is large enough to pay for it. The solution sought
+            is the same with all.
         precision: Of what the Fisher products multiply: "fp32" (float64 for a float64 policy);
             "tf32", rounded to 11 bits by CUDA's tensor cores; "bf16", rounded to bfloat16;
             "bf16x3", as two bfloat16 each. Their sums, the gradient, the KL and the surrogate are

@@ -1,9 +1,9 @@
-// Conjugate gradients on (F + damping I) x = b from x = 0, by the whole grid (Hestenes & Stiefel
-// 1952; Nocedal & Wright 2006, algorithm 5.2). Departures from the textbook: dot products in
-// double, a stop on the relative residual or on the quadratic model's relative progress (Martens
-// 2010, section 4.4, over one iteration), an end at the last good x; and p'Ap is taken from the
-// network's outputs, so that an iteration needs two barriers of the grid (three where p does not
-// fit shared memory).
+// Preconditioned conjugate gradients on (F + damping I) x = b from x = 0, by the whole grid
+// (Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithms 5.2 and 5.3). Departures from the
+// textbook: dot products in double, a stop on the relative residual or on the quadratic model's
+// relative progress (Martens 2010, section 4.4, over one iteration), an end at the last good x; and
+// p'Ap is taken from the network's outputs, so that an iteration needs two barriers of the grid
+// (three where p does not fit shared memory).
 #pragma once
 
 #include "problem.cuh"
@@ -36,13 +36,18 @@ class ConjugateGradient {
     const UpdateOptions& o = a_.options;
     double rr = start();
     const double norm = rr;
-    double progress = 0;
+    double rz = first_direction(rr), progress = 0;
     bool lost = false;  // r, and with it x'(b - r)
     Solution s{SolveStatus::done, 0, 1, 0, 0};
     // Below rounding level a residual is noise, and so is what further steps would add.
     const double least = 4 * rounding<T>(), tolerance = o.cg_tol > least ? o.cg_tol : least;
     const double stop = tolerance * tolerance * norm;
-    while (s.iterations < o.cg_iters && rr > stop) {
+    bool going = rr > stop;
+    while (going) {
+      if (!std::isfinite(rz) || rz <= 0) {
+        s.status = SolveStatus::breakdown;
+        break;
+      }
       const double curvature = problem_.product(p_, o.damping);
       if (!std::isfinite(curvature)) {
         s.status = SolveStatus::non_finite;
@@ -52,20 +57,22 @@ class ConjugateGradient {
         s.status = SolveStatus::negative_curvature;
         break;
       }
-      const double alpha = rr / curvature;       // alpha = r'r / p'Ap
+      const double alpha = rz / curvature;       // alpha = r'z / p'Ap
       const double next = step_residual(alpha);  // r = r - alpha A p
       if (!std::isfinite(next)) {
         s.status = SolveStatus::breakdown;
         lost = true;
         break;
       }
-      step(T(alpha), T(next / rr));  // x = x + alpha p, p = r + (r'r_new / r'r_old) p
       rr = next;
       ++s.iterations;
-      // q(x_old) - q(x) = alpha r'r / 2, with q(x) = x'Ax / 2 - b'x
-      const double gain = alpha * alpha * curvature;
+      // q(x_old) - q(x) = alpha r'z / 2, with q(x) = x'Ax / 2 - b'x
+      const double gain = alpha * rz;
       progress += gain;
-      if (gain < o.cg_progress_tol * progress) break;
+      going = s.iterations < o.cg_iters && rr > stop && !(gain < o.cg_progress_tol * progress);
+      const double next_rz = going ? precondition(rr) : rr;
+      step(T(alpha), T(next_rz / rz));  // x = x + alpha p, p = z + (r'z / r_old'z_old) p
+      rz = next_rz;
     }
     s.residual = norm > 0 ? std::sqrt(rr / norm) : 0;
     finish(s);
@@ -84,8 +91,30 @@ class ConjugateGradient {
       rr[0] += double(b) * double(b);
     });
     problem_.sums(rr);
-    p_ = const_cast<T*>(problem_.shared_copy(a_.p));
     return rr[0];
+  }
+
+  __device__ bool preconditioned() const {
+    return Problem::kPreconditions && a_.preconditioner.diagonal != nullptr;
+  }
+
+  // z = M^-1 r; returns r'z, which without M is r'r.
+  __device__ double precondition(double rr) {
+    if constexpr (Problem::kPreconditions) {
+      if (preconditioned()) return problem_.precondition();
+    }
+    return rr;
+  }
+
+  // p = z; returns r'z.
+  __device__ double first_direction(double rr) {
+    const double rz = precondition(rr);
+    if (preconditioned()) {
+      v_.each([&](Index i) { a_.p[i] = a_.z[i]; });
+      grid_sync();
+    }
+    p_ = const_cast<T*>(problem_.shared_copy(a_.p));
+    return rz;
   }
 
   __device__ double step_residual(double alpha) {
@@ -102,12 +131,13 @@ class ConjugateGradient {
 
   __device__ void step(T alpha, T beta) {
     v_.each([&](Index i) { a_.x[i] += alpha * p_[i]; });
+    const T* const z = preconditioned() ? a_.z : a_.r;
     if (a_.plan.weights_resident) {
       __syncthreads();
-      v_.each_in_block([&](Index i) { p_[i] = a_.r[i] + beta * p_[i]; });
+      v_.each_in_block([&](Index i) { p_[i] = z[i] + beta * p_[i]; });
       __syncthreads();
     } else {
-      v_.each([&](Index i) { p_[i] = a_.r[i] + beta * p_[i]; });
+      v_.each([&](Index i) { p_[i] = z[i] + beta * p_[i]; });
       grid_sync();
     }
   }

@@ -142,6 +142,7 @@ std::size_t lay_out(ProblemArgs<T>& a, void* base) {
   for (T** vector : {&a.x, &a.r, &a.p, &a.candidate}) arena.take(*vector, packed);
   arena.take(a.partials, a.plan.partials * packed);
   arena.take(a.log_std_sums, tiled ? blocks * a.actions : 0);
+  for (T** vector : {&a.z, &a.rotated[0], &a.rotated[1]}) arena.take(*vector, tiled ? packed : 0);
   const Index spare = a.fisher_is_all ? 0 : tiled ? chunk : blocks * a.plan.panel_rows;
   arena.take(a.cache, (a.fisher_rows.rows + spare) * a.network.cache_width);
   const bool keeps_metric = a.head_kind != HeadKind::gaussian;

@@ -167,6 +167,19 @@ enum class Products : int {
   bf16x3 = 3,  // 16, as two bfloat16: high high + high low + low high
 };
 
+// M^-1 of conjugate gradients, as trpo_fast/backends/kfac.py makes it. For each layer's part R' of
+// a packed vector, [in_rows, out_padded]: U_A [(U_A' R' U_G) * scale'] U_G', or (A + cI)^-1 R' (G +
+// cI)^-1. In `matrices`, from at[l] on (-1: the layer has no block): U_A or the inverse [in_rows,
+// in_rows], U_G' or the inverse [out_padded, out_padded], and of eigenbases U_G and scale'
+// [in_rows, out_padded]; padding is 0.
+template <class T>
+struct Preconditioner {
+  const T* diagonal;  // [P], for what no block covers; null: there is no preconditioner
+  const T* matrices;
+  Index at[kMaxLayers];
+  bool eigen[kMaxLayers];
+};
+
 enum class Task : int { gradient, product, solve, evaluate, update, forward };
 
 // As csrc/cpu/conjugate_gradient.h and trust_region.h number them.
@@ -208,6 +221,7 @@ struct ProblemArgs {
   Index parameters;  // P
   const T* theta;    // [P + frozen]
   UpdateOptions options;
+  Preconditioner<T> preconditioner;  // tiled only
   Products products;
   bool forward_only;  // no other task will be run: the workspace is small
   bool fisher_ready;  // an earlier launch filled the Fisher rows' caches
@@ -226,10 +240,13 @@ struct ProblemArgs {
   double *row_log_prob, *sums;  // [N], GridSums
   // Of the tiled plan: two panels of a chunk's rows and the blocks' sums for log std.
   T* chunk[2];           // [chunk_rows][widest]
+  T *z, *rotated[2];     // M^-1 r and what is on the way to it; [packed]
   double* log_std_sums;  // [blocks][actions]
 
   TRPO_FAST_SHARED_CODE Head head() const { return {head_kind, outputs, actions, nvec}; }
 };
+
+static_assert(sizeof(ProblemArgs<double>) <= 4096, "a kernel's arguments");
 
 // Sets the workspace's pointers from `base` (null: only counts); returns its bytes.
 template <class T>

@@ -49,6 +49,7 @@ template <class T, int kRows>
 class Problem {
  public:
   using Element = T;
+  static constexpr bool kPreconditions = false;
 
   const ProblemArgs<T>& args;
   Panels<T, kRows> panels;

@@ -46,6 +46,7 @@ template <class T>
 class TiledProblem {
  public:
   using Element = T;
+  static constexpr bool kPreconditions = true;
 
   const ProblemArgs<T>& args;
   TilePanels<T> panels;
@@ -145,6 +146,22 @@ class TiledProblem {
       forward_chunk(chunk, args.weights, false);
       panels.each(chunk, [&](Index first) { store_outputs(panels, chunk, first); });
     });
+  }
+
+  // z = M^-1 r, both of args; returns r'z.
+  __device__ __noinline__ double precondition() {
+    vectors.each([&](Index i) {
+      const Index place = vectors.place(i);
+      args.z[i] = place >= 0 ? args.preconditioner.diagonal[place] * args.r[i] : T(0);
+    });
+    rotate(Rotation::enter);
+    rotate(Rotation::scale);
+    rotate(Rotation::back);
+    rotate(Rotation::leave);
+    double rz[1] = {0};
+    vectors.each([&](Index i) { rz[0] += double(args.r[i]) * double(args.z[i]); });
+    sums(rz);
+    return rz[0];
   }
 
   __device__ void report(Figure figure, double value) const { report_figure(args, figure, value); }
@@ -319,6 +336,57 @@ class TiledProblem {
     Index taken = 0;
     run_tiles(p, products, taken, panels.end);
     grid_sync();
+  }
+
+  enum class Rotation { enter, scale, back, leave };
+
+  // One step of M^-1 r in every layer that has it.
+  __device__ void rotate(Rotation step) const {
+    const Preconditioner<T>& m = args.preconditioner;
+    Index taken = 0;
+    for (int l = 0; l < net_.count; ++l) {
+      const bool inner = step == Rotation::scale || step == Rotation::back;
+      if (m.at[l] < 0 || (inner && !m.eigen[l])) continue;
+      run_tiles(rotation(l, step), Products::exact, taken, panels.end);
+    }
+    grid_sync();
+  }
+
+  __device__ TileProduct<T> rotation(int l, Rotation step) const {
+    const LayerPlan& layer = net_.layers[l];
+    const Index rows = layer.in_rows, columns = layer.out_padded;
+    const T* const A = args.preconditioner.matrices + args.preconditioner.at[l];
+    const T* const G_transposed = A + rows * rows;
+    const T* const G = G_transposed + columns * columns;
+    T* const first = args.rotated[0] + layer.weight;
+    T* const second = args.rotated[1] + layer.weight;
+    TileProduct<T> p{};
+    p.rows = rows;
+    p.columns = columns;
+    p.to_stride = columns;
+    p.term_count = 1;
+    switch (step) {
+      case Rotation::enter:  // U_A' R', or (A + cI)^-1 R', which is symmetric
+        p.terms[0] = {A, rows, true, args.r + layer.weight, columns, rows};
+        p.to = first;
+        break;
+      case Rotation::scale:  // (. U_G) / (l_A l_G' + damping)
+        p.terms[0] = {first, columns, false, G, columns, columns};
+        p.to = second;
+        p.finish = Finish::multiply;
+        p.factor = G + columns * columns;
+        p.factor_stride = columns;
+        break;
+      case Rotation::back:  // U_A .
+        p.terms[0] = {A, rows, false, second, columns, rows};
+        p.to = first;
+        break;
+      case Rotation::leave:  // . U_G' or . (G + cI)^-1
+        p.terms[0] = {first, columns, false, G_transposed, columns, columns};
+        p.to = args.z + layer.weight;
+        break;
+    }
+    return p;
   }
 
   // [observation, 1, padding] of every row to the cache.

@@ -100,6 +100,33 @@ class BoundCudaProblem {
     a_.options.cg_iters = options["cg_iters"].template cast<int>();
     a_.options.cg_tol = options["cg_tol"].template cast<double>();
     a_.options.cg_progress_tol = options["cg_progress_tol"].template cast<double>();
+    read_preconditioner(options["preconditioner"]);
+  }
+
+  // None, or (diagonal, matrices, (where each layer's start or -1, whether in eigenbases)).
+  void read_preconditioner(const py::object& arg) {
+    cuda::Preconditioner<T>& m = a_.preconditioner;
+    m.diagonal = nullptr;
+    if (arg.is_none()) return;
+    if (!tiled_) throw py::value_error("a preconditioner needs tiles");
+    const auto fields = py::cast<py::tuple>(arg);
+    const TensorArg matrices(fields[1], "matrices", 1);
+    matrices.require_contiguous();
+    const auto layers = fields[2].cast<std::vector<std::tuple<Index, bool>>>();
+    if (int(layers.size()) != a_.network.count) throw py::value_error("one entry for every layer");
+    for (int l = 0; l < a_.network.count; ++l) {
+      const cuda::LayerPlan& layer = a_.network.layers[l];
+      const auto [at, eigen] = layers[std::size_t(l)];
+      const Index rows = layer.in_rows, columns = layer.out_padded;
+      const Index inner = eigen ? columns * columns + rows * columns : 0;
+      if (at >= 0 && at + rows * rows + columns * columns + inner > matrices.size(0)) {
+        throw py::value_error("a layer's matrices end beyond the tensor");
+      }
+      m.at[l] = at;
+      m.eigen[l] = eigen;
+    }
+    m.matrices = matrices.data<const T>();
+    m.diagonal = read<T>(fields[0], "diagonal", {a_.parameters});
   }
 
   template <class Element>

@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 from cuda_device import needs_device, on_device
-from emulated_cuda import EmulatedTiles, emulated, needs_emulation
+from emulated_cuda import EmulatedProblem, EmulatedTiles, emulated, needs_emulation
 from test_cuda import KIB, assert_same_update, run
 from test_precision import BOUNDS as CPU_BOUNDS
 from test_precision import relative
 from update_cases import BY_NAME, CASES, Case, flat_of, make_data, make_policy, recognised
 
+from trpo_fast.backends import kfac
+from trpo_fast.backends.preconditioner import Curvature, Preconditioner, precondition
 from trpo_fast.backends.reference import ReferenceProblem
 from trpo_fast.network import ACTIVATIONS
 from trpo_fast.options import Options
+from trpo_fast.trust_region import Status, update
 
 # Largest relative error (2-norm) of F v: an operand moves by at most 2^-11, 2^-8 or 2^-17 of
 # itself.
@@ -171,6 +174,68 @@ def test_a_plan_of_tiles_fills_the_device_within_its_memory() -> None:
         assert plan(25_000, element=element)["shared_bytes"] <= 48 * KIB
     with pytest.raises(ValueError, match="bytes of shared memory"):
         plan(100, 16 * KIB)
+
+
+@needs_emulation
+@pytest.mark.parametrize("kind", ["kfac", "diagonal"])
+@pytest.mark.parametrize("frozen", [None, "weight", "bias", "layer"])
+@pytest.mark.parametrize("hidden", [(7, 6), (140, 9)])
+@pytest.mark.parametrize("eigen_width", [0, 256])
+def test_a_preconditioned_update_is_the_references(
+    kind: str,
+    frozen: str | None,
+    hidden: tuple[int, ...],
+    eigen_width: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kfac, "EIGEN_WIDTH", eigen_width)  # 0: inverses of every layer
+    options = Options(cg_iters=4, preconditioner=kind, damping=0.02)
+    found = []
+    for problem_class in (EmulatedProblem, ReferenceProblem):
+        policy = make_policy(BY_NAME["multi_categorical_masked"], hidden)
+        data = make_data(policy, BY_NAME["multi_categorical_masked"], 60, weighted=True)
+        policy.body[0].weight.requires_grad_(frozen not in ("weight", "layer"))
+        policy.body[0].bias.requires_grad_(frozen not in ("bias", "layer"))
+        network, batch = recognised(policy, data)
+        flat = flat_of(policy)
+        problem: Any = problem_class(network, flat, batch, options)
+        precondition(problem, Curvature(), network, batch, options)
+        assert problem.preconditioner is not None
+        g = torch.randn(sum(flat.sizes), generator=torch.Generator().manual_seed(3)).double()
+        x = problem.solve(g, options)
+        found.append((x, update(problem, options), flat.read()))
+    (x, result, theta), (expected_x, expected, expected_theta) = found
+    torch.testing.assert_close(x.x, expected_x.x, rtol=1e-7, atol=1e-10)
+    assert (x.cg_iters, x.status) == (expected_x.cg_iters, expected_x.status)
+    assert result.accepted
+    assert (result.cg_iters, result.backtracks) == (expected.cg_iters, expected.backtracks)
+    assert result.cg_residual == pytest.approx(expected.cg_residual, rel=1e-6)
+    torch.testing.assert_close(theta, expected_theta, rtol=1e-7, atol=1e-9)
+
+
+@needs_emulation
+def test_a_named_preconditioner_goes_to_tiles_and_auto_takes_none() -> None:
+    policy = make_policy(BY_NAME["gaussian"], (64, 64), dtype=torch.float32)
+    network, batch = recognised(policy, make_data(policy, BY_NAME["gaussian"], 2000))
+    for kind, tiled in (("auto", False), ("none", False), ("kfac", True), ("diagonal", True)):
+        options = Options(preconditioner=kind)
+        problem = EmulatedProblem(network, flat_of(policy), batch, options)
+        precondition(problem, Curvature({}), network, batch, options)
+        assert problem.tiled(options) == tiled
+        assert (problem.preconditioner is not None) == tiled
+
+
+@needs_emulation
+def test_a_preconditioner_that_is_not_positive_ends_the_solve() -> None:
+    policy = make_policy(BY_NAME["gaussian"])
+    network, batch = recognised(policy, make_data(policy, BY_NAME["gaussian"]))
+    options = Options(preconditioner="diagonal")
+    problem = EmulatedProblem(network, flat_of(policy), batch, options)
+    size = sum(problem.parameters.sizes)
+    problem.preconditioner = Preconditioner(-torch.ones(size, dtype=torch.float64))
+    solution = problem.solve(torch.ones(size, dtype=torch.float64), options)
+    assert solution.status is Status.breakdown
+    assert not solution.x.any()
 
 
 @needs_device

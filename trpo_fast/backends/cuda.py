@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import accumulate
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from trpo_fast.options import Options
 from trpo_fast.trust_region import Solution, Status, TrustRegionResult
 
 if TYPE_CHECKING:
-    from trpo_fast._core_cuda import TensorArg
+    from trpo_fast._core_cuda import SolveOptions, TensorArg
+    from trpo_fast.backends.kfac import Block
+    from trpo_fast.backends.preconditioner import Preconditioner
 
 # The orders of csrc/common/activations.h and heads.h.
 ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
@@ -74,7 +76,8 @@ def in_tiles(network: Network, options: Options) -> bool:
     Panels end at ``PANEL_WIDTH``; what needs tensor cores or a preconditioner is served in tiles.
     """
     widest = max(layer.weight.shape[0] for layer in network.layers)
-    return widest > PANEL_WIDTH or PRODUCT_CODES[options.precision] > 0
+    special = PRODUCT_CODES[options.precision] > 0 or options.preconditioner in ("diagonal", "kfac")
+    return widest > PANEL_WIDTH or special
 
 
 def padded(width: int) -> int:
@@ -114,11 +117,60 @@ def packed_map(
     return torch.cat([found, padding]).to(device)
 
 
-def _solve_options(options: Options) -> dict[str, float]:
-    found: dict[str, float] = {
-        name: getattr(options, name) for name in ("damping", "cg_iters", "cg_tol")
-    }
-    return {**found, "cg_progress_tol": 0.0}  # that stop is for preconditioned solves
+class PackedPreconditioner(NamedTuple):
+    """A preconditioner's matrices as csrc/cuda/policy_problem.h lays them out."""
+
+    matrices: Tensor
+    layers: list[tuple[int, bool]]  # where each layer's start, -1: it has none; in eigenbases
+
+
+def packed_preconditioner(
+    found: Preconditioner, network: Network, parameters: FlatParameters
+) -> PackedPreconditioner:
+    """The device's layout of a preconditioner, made once and kept with it."""
+    packed = found.packed
+    if isinstance(packed, PackedPreconditioner):
+        return packed
+    starts = [0, *accumulate(parameters.sizes)]
+    by_start = {(at.weight, at.bias): block for at, block in found.blocks}
+    pieces: list[Tensor] = []
+    layers: list[tuple[int, bool]] = []
+    size = 0
+    for layer in network.layers:
+        weight, bias = (
+            None if t is None or id(t) not in parameters.place else starts[parameters.place[id(t)]]
+            for t in (layer.weight, layer.bias)
+        )
+        block = by_start.get((weight, bias))
+        if block is None:
+            layers.append((-1, False))
+            continue
+        out, columns = layer.weight.shape
+        # Where the block's columns lie among a packed layer's rows.
+        rows = [*range(columns if weight is not None else 0)] + [columns] * (bias is not None)
+        added = _packed_block(block, rows, padded(columns + 1), padded(out))
+        layers.append((size, block.scale is not None))
+        pieces += added
+        size += sum(len(piece) for piece in added)
+    matrices = torch.cat(pieces) if pieces else found.diagonal[:0]
+    packed = found.packed = PackedPreconditioner(matrices, layers)
+    return packed
+
+
+def _packed_block(block: Block, rows: list[int], in_rows: int, out_padded: int) -> list[Tensor]:
+    """A block's matrices, padded and flat: U_A, U_G', U_G, scale'; or the two inverses."""
+    out = len(block.left)
+    at = torch.tensor(rows, device=block.left.device)
+    A = block.right.new_zeros(in_rows, in_rows)
+    A[at.unsqueeze(1), at] = block.right
+    G = block.left.new_zeros(out_padded, out_padded)
+    G[:out, :out] = block.left
+    found = [A, G.T]
+    if block.scale is not None:
+        scale = block.scale.new_zeros(in_rows, out_padded)
+        scale[at, :out] = block.scale.T
+        found += [G, scale]
+    return [matrix.reshape(-1) for matrix in found]
 
 
 class CudaProblem:
@@ -140,6 +192,7 @@ class CudaProblem:
     """
 
     backend = "cuda"
+    preconditioner: Preconditioner | None = None
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
@@ -193,7 +246,7 @@ class CudaProblem:
                 "accept_ratio": options.accept_ratio,
                 "max_backtracks": options.max_backtracks,
                 "unit": unit,
-                **_solve_options(options),
+                **self._solve_options(options),
             },
             self._stream(),
         )
@@ -234,7 +287,7 @@ class CudaProblem:
             self._flat(g),
             self._flat(x),
             self._figure_arg(),
-            _solve_options(options),
+            self._solve_options(options),
             self._stream(),
         )
         code, iterations, residual, quadratic = self._figures.tolist()[8:]
@@ -254,6 +307,15 @@ class CudaProblem:
         self._native.evaluate(self._flat(theta.contiguous()), self._figure_arg(), self._stream())
         loss, kl = self._figures[2:4].tolist()
         return loss, kl
+
+    def _solve_options(self, options: Options) -> SolveOptions:
+        names = ("damping", "cg_iters", "cg_tol", "cg_progress_tol")
+        found: SolveOptions = {name: getattr(options, name) for name in names}
+        if self.preconditioner is None:  # that stop is for preconditioned solves
+            return {**found, "cg_progress_tol": 0.0, "preconditioner": None}
+        packed = packed_preconditioner(self.preconditioner, self.network, self.parameters)
+        arguments = self._flat(self.preconditioner.diagonal), self._flat(packed.matrices)
+        return {**found, "preconditioner": (*arguments, packed.layers)}
 
     def _core(self) -> ModuleType:
         core, error = _native.cuda()

@@ -135,7 +135,8 @@ def precondition(
         ValueError: one is named that the problem's backend does not use.
     """
     kind = preconditioner_kind(options, network, batch.rows, lasts=curvature.lasts)
-    if kind == "none":
+    # On a device nothing is known yet of what "auto" would gain.
+    if kind == "none" or (options.preconditioner == "auto" and problem.backend == "cuda"):
         return
     if not isinstance(problem, Preconditioned):
         if options.preconditioner == "auto":
