@@ -15,6 +15,7 @@ import pytest
 from trpo_fast.backends.cuda import CudaProblem
 from trpo_fast.options import Options
 
+KIB = 1 << 10
 DIRECTORY = Path(
     os.environ.get("TRPO_FAST_EMULATION", Path(__file__).parents[1] / "build" / "emulation")
 )

@@ -9,26 +9,10 @@
 #include <cmath>
 #include <limits>
 
+#include "../common/trust_region.h"
 #include "dense_kernels.h"
 
 namespace trpo_fast {
-
-enum class SolveStatus : int {
-  done = 0,
-  negative_curvature = 1,
-  breakdown = 2,
-  non_finite = 3,
-  interrupted = 4,
-};
-
-struct SolveOptions {
-  int iterations;    // cap
-  double tolerance;  // on |r| / |b|; 0: run all
-  double progress;   // on an iteration's share of what the quadratic model has fallen; 0: run all
-  // Whether the residual of the last iterate is wanted. Else a solve that its cap or its progress
-  // ends stops at p'Ap, half a product earlier, and the residual is the iterate's before.
-  bool last_residual = true;
-};
 
 struct Solution {
   SolveStatus status;

@@ -10,28 +10,6 @@
 
 namespace trpo_fast {
 
-enum class Constraint : int { hard = 0, penalty = 1, none = 2 };
-
-// The numbers are those of UPDATE_STATUS in backends/cpu.py.
-enum class UpdateStatus : int {
-  accepted = 0,
-  zero_gradient = 1,
-  zero_step = 2,
-  line_search_failed = 3,
-  negative_curvature = 4,
-  breakdown = 5,
-  non_finite = 6,
-  interrupted = 7,
-};
-
-struct UpdateOptions {
-  Constraint constraint;
-  double max_kl, damping, beta, lr, backtrack_coeff, accept_ratio;
-  int max_backtracks;
-  SolveOptions solve;
-  double unit;  // a power of two that every loss is multiplied by
-};
-
 struct UpdateResult {
   UpdateStatus status;
   double loss_before, loss_after, kl, expected, step;  // the accepted candidate's
@@ -86,19 +64,12 @@ class TrustRegion {
     if (!std::isfinite(slope) || !std::isfinite(quadratic)) {
       return rejected(UpdateStatus::non_finite);
     }
-    if (quadratic <= 0 || slope <= 0) return rejected(failed_solve());
-    return search(theta, work.solve.x, o_.lr * scale(quadratic), slope, quadratic, candidate);
+    if (quadratic <= 0 || slope <= 0) return rejected(failed_solve(u.solution.status));
+    const double size = o_.lr * step_scale(o_, u.gradient_norm, quadratic);
+    return search(theta, work.solve.x, size, slope, quadratic, candidate);
   }
 
  private:
-  double scale(double quadratic) const {
-    // scale^2 x'(F + dI)x / 2 = max_kl
-    if (o_.constraint == Constraint::hard) return std::sqrt(2 * o_.max_kl / quadratic);
-    // maximises g.sx - beta s^2 x'(F + dI)x / 2
-    if (o_.constraint == Constraint::penalty) return result_.gradient_norm / o_.beta;
-    return result_.gradient_norm;  // theta + lr (F + dI)^-1 g
-  }
-
   // Candidates theta + size * backtrack_coeff^j * x, the first acceptable one taken.
   UpdateResult search(const T* theta, const T* x, double size, double slope, double quadratic,
                       T* candidate) {
@@ -108,8 +79,7 @@ class TrustRegion {
     for (int j = 0; j < candidates; ++j) {
       u.backtracks = j;
       const double step = size * std::pow(o_.backtrack_coeff, j);
-      double expected = step * slope * u.gradient_norm;
-      if (o_.constraint == Constraint::penalty) expected -= 0.5 * o_.beta * step * step * quadratic;
+      const double expected = expected_gain(o_, u.gradient_norm, step, slope, quadratic);
       if (j == 0) u.expected = expected;
       bool moved = false;
       for (Index i = 0; i < n_; ++i) {
@@ -125,7 +95,7 @@ class TrustRegion {
       const double loss = found.loss * o_.unit;
       if (!std::isfinite(loss) || !std::isfinite(found.kl)) continue;
       finite = true;
-      if (!acceptable(loss, found.kl, expected)) continue;
+      if (!acceptable(o_, u.loss_before - loss, found.kl, expected)) continue;
       u.status = UpdateStatus::accepted;
       u.loss_after = loss;
       u.kl = found.kl;
@@ -134,29 +104,6 @@ class TrustRegion {
       return u;
     }
     return rejected(finite ? UpdateStatus::line_search_failed : UpdateStatus::non_finite);
-  }
-
-  bool acceptable(double loss, double kl, double expected) const {
-    double improvement = result_.loss_before - loss;
-    if (o_.constraint == Constraint::none) return true;
-    if (kl < -o_.max_kl) return false;  // negative beyond rounding: no KL
-    if (o_.constraint == Constraint::penalty) {
-      improvement -= o_.beta * kl;
-    } else if (kl > o_.max_kl) {
-      return false;
-    }
-    return improvement > 0 && improvement >= o_.accept_ratio * expected;
-  }
-
-  UpdateStatus failed_solve() const {
-    switch (result_.solution.status) {
-      case SolveStatus::negative_curvature:
-        return UpdateStatus::negative_curvature;
-      case SolveStatus::non_finite:
-        return UpdateStatus::non_finite;
-      default:
-        return UpdateStatus::breakdown;
-    }
   }
 
   UpdateResult rejected(UpdateStatus status) {

@@ -33,14 +33,14 @@ class ConjugateGradient {
 
   // b = args.g; x in args.x.
   __device__ __noinline__ Solution solve() {
-    const UpdateOptions& o = a_.options;
+    const SolveOptions& o = a_.options.solve;
     double rr = start();
     const double norm = rr;
     double rz = first_direction(rr), progress = 0;
     bool lost = false;  // r, and with it x'(b - r)
     Solution s{SolveStatus::done, 0, 1, 0, 0};
     // Below rounding level a residual is noise, and so is what further steps would add.
-    const double least = 4 * rounding<T>(), tolerance = o.cg_tol > least ? o.cg_tol : least;
+    const double least = 4 * rounding<T>(), tolerance = o.tolerance > least ? o.tolerance : least;
     const double stop = tolerance * tolerance * norm;
     bool going = rr > stop;
     while (going) {
@@ -48,7 +48,7 @@ class ConjugateGradient {
         s.status = SolveStatus::breakdown;
         break;
       }
-      const double curvature = problem_.product(p_, o.damping);
+      const double curvature = problem_.product(p_, a_.options.damping);
       if (!std::isfinite(curvature)) {
         s.status = SolveStatus::non_finite;
         break;
@@ -69,7 +69,7 @@ class ConjugateGradient {
       // q(x_old) - q(x) = alpha r'z / 2, with q(x) = x'Ax / 2 - b'x
       const double gain = alpha * rz;
       progress += gain;
-      going = s.iterations < o.cg_iters && rr > stop && !(gain < o.cg_progress_tol * progress);
+      going = s.iterations < o.iterations && rr > stop && !(gain < o.progress * progress);
       const double next_rz = going ? precondition(rr) : rr;
       step(T(alpha), T(next_rz / rz));  // x = x + alpha p, p = z + (r'z / r_old'z_old) p
       rz = next_rz;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../common/heads.h"
+#include "../common/trust_region.h"
 
 #if defined(__CUDACC__)
 #define TRPO_FAST_SHARED_CODE __host__ __device__ inline
@@ -182,26 +183,6 @@ struct Preconditioner {
 
 enum class Task : int { gradient, product, solve, evaluate, update, forward };
 
-// As csrc/cpu/conjugate_gradient.h and trust_region.h number them.
-enum class SolveStatus : int { done = 0, negative_curvature = 1, breakdown = 2, non_finite = 3 };
-enum class UpdateStatus : int {
-  accepted = 0,
-  zero_gradient = 1,
-  zero_step = 2,
-  line_search_failed = 3,
-  negative_curvature = 4,
-  breakdown = 5,
-  non_finite = 6,
-};
-enum class Constraint : int { hard = 0, penalty = 1, none = 2 };
-
-struct UpdateOptions {
-  Constraint constraint;
-  double max_kl, damping, beta, lr, backtrack_coeff, accept_ratio;
-  int max_backtracks, cg_iters;
-  double cg_tol, cg_progress_tol, unit;
-};
-
 // Everything that a launch reads and writes; the kernel's one argument. Device pointers.
 template <class T>
 struct ProblemArgs {
@@ -263,18 +244,10 @@ void launch(const ProblemArgs<double>& args, int device, void* stream);
 // Where plan.tiled; `launch` goes there itself.
 template <class T>
 void launch_in_tiles(const ProblemArgs<T>& args, int device, void* stream);
-template <>
-void launch_in_tiles(const ProblemArgs<float>& args, int device, void* stream);
-template <>
-void launch_in_tiles(const ProblemArgs<double>& args, int device, void* stream);
 
 // Blocks of the tiled kernel that a multiprocessor of `device` holds at once.
 template <class T>
 int tiled_blocks_each(int device, int actions);
-template <>
-int tiled_blocks_each<float>(int device, int actions);
-template <>
-int tiled_blocks_each<double>(int device, int actions);
 
 DeviceLimits device_limits(int device);
 

@@ -44,6 +44,24 @@ __device__ void store_outputs(const P& panels, const BlockRows<T>& rows, Index f
   }
 }
 
+// g from the blocks' partial sums, packed in args.g; returns |g|^2. log_std(action, sum): that
+// element of g.
+template <class Problem, class LogStd, class T = typename Problem::Element>
+__device__ double reduce_gradient(Problem& problem, LogStd&& log_std) {
+  const ProblemArgs<T>& a = problem.args;
+  const Vectors<T>& vectors = problem.vectors;
+  double square[1] = {0};
+  vectors.each_reduced([&](Index i, T sum) {
+    T g = vectors.is_unused(i) ? T(0) : sum;
+    if (vectors.is_log_std(i)) g = log_std(i - a.network.log_std, sum);
+    a.g[i] = g;
+    if (a.task == Task::gradient) a.result[vectors.place(i)] = g;
+    square[0] += double(g) * double(g);
+  });
+  problem.sums(square);
+  return square[0];
+}
+
 // A network in panels; tiled_problem.cuh has the same for wide ones.
 template <class T, int kRows>
 class Problem {
@@ -83,16 +101,8 @@ class Problem {
     double first[1] = {surrogate_pass(panels)};
     vectors.publish_partial();
     sums(first);
-    double second[1] = {0};
-    vectors.each_reduced([&](Index i, T sum) {
-      const T g = vectors.is_unused(i) ? T(0) : sum;
-      args.g[i] = g;
-      if (args.task == Task::gradient) args.result[vectors.place(i)] = g;
-      second[0] += double(g) * double(g);
-    });
-    sums(second);
     loss = first[0];
-    square = second[0];
+    square = reduce_gradient(*this, [](Index, T sum) { return sum; });
   }
 
   // v for `product`: a packed vector that the grid has finished writing.

@@ -23,7 +23,7 @@ void reserve_tiles(std::size_t bytes) {
 }
 
 template <class T>
-int blocks_each(int device, int actions) {
+int tiled_blocks_each(int device, int actions) {
   const OnDevice scope(device);
   const std::size_t bytes = tiled_shared_bytes(actions, sizeof(T));
   reserve_tiles<T>(bytes);
@@ -34,7 +34,7 @@ int blocks_each(int device, int actions) {
 }
 
 template <class T>
-void launch_tiled(const ProblemArgs<T>& args, int device, void* stream) {
+void launch_in_tiles(const ProblemArgs<T>& args, int device, void* stream) {
   const OnDevice scope(device);
   reserve_tiles<T>(args.plan.shared_bytes);
   launch_cooperative(tiled_kernel<T>, args, stream);

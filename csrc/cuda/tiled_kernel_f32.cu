@@ -2,14 +2,7 @@
 
 namespace trpo_fast::cuda {
 
-template <>
-int tiled_blocks_each<float>(int device, int actions) {
-  return blocks_each<float>(device, actions);
-}
-
-template <>
-void launch_in_tiles(const ProblemArgs<float>& args, int device, void* stream) {
-  launch_tiled(args, device, stream);
-}
+template int tiled_blocks_each<float>(int, int);
+template void launch_in_tiles(const ProblemArgs<float>&, int, void*);
 
 }  // namespace trpo_fast::cuda

@@ -2,14 +2,7 @@
 
 namespace trpo_fast::cuda {
 
-template <>
-int tiled_blocks_each<double>(int device, int actions) {
-  return blocks_each<double>(device, actions);
-}
-
-template <>
-void launch_in_tiles(const ProblemArgs<double>& args, int device, void* stream) {
-  launch_tiled(args, device, stream);
-}
+template int tiled_blocks_each<double>(int, int);
+template void launch_in_tiles(const ProblemArgs<double>&, int, void*);
 
 }  // namespace trpo_fast::cuda

@@ -99,17 +99,8 @@ class TiledProblem {
       args.log_std_sums[Index(blockIdx.x) * args.actions + i] = panels.log_std_sums[i];
     }
     sums(first);
-    double second[1] = {0};
-    vectors.each_reduced([&](Index i, T sum) {
-      T g = vectors.is_unused(i) ? T(0) : sum;
-      if (vectors.is_log_std(i)) g = log_std_gradient(i - net_.log_std);
-      args.g[i] = g;
-      if (args.task == Task::gradient) args.result[vectors.place(i)] = g;
-      second[0] += double(g) * double(g);
-    });
-    sums(second);
     loss = first[0];
-    square = second[0];
+    square = reduce_gradient(*this, [&](Index action, T) { return log_std_gradient(action); });
   }
 
   __device__ const T* shared_copy(const T* packed) const { return packed; }

@@ -34,7 +34,7 @@ class TrustRegion {
       return end(UpdateStatus::non_finite);
     }
     if (s.curvature <= 0 || s.slope <= 0) return end(failed_solve(s.status));
-    search(o_.lr * scale(s.curvature), s.slope, s.curvature);
+    search(o_.lr * step_scale(o_, norm_, s.curvature), s.slope, s.curvature);
   }
 
   __device__ static void report_solution(const Problem& problem, const Solution& s) {
@@ -54,28 +54,13 @@ class TrustRegion {
 
   __device__ void end(UpdateStatus status) const { problem_.report(kStatus, int(status)); }
 
-  __device__ static UpdateStatus failed_solve(SolveStatus status) {
-    if (status == SolveStatus::negative_curvature) return UpdateStatus::negative_curvature;
-    if (status == SolveStatus::non_finite) return UpdateStatus::non_finite;
-    return UpdateStatus::breakdown;
-  }
-
-  __device__ double scale(double quadratic) const {
-    // scale^2 x'(F + dI)x / 2 = max_kl
-    if (o_.constraint == Constraint::hard) return std::sqrt(2 * o_.max_kl / quadratic);
-    // maximises g.sx - beta s^2 x'(F + dI)x / 2
-    if (o_.constraint == Constraint::penalty) return norm_ / o_.beta;
-    return norm_;  // theta + lr (F + dI)^-1 g
-  }
-
   // Candidates theta + size * backtrack_coeff^j * x, the first acceptable one taken.
   __device__ void search(double size, double slope, double quadratic) {
     bool finite = false;
     const int candidates = o_.constraint == Constraint::none ? 1 : o_.max_backtracks + 1;
     for (int j = 0; j < candidates; ++j) {
       const double step = size * std::pow(o_.backtrack_coeff, double(j));
-      double expected = step * slope * norm_;
-      if (o_.constraint == Constraint::penalty) expected -= 0.5 * o_.beta * step * step * quadratic;
+      const double expected = expected_gain(o_, norm_, step, slope, quadratic);
       problem_.report(kBacktracks, j);
       if (j == 0) problem_.report(kExpected, expected);
       if (!move(T(step))) {
@@ -87,7 +72,7 @@ class TrustRegion {
       const double loss = found[0] * o_.unit, kl = found[1];
       if (!std::isfinite(loss) || !std::isfinite(kl)) continue;
       finite = true;
-      if (!acceptable(loss, kl, expected)) continue;
+      if (!acceptable(o_, loss_ - loss, kl, expected)) continue;
       accept();
       problem_.report(kLossAfter, loss);
       problem_.report(kKl, kl);
@@ -109,18 +94,6 @@ class TrustRegion {
     });
     problem_.sums(moved);
     return moved[0] > 0;
-  }
-
-  __device__ bool acceptable(double loss, double kl, double expected) const {
-    double improvement = loss_ - loss;
-    if (o_.constraint == Constraint::none) return true;
-    if (kl < -o_.max_kl) return false;  // negative beyond rounding: no KL
-    if (o_.constraint == Constraint::penalty) {
-      improvement -= o_.beta * kl;
-    } else if (kl > o_.max_kl) {
-      return false;
-    }
-    return improvement > 0 && improvement >= o_.accept_ratio * expected;
   }
 
   __device__ void accept() const {

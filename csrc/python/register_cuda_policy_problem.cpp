@@ -4,6 +4,7 @@
 #include "gil.h"
 #include "register_cuda.h"
 #include "tensor_arg.h"
+#include "update_options.h"
 
 namespace trpo_fast {
 namespace {
@@ -58,7 +59,9 @@ class BoundCudaProblem {
 
   void solve(py::handle g, py::handle x, py::handle figures, const py::dict& options,
              std::uintptr_t stream) {
-    read_solve(options);
+    a_.options.damping = options["damping"].template cast<double>();
+    a_.options.solve = solve_options(options);
+    read_preconditioner(options["preconditioner"]);
     run(Task::solve, g, x, figures, stream);
     a_.fisher_ready = true;
   }
@@ -80,29 +83,12 @@ class BoundCudaProblem {
   void update(py::handle candidate, py::handle figures, const py::dict& options,
               std::uintptr_t stream) {
     require_actions("an update");
-    const auto number = [&](const char* name) { return options[name].template cast<double>(); };
-    cuda::UpdateOptions& o = a_.options;
-    read_solve(options);
-    o.constraint = cuda::Constraint(options["constraint"].template cast<int>());
-    o.max_kl = number("max_kl");
-    o.beta = number("beta");
-    o.lr = number("lr");
-    o.backtrack_coeff = number("backtrack_coeff");
-    o.accept_ratio = number("accept_ratio");
-    o.max_backtracks = options["max_backtracks"].template cast<int>();
-    o.unit = number("unit");
+    a_.options = update_options(options);
+    read_preconditioner(options["preconditioner"]);
     run(Task::update, py::none(), candidate, figures, stream);
   }
 
  private:
-  void read_solve(const py::dict& options) {
-    a_.options.damping = options["damping"].template cast<double>();
-    a_.options.cg_iters = options["cg_iters"].template cast<int>();
-    a_.options.cg_tol = options["cg_tol"].template cast<double>();
-    a_.options.cg_progress_tol = options["cg_progress_tol"].template cast<double>();
-    read_preconditioner(options["preconditioner"]);
-  }
-
   // None, or (diagonal, matrices, (where each layer's start or -1, whether in eigenbases)).
   void read_preconditioner(const py::object& arg) {
     cuda::Preconditioner<T>& m = a_.preconditioner;

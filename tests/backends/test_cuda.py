@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_device import needs_device
-from emulated_cuda import EmulatedProblem, emulated, needs_emulation
+from emulated_cuda import KIB, EmulatedProblem, emulated, needs_emulation
 from gymnasium import spaces
 from torch import nn
 from update_cases import BY_NAME, CASES, Case, bits, flat_of, make_data, make_policy, recognised
@@ -22,17 +22,8 @@ from trpo_fast.network import ACTIVATIONS, Network, network_of
 from trpo_fast.options import Options
 from trpo_fast.trust_region import Status, TrustRegionResult, update
 
-KIB = 1 << 10
 # (multiprocessors, shared memory): small panels, weights in shared memory or not; large panels.
 MACHINES = {"resident": (3, 160 * KIB), "streamed": (2, 105 * KIB), "large": (1, 227 * KIB)}
-
-
-@pytest.fixture(autouse=True)
-def usual_machine() -> Any:
-    yield
-    if emulated is not None:
-        emulated.set_device(3, 160 * KIB)
-        emulated.set_order(0)
 
 
 def run(

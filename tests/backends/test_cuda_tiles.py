@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from cuda_device import needs_device, on_device
-from emulated_cuda import EmulatedProblem, EmulatedTiles, emulated, needs_emulation
-from test_cuda import KIB, assert_same_update, run
+from emulated_cuda import KIB, EmulatedProblem, EmulatedTiles, emulated, needs_emulation
+from test_cuda import assert_same_update, run
 from test_precision import BOUNDS as CPU_BOUNDS
 from test_precision import relative
 from update_cases import BY_NAME, CASES, Case, flat_of, make_data, make_policy, recognised
@@ -24,14 +24,6 @@ from trpo_fast.trust_region import Status, update
 # itself.
 BOUNDS = CPU_BOUNDS | {"tf32": 2**-10}
 every_precision = pytest.mark.parametrize("precision", BOUNDS)
-
-
-@pytest.fixture(autouse=True)
-def usual_machine() -> Any:
-    yield
-    if emulated is not None:
-        emulated.set_device(3, 160 * KIB)
-        emulated.set_order(0)
 
 
 @needs_emulation

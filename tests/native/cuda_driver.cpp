@@ -91,18 +91,7 @@ class Device {
     a_.task = task;
     a_.vector = vector.data();
     a_.result = result.data();
-    a_.options = {cuda::Constraint(int(options.constraint)),
-                  options.max_kl,
-                  options.damping,
-                  options.beta,
-                  options.lr,
-                  options.backtrack_coeff,
-                  options.accept_ratio,
-                  options.max_backtracks,
-                  options.solve.iterations,
-                  options.solve.tolerance,
-                  options.solve.progress,
-                  options.unit};
+    a_.options = options;
     cuda::launch(a_, 0, nullptr);
     a_.fisher_ready = true;
     return result;

@@ -44,9 +44,9 @@ ACTIVATION_CODES = {
 }
 # The order of csrc/common/heads.h.
 HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
-# The order of SolveStatus in csrc/cpu/conjugate_gradient.h; an interrupt raises instead.
+# The order of SolveStatus in csrc/common/trust_region.h; an interrupt raises instead.
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
-# The order of UpdateStatus and Constraint in csrc/cpu/trust_region.h.
+# The order of UpdateStatus and Constraint there.
 UPDATE_STATUS = tuple(Status)
 # precision="auto" takes bfloat16 from so many multiply-adds of one product on, rows times weights:
 # where a batch is small, packing costs what the products gain.

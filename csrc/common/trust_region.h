@@ -1,0 +1,84 @@
+// What steers conjugate gradients and an update, how both end, and the rules that size a step and
+// take a candidate (Schulman et al. 2015, appendix C): the same on every device. The numbers are
+// part of the Python interface.
+#pragma once
+
+#include "activations.h"
+
+namespace trpo_fast {
+
+enum class SolveStatus : int {
+  done = 0,
+  negative_curvature = 1,
+  breakdown = 2,
+  non_finite = 3,
+  interrupted = 4,
+};
+
+enum class UpdateStatus : int {
+  accepted = 0,
+  zero_gradient = 1,
+  zero_step = 2,
+  line_search_failed = 3,
+  negative_curvature = 4,
+  breakdown = 5,
+  non_finite = 6,
+  interrupted = 7,
+};
+
+enum class Constraint : int { hard = 0, penalty = 1, none = 2 };
+
+struct SolveOptions {
+  int iterations;    // cap
+  double tolerance;  // on |r| / |b|; 0: run all
+  double progress;   // on an iteration's share of what the quadratic model has fallen; 0: run all
+  // Whether the residual of the last iterate is wanted. Else a solve that its cap or its progress
+  // ends may stop at p'Ap, half a product earlier, and the residual is the iterate's before.
+  bool last_residual = true;
+};
+
+struct UpdateOptions {
+  Constraint constraint;
+  double max_kl, damping, beta, lr, backtrack_coeff, accept_ratio;
+  int max_backtracks;
+  SolveOptions solve;
+  double unit;  // a power of two that every loss is multiplied by
+};
+
+// Of x, which solves (F + damping I) x = g / |g|; quadratic: x'(F + damping I)x.
+TRPO_FAST_HOST_DEVICE double step_scale(const UpdateOptions& o, double gradient_norm,
+                                        double quadratic) {
+  // scale^2 x'(F + dI)x / 2 = max_kl
+  if (o.constraint == Constraint::hard) return std::sqrt(2 * o.max_kl / quadratic);
+  // maximises g.sx - beta s^2 x'(F + dI)x / 2
+  if (o.constraint == Constraint::penalty) return gradient_norm / o.beta;
+  return gradient_norm;  // theta + lr (F + dI)^-1 g
+}
+
+// What the quadratic model gains over `step` times x; slope: x'g / |g|.
+TRPO_FAST_HOST_DEVICE double expected_gain(const UpdateOptions& o, double gradient_norm,
+                                           double step, double slope, double quadratic) {
+  const double gain = step * slope * gradient_norm;
+  return o.constraint == Constraint::penalty ? gain - 0.5 * o.beta * step * step * quadratic : gain;
+}
+
+TRPO_FAST_HOST_DEVICE bool acceptable(const UpdateOptions& o, double improvement, double kl,
+                                      double expected) {
+  if (o.constraint == Constraint::none) return true;
+  if (kl < -o.max_kl) return false;  // negative beyond rounding: no KL
+  if (o.constraint == Constraint::penalty) {
+    improvement -= o.beta * kl;
+  } else if (kl > o.max_kl) {
+    return false;
+  }
+  return improvement > 0 && improvement >= o.accept_ratio * expected;
+}
+
+// How an update ends whose solve found no ascent.
+TRPO_FAST_HOST_DEVICE UpdateStatus failed_solve(SolveStatus status) {
+  if (status == SolveStatus::negative_curvature) return UpdateStatus::negative_curvature;
+  if (status == SolveStatus::non_finite) return UpdateStatus::non_finite;
+  return UpdateStatus::breakdown;
+}
+
+}  // namespace trpo_fast
