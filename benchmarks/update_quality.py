@@ -28,7 +28,7 @@ from rollouts import RUNS, Sample, samples_of
 from step_quality import ROOT, Quality, case_of, title
 
 from trpo_fast import TRPOOptimizer, natural_gradient
-from trpo_fast.backends.preconditioner import refresh_interval
+from trpo_fast.backends.preconditioner_cost import refresh_interval
 from trpo_fast.network import Network, network_of
 
 Q_ROUNDING = 5e-4

@@ -14,7 +14,8 @@ from update_cases import BY_NAME, Wrapped, bits, make_data, make_policy, same_bi
 
 from trpo_fast import TRPO, MlpPolicy, TRPOOptimizer
 from trpo_fast.backends import ANALYTIC
-from trpo_fast.backends.preconditioner import AGE, REFRESH
+from trpo_fast.backends.preconditioner import AGE
+from trpo_fast.backends.preconditioner_cost import REFRESH
 
 GAUSSIAN = BY_NAME["gaussian"]
 BACKENDS = [name for name, backend in ANALYTIC.items() if backend.device != "cuda"]

@@ -8,8 +8,10 @@
 #include "../cpu/kronecker_factors.h"
 #include "../cpu/trust_region.h"
 #include "gil.h"
+#include "policy_batch_arg.h"
 #include "register.h"
 #include "tensor_arg.h"
+#include "update_options.h"
 
 namespace trpo_fast {
 namespace {
@@ -44,36 +46,8 @@ class SignalPoll {
 template <class T>
 class BoundProblem {
  public:
-  explicit BoundProblem(const py::kwargs& args) {
-    const TensorArg obs(args["obs"], "obs", 2);
-    rows_ = obs.size(0);
-    if (rows_ < 1) throw py::value_error("obs has no rows");
-    batch_.layers = layers_arg<T>(py::cast<py::sequence>(args["layers"]), obs.size(1));
-    batch_.parameters = args["parameters"].cast<Index>();
-    read_offsets(py::cast<py::sequence>(args["offsets"]));
-    read_head(args);
-    batch_.advantages = vector<T>(args["advantages"], "advantages", rows_);
-    batch_.old_log_prob = vector<double>(args["old_log_prob"], "old_log_prob", rows_);
-    batch_.rows = row_set(obs, args["weights"], args["action_mask"]);
-    batch_.fisher_is_all = args["fisher_obs"].is_none();
-    if (!batch_.fisher_is_all) {
-      const TensorArg fisher_obs(args["fisher_obs"], "fisher_obs", 2);
-      fisher_obs.require_size(1, obs.size(1));
-      if (fisher_obs.size(0) < 1) throw py::value_error("fisher_obs has no rows");
-      batch_.fisher_rows = row_set(fisher_obs, args["fisher_weights"], args["fisher_action_mask"]);
-    }
-    read_actions(args["actions"]);
-    batch_.kl_new_old = args["kl_new_old"].cast<bool>();
-    batch_.threads = args["threads"].cast<int>();
-    batch_.bf16_parts = args["bf16_parts"].cast<int>();
-    const int most_parts = std::is_same_v<T, float> ? kMaxParts : 0;
-    if ((batch_.bf16_parts < 0) || (batch_.bf16_parts > most_parts)) {
-      throw py::value_error("bf16_parts must be 0, or for float32 1 or 2");
-    }
-    batch_.cache_bytes = args["cache_bytes"].cast<Index>();
-    if (batch_.threads < 1) throw py::value_error("threads must be at least 1");
-    if (batch_.cache_bytes < 0) throw py::value_error("cache_bytes must be at least 0");
-  }
+  explicit BoundProblem(const py::kwargs& args)
+      : has_actions_(!args["actions"].is_none()), batch_(PolicyBatchArg<T>(args).batch()) {}
 
   std::size_t workspace_bytes() const { return PolicyProblem<T>::workspace_bytes(batch_); }
 
@@ -126,7 +100,7 @@ class BoundProblem {
       to.emplace_back(nullptr, false);
       if (item.is_none()) continue;
       const auto [A, bias] = item.cast<std::pair<py::object, bool>>();
-      to.back() = {square_arg(A, batch_.layers[to.size() - 1].in + (bias ? 1 : 0)), bias};
+      to.back() = {square_arg<T>(A, batch_.layers[to.size() - 1].in + (bias ? 1 : 0)), bias};
     }
     const GilReleased released;
     const InputMoments<T> moments(batch_, *problem_, rows, reinterpret_cast<void*>(workspace));
@@ -136,7 +110,7 @@ class BoundProblem {
   }
 
   std::size_t factor_bytes(Index rows) const {
-    if (rows < 1 || rows > rows_) throw py::value_error("rows must lie in 1 .. N");
+    if (rows < 1 || rows > batch_.rows.obs.rows) throw py::value_error("rows must lie in 1 .. N");
     return KroneckerFactors<T>::workspace_bytes(batch_, rows);
   }
 
@@ -149,15 +123,15 @@ class BoundProblem {
     const Index rows = signs.size(0);
     signs.require_size(1, batch_.layers.back().out);
     signs.require_contiguous();
-    if (rows < 1 || rows > rows_) throw py::value_error("rows must lie in 1 .. N");
+    if (rows < 1 || rows > batch_.rows.obs.rows) throw py::value_error("rows must lie in 1 .. N");
     std::vector<FactorTarget<T>> to;
     for (const py::handle item : targets) {
       const auto parts = item.cast<std::tuple<py::object, bool, py::object>>();
       if (to.size() == batch_.layers.size()) throw py::value_error("there are too many targets");
       const Layer<T>& layer = batch_.layers[to.size()];
       const bool bias = std::get<1>(parts);
-      to.push_back({square_arg(std::get<0>(parts), layer.in + (bias ? 1 : 0)), bias,
-                    square_arg(std::get<2>(parts), layer.out)});
+      to.push_back({square_arg<T>(std::get<0>(parts), layer.in + (bias ? 1 : 0)), bias,
+                    square_arg<T>(std::get<2>(parts), layer.out)});
     }
     const GilReleased released;
     const KroneckerFactors<T> factors(batch_, rows, reinterpret_cast<void*>(workspace));
@@ -175,7 +149,7 @@ class BoundProblem {
     const auto number = [&](const char* name) { return args[name].template cast<double>(); };
     const double damping = number("damping");
     const SolveOptions options = solve_options(args);
-    const auto M = preconditioner_arg(preconditioner);
+    const auto M = preconditioner_arg<T>(preconditioner, batch_);
     T* const z = M ? memory + 3 * n : nullptr;
     SignalPoll poll;
     Solution s;
@@ -211,7 +185,7 @@ class BoundProblem {
     T* const memory = work_rows(work, 6);
     const Index n = batch_.parameters;
     const UpdateOptions options = update_options(args);
-    const auto M = preconditioner_arg(preconditioner);
+    const auto M = preconditioner_arg<T>(preconditioner, batch_);
     const auto row = [&](Index which) { return memory + which * n; };
     const UpdateWork<T> pieces{row(0), {row(1), row(2), M ? row(5) : nullptr, row(3), row(4)}};
     if (batch_.advantages == nullptr || !has_actions_) {
@@ -232,82 +206,6 @@ class BoundProblem {
   }
 
  private:
-  static UpdateOptions update_options(const py::dict& args) {
-    const auto number = [&](const char* name) { return args[name].template cast<double>(); };
-    return {Constraint(args["constraint"].template cast<int>()),
-            number("max_kl"),
-            number("damping"),
-            number("beta"),
-            number("lr"),
-            number("backtrack_coeff"),
-            number("accept_ratio"),
-            args["max_backtracks"].template cast<int>(),
-            solve_options(args),
-            number("unit")};
-  }
-
-  static SolveOptions solve_options(const py::dict& args) {
-    const auto number = [&](const char* name) { return args[name].template cast<double>(); };
-    return {args["cg_iters"].template cast<int>(), number("cg_tol"), number("cg_progress_tol")};
-  }
-
-  // (diagonal [P], blocks, work [size]); a block is (weight offset, bias offset, inputs, outputs,
-  // left, right, right transposed or None, scale or None), in slabs but for `left` beside a scale.
-  std::unique_ptr<const Preconditioner<T>> preconditioner_arg(const py::object& arg) const {
-    if (arg.is_none()) return nullptr;
-    const auto parts = arg.cast<std::tuple<py::object, py::sequence, py::object>>();
-    std::vector<KroneckerBlock<T>> blocks;
-    for (const py::handle item : std::get<1>(parts)) blocks.push_back(block_arg(item));
-    const TensorArg work(std::get<2>(parts), "work", 1);
-    work.require_size(0, Preconditioner<T>::work_size(blocks));
-    work.require_contiguous();
-    return std::make_unique<const Preconditioner<T>>(
-        vector<T>(std::get<0>(parts), "diagonal", batch_.parameters), batch_.parameters, blocks,
-        work.data<T>(), batch_.threads);
-  }
-
-  KroneckerBlock<T> block_arg(py::handle item) const {
-    const auto parts = item.cast<
-        std::tuple<Index, Index, Index, Index, py::object, py::object, py::object, py::object>>();
-    const auto [weight, bias, inputs, out, left, right, transposed, scale] = parts;
-    require_offset(weight, inputs * out);
-    require_offset(bias, out);
-    const Index columns = (weight >= 0 ? inputs : 0) + (bias >= 0 ? 1 : 0);
-    if (inputs < 0 || out < 1 || columns < 1) throw py::value_error("a block has no entries");
-    if (transposed.is_none() != scale.is_none()) throw py::value_error("a block lacks a part");
-    return {weight,
-            bias,
-            inputs,
-            columns,
-            out,
-            scale.is_none() ? in_slabs(left, out, out) : square_arg(left, out),
-            in_slabs(right, columns, columns),
-            in_slabs(transposed, columns, columns),
-            in_slabs(scale, out, columns)};
-  }
-
-  // [size, size]; null where None.
-  static T* square_arg(const py::object& arg, Index size) {
-    if (arg.is_none()) return nullptr;
-    const TensorArg matrix(arg, "factor", 2);
-    matrix.require_size(0, size);
-    matrix.require_size(1, size);
-    matrix.require_contiguous();
-    return matrix.data<T>();
-  }
-
-  // [slabs, rows, width], as slabs.h lays out a matrix [rows, columns]; null where None.
-  static const T* in_slabs(const py::object& arg, Index rows, Index columns) {
-    if (arg.is_none()) return nullptr;
-    const Slabs slabs(columns);
-    const TensorArg matrix(arg, "block", 3);
-    matrix.require_size(0, slabs.count);
-    matrix.require_size(1, rows);
-    matrix.require_size(2, slabs.width);
-    matrix.require_contiguous();
-    return matrix.data<const T>();
-  }
-
   void require_kept(Index rows) const {
     if (rows < 1 || rows > kept_rows()) throw py::value_error("rows must lie in 1 .. kept_rows()");
   }
@@ -329,115 +227,7 @@ class BoundProblem {
     return vector.data<T>();
   }
 
-  template <class Element>
-  static const Element* vector(const py::object& arg, const char* name, Index size) {
-    if (arg.is_none()) return nullptr;
-    const TensorArg vector(arg, name, 1);
-    vector.require_size(0, size);
-    vector.require_contiguous();
-    return vector.data<const Element>();
-  }
-
-  void require_offset(Index offset, Index count) const {
-    if (offset < -1 || (offset >= 0 && offset + count > batch_.parameters)) {
-      throw py::value_error("a parameter's offset lies outside the flat vector");
-    }
-  }
-
-  void read_offsets(const py::sequence& arg) {
-    for (const py::handle item : arg) {
-      const auto pair = item.cast<std::pair<Index, Index>>();
-      batch_.offsets.push_back({pair.first, pair.second});
-    }
-    if (batch_.offsets.size() != batch_.layers.size()) {
-      throw py::value_error("offsets and layers differ in number");
-    }
-    for (std::size_t l = 0; l < batch_.layers.size(); ++l) {
-      require_offset(batch_.offsets[l].weight, batch_.layers[l].in * batch_.layers[l].out);
-      require_offset(batch_.offsets[l].bias, batch_.layers[l].out);
-    }
-  }
-
-  void read_head(const py::kwargs& args) {
-    const int kind = args["head"].cast<int>();
-    if (kind < 0 || kind >= kHeadCount) throw py::value_error("unknown head");
-    batch_.head_kind = HeadKind(kind);
-    batch_.actions = args["action_dim"].cast<Index>();
-    batch_.nvec = args["nvec"].cast<std::vector<Index>>();
-    const Index outputs = batch_.layers.back().out;
-    Index expected = batch_.actions;
-    if (batch_.head_kind == HeadKind::gaussian_state_std) expected *= 2;
-    if (categorical()) {
-      expected = 0;
-      for (const Index n : batch_.nvec) expected += n;
-      if (Index(batch_.nvec.size()) != batch_.actions) throw py::value_error("nvec is not [A]");
-    }
-    if (expected != outputs || batch_.layers.back().activation != Activation::identity) {
-      throw py::value_error("the last layer does not fit the head");
-    }
-    batch_.log_std = nullptr;
-    batch_.log_std_stride = 0;
-    batch_.log_std_offset = args["log_std_offset"].cast<Index>();
-    require_offset(batch_.log_std_offset, batch_.actions);
-    if (!args["log_std"].is_none()) {
-      const TensorArg log_std(args["log_std"], "log_std", 1);
-      log_std.require_size(0, batch_.actions);
-      batch_.log_std = log_std.data<const T>();
-      batch_.log_std_stride = log_std.stride(0);
-    }
-    if ((batch_.head_kind == HeadKind::gaussian) != (batch_.log_std != nullptr)) {
-      throw py::value_error("log_std belongs to the gaussian head, and only to it");
-    }
-  }
-
-  bool categorical() const {
-    return batch_.head_kind == HeadKind::categorical ||
-           batch_.head_kind == HeadKind::multi_categorical;
-  }
-
-  void read_actions(const py::object& arg) {
-    batch_.first_action = {nullptr, nullptr, 0};
-    batch_.action_row_stride = 0;
-    has_actions_ = !arg.is_none();
-    if (!has_actions_) return;
-    const TensorArg actions(arg, "actions", 2);
-    actions.require_size(0, rows_);
-    actions.require_size(1, batch_.actions);
-    batch_.action_row_stride = actions.stride(0);
-    batch_.first_action.stride = actions.stride(1);
-    if (!categorical()) {
-      batch_.first_action.real = actions.data<const T>();
-      return;
-    }
-    batch_.first_action.category = actions.data<const std::int64_t>();
-    for (Index row = 0; row < rows_; ++row) {
-      for (Index a = 0; a < batch_.actions; ++a) {
-        const std::int64_t chosen = batch_.action(row).category[a * actions.stride(1)];
-        if (chosen < 0 || chosen >= batch_.nvec[a]) {
-          throw py::index_error("actions[" + std::to_string(row) + ", " + std::to_string(a) +
-                                "] is " + std::to_string(chosen) + ", outside 0 .. " +
-                                std::to_string(batch_.nvec[a] - 1));
-        }
-      }
-    }
-  }
-
-  RowSet<T> row_set(const TensorArg& obs, const py::object& weights,
-                    const py::object& mask_arg) const {
-    const Index outputs = batch_.layers.back().out;
-    RowSet<T> set{obs.matrix<const T>(), vector<T>(weights, "weights", obs.size(0)), nullptr,
-                  outputs};
-    if (mask_arg.is_none()) return set;
-    const TensorArg mask(mask_arg, "action_mask", 2);
-    mask.require_size(0, obs.size(0));
-    mask.require_size(1, outputs);
-    mask.require_contiguous();
-    set.mask = mask.data<const std::uint8_t>();
-    return set;
-  }
-
-  Index rows_ = 0;
-  bool has_actions_ = false;
+  bool has_actions_;
   PolicyBatch<T> batch_;
   std::unique_ptr<PolicyProblem<T>> problem_;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;

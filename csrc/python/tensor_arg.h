@@ -1,7 +1,7 @@
 // How tensors cross from Python: as (address, sizes, strides), in elements.
-// trpo_fast/backends/cpu.py makes these tuples and has checked dtype and device; here the number of
-// dimensions and the sizes are checked against what the kernel will read, so that no wrong shape
-// can reach it.
+// trpo_fast/backends/native_arguments.py makes these tuples and has checked dtype and device; here
+// the number of dimensions and the sizes are checked against what the kernel will read, so that no
+// wrong shape can reach it.
 #pragma once
 
 #include <pybind11/pybind11.h>

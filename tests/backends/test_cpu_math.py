@@ -13,7 +13,7 @@ if _native.core is None:
     pytest.skip(f"no native module: {_native.load_error}", allow_module_level=True)
 
 from trpo_fast import _core
-from trpo_fast.backends import cpu
+from trpo_fast.backends import native_arguments
 
 # Bounds on the value's error in ulp of the float32 result. Measured, the same with and without FMA:
 # tanh 2.24, elu 0.83, silu 2.50, sigmoid 2.09.
@@ -41,10 +41,10 @@ def activate(name: str, z: torch.Tensor, parameter: float) -> tuple[torch.Tensor
     value, slope = z.clone(), torch.empty_like(z)
     call = _core.activate_f32 if z.dtype is torch.float32 else _core.activate_f64
     call(
-        cpu.ACTIVATION_CODES[name],
+        native_arguments.ACTIVATION_CODES[name],
         parameter,
-        cpu.tensor_arg(value, z.dtype),
-        cpu.tensor_arg(slope, z.dtype),
+        native_arguments.tensor_arg(value, z.dtype),
+        native_arguments.tensor_arg(slope, z.dtype),
     )
     return value, slope
 
@@ -101,4 +101,4 @@ def test_special_values(name: str) -> None:
 
 def test_tensor_arg_refuses_another_dtype() -> None:
     with pytest.raises(TypeError, match=r"float64.*reference"):
-        cpu.tensor_arg(torch.zeros(3, dtype=torch.float64), torch.float32)
+        native_arguments.tensor_arg(torch.zeros(3, dtype=torch.float64), torch.float32)

@@ -299,11 +299,12 @@ def test_exit_does_not_abort_on_a_daemon_thread_in_native_code() -> None:
     code = """
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])
-from test_cpu_problem import Options, case, cpu, torch
+from test_cpu_problem import Options, case, torch
+from trpo_fast.backends.native_arguments import tensor_arg
 native = case(2000, 17).native()
 _, g = native.gradient()
 tensors = g, torch.empty_like(g)
-v, out = (cpu.tensor_arg(t, torch.float32) for t in tensors)
+v, out = (tensor_arg(t, torch.float32) for t in tensors)
 started = threading.Event()
 # Both hold what they use: the module's names go while they run.
 def many(native, tensors, v=v, out=out, product=native._native.fisher_product, started=started):

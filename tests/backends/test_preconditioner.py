@@ -21,7 +21,7 @@ from update_cases import (
 )
 
 from trpo_fast import MlpPolicy
-from trpo_fast.backends import ANALYTIC, kfac, preconditioner
+from trpo_fast.backends import ANALYTIC, kfac, preconditioner, preconditioner_cost
 from trpo_fast.backends.preconditioner import Curvature, Preconditioner, precondition
 from trpo_fast.network import forward
 from trpo_fast.options import Options
@@ -384,7 +384,7 @@ def test_large_batches_renew_their_statistics_more_often(
 ) -> None:
     policy = make_policy(BY_NAME["gaussian"], hidden=hidden, obs_width=17)
     network, _ = recognised(policy, make_data(policy, BY_NAME["gaussian"]))
-    assert preconditioner.refresh_interval(network, rows) == interval
+    assert preconditioner_cost.refresh_interval(network, rows) == interval
 
 
 class TestConjugateGradient:

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trpo_fast import _core
-from trpo_fast.backends.kfac import Block, signs_of
-from trpo_fast.backends.preconditioner import Place, Preconditioner, preconditioner_kind
+from trpo_fast.backends.kfac import signs_of
+from trpo_fast.backends.native_arguments import (
+    HEAD_CODES,
+    layer_args,
+    packed_preconditioner,
+    slabs_of,
+    tensor_arg,
+)
+from trpo_fast.backends.preconditioner import Place, Preconditioner
+from trpo_fast.backends.preconditioner_cost import preconditioner_kind
 from trpo_fast.backends.rounding import ROUNDINGS
 from trpo_fast.backends.workspace import Workspace
 from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
-from trpo_fast.network import HEAD_KINDS, Layer, Network
+from trpo_fast.network import Layer, Network
 from trpo_fast.options import Options
 from trpo_fast.trust_region import Solution, Status, TrustRegionResult
 
 if TYPE_CHECKING:
-    from trpo_fast._core import BlockArg, LayerArg, PreconditionerArg, TensorArg
+    from trpo_fast._core import PreconditionerArg, TensorArg
 
-# The order of csrc/common/activations.h.
-ACTIVATION_CODES = {
-    name: code
-    for code, name in enumerate(
-        (
-            "identity",
-            "tanh",
-            "relu",
-            "leaky_relu",
-            "elu",
-            "silu",
-            "gelu",
-            "gelu_tanh",
-            "softplus",
-            "sigmoid",
-        )
-    )
-}
-# The order of csrc/common/heads.h.
-HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
 # The order of SolveStatus in csrc/common/trust_region.h; an interrupt raises instead.
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
 # The order of UpdateStatus and Constraint there.
@@ -55,92 +42,6 @@ CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 # Activations of the whole batch are kept up to this size; those of further rows are computed again
 # by each product, for about a quarter more work, so that memory stays bounded.
 CACHE_BYTES = 256 << 20
-SLAB_WIDTH, SLAB_PADDING = 64, 16  # kSlabWidth and kPadding there
-
-
-def tensor_arg(tensor: Tensor, dtype: torch.dtype) -> TensorArg:
-    """How a CPU tensor crosses to the native module; any strides, no copy, no cast.
-
-    Raises:
-        TypeError: the tensor has another dtype, is not a dense CPU tensor, or is a lazily negated
-            view, whose memory holds the opposite sign.
-    """
-    if tensor.dtype is not dtype or not tensor.is_cpu or tensor.layout is not torch.strided:
-        raise TypeError(
-            f"the native CPU backend reads dense {dtype} tensors on the CPU, got {tensor.layout} "
-            f"{tensor.dtype} on {tensor.device}; convert it first, or use backend='reference'"
-        )
-    if tensor.is_neg():
-        raise TypeError("a lazily negated view cannot be read in place; call resolve_neg() on it")
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
-
-
-def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
-    """The layers as the native module takes them. Valid while their tensors live and stay put."""
-    return [
-        (
-            tensor_arg(layer.weight, dtype),
-            None if layer.bias is None else tensor_arg(layer.bias, dtype),
-            ACTIVATION_CODES[layer.activation],
-            layer.parameter,
-        )
-        for layer in layers
-    ]
-
-
-class PackedPreconditioner(NamedTuple):
-    """A preconditioner as the native module takes it, and the tensors that this points into."""
-
-    argument: PreconditionerArg
-    tensors: list[Tensor]
-
-
-def packed_preconditioner(found: Preconditioner) -> PackedPreconditioner:
-    """The native layout of a preconditioner, made once and kept with it."""
-    if not isinstance(found.packed, PackedPreconditioner):
-        tensors: list[Tensor] = []
-
-        def arg(tensor: Tensor) -> TensorArg:
-            tensors.append(tensor)
-            return tensor_arg(tensor, found.diagonal.dtype)
-
-        blocks = [_block_arg(at, block, arg) for at, block in found.blocks]
-        # Two matrices in slabs for each block, as large as its R.
-        work = sum(2 * at.outputs * math.prod(slabs_of(at.columns)) for at, _ in found.blocks)
-        argument = arg(found.diagonal), blocks, arg(found.diagonal.new_empty(work))
-        found.packed = PackedPreconditioner(argument, tensors)
-    return found.packed
-
-
-def _block_arg(at: Place, block: Block, arg: Callable[[Tensor], TensorArg]) -> BlockArg:
-    scaled = block.scale is not None
-    return (
-        -1 if at.weight is None else at.weight,
-        -1 if at.bias is None else at.bias,
-        at.inputs,
-        at.outputs,
-        arg(block.left.contiguous() if scaled else in_slabs(block.left)),
-        arg(in_slabs(block.right)),
-        arg(in_slabs(block.right.T)) if scaled else None,
-        None if block.scale is None else arg(in_slabs(block.scale)),
-    )
-
-
-def slabs_of(columns: int) -> tuple[int, int]:
-    """How many slabs csrc/cpu/slabs.h makes of so many columns, and their width."""
-    width = SLAB_WIDTH if columns >= SLAB_WIDTH else -(-columns // SLAB_PADDING) * SLAB_PADDING
-    return -(-columns // width), width
-
-
-def in_slabs(matrix: Tensor) -> Tensor:
-    """``[slabs, rows, width]``: a matrix ``[rows, columns]`` as csrc/cpu/slabs.h lays it out."""
-    if matrix.ndim == 3:
-        return matrix
-    rows, columns = matrix.shape
-    count, width = slabs_of(columns)
-    padded = matrix.new_zeros(rows, count * width)
-    padded[:, :columns] = matrix
-    return padded.view(rows, count, width).transpose(0, 1).contiguous()
 
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:

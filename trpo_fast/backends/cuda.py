@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The orders of csrc/common/activations.h and heads.h.
 ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
-# The orders of SolveStatus, UpdateStatus and Constraint in csrc/common/trust_region.h, and of Figure
+# The orders of SolveStatus, UpdateStatus and Constraint in csrc/common/trust_region.h, of Figure
 # in csrc/cuda/policy_problem.h.
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
 UPDATE_STATUS = tuple(Status)

@@ -7,7 +7,6 @@ old and come from a share of the rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +32,13 @@ from trpo_fast.backends.kfac import (
     output_moment,
     too_wide,
 )
+from trpo_fast.backends.preconditioner_cost import (
+    INPUT_ROWS,
+    OUTPUT_ROWS,
+    preconditioner_kind,
+    refresh_interval,
+    widest,
+)
 from trpo_fast.batch import Batch, batch_rows
 from trpo_fast.flat import FlatParameters, all_finite, strided_rows
 from trpo_fast.network import Network
@@ -40,21 +46,6 @@ from trpo_fast.options import Options
 from trpo_fast.threads import one_thread
 from trpo_fast.trust_region import Problem
 
-# Rows that A is made of, anew at every update: observations have heavy tails, and what A has not
-# seen costs an iteration (docs/preconditioning.md).
-INPUT_ROWS = 8192
-# Rows that G is made of: with 256 the first iterations gain a little less, with 2048 hardly more.
-OUTPUT_ROWS = 1024
-# Most updates that use the same G: beyond, an iteration or two more are needed.
-REFRESH = 5
-# A new G may cost so many products an update.
-REFRESH_PRODUCTS = 0.125
-# Products that K-FAC must save to pay for its statistics: of ten, four are usually left.
-PAYS_BELOW = 4.0
-# Flop of a product below which there is nothing to save: plain iterations take microseconds.
-LEAST_FLOP = 1 << 24
-# What factorising [m, m] costs, in m^3 of the products' flop: as measured for m = 64 and m = 1024.
-EIGEN_FLOP, INVERSE_FLOP = 100, 3
 AGE = "preconditioner_age"
 
 
@@ -150,59 +141,6 @@ def precondition(
     )
 
 
-def preconditioner_kind(
-    options: Options, network: Network, rows: int, *, lasts: bool = True
-) -> str:
-    """What "auto" stands for, "kfac" or "none", from sizes alone; a named one stands for itself.
-
-    Args:
-        options: Checked options.
-        network: The recognised policy.
-        rows: Of the batch.
-        lasts: Whether statistics are kept for the next solves.
-    """
-    if options.preconditioner != "auto":
-        return options.preconditioner
-    if product_flop(network, rows) < LEAST_FLOP:
-        return "none"
-    interval = refresh_interval(network, rows) if lasts else 1
-    cost = input_cost(network, rows) + output_cost(network, rows) / interval
-    return "kfac" if cost <= PAYS_BELOW else "none"
-
-
-def product_flop(network: Network, rows: int) -> int:
-    """Of one Fisher product: two GEMM pairs a layer, the first layer needs half of one."""
-    weights = [layer.weight.numel() for layer in network.layers]
-    return rows * (8 * sum(weights) - 4 * weights[0])
-
-
-def input_cost(network: Network, rows: int) -> float:
-    """Of a new A for every layer, in Fisher products; from sizes alone, never from the clock."""
-    used, flop = min(rows, INPUT_ROWS), 0
-    for layer in network.layers:
-        m = layer.weight.shape[1] + 1
-        flop += used * m * m + _factorising(network) * m**3
-    return flop / max(product_flop(network, rows), 1)
-
-
-def output_cost(network: Network, rows: int) -> float:
-    """Of a new G for every layer, likewise."""
-    used, flop = min(rows, OUTPUT_ROWS), 0
-    for layer in network.layers:
-        out = layer.weight.shape[0]
-        flop += used * (out * out + 4 * layer.weight.numel()) + _factorising(network) * out**3
-    return flop / max(product_flop(network, rows), 1)
-
-
-def _factorising(network: Network) -> int:
-    return INVERSE_FLOP if _widest(network) > EIGEN_WIDTH else EIGEN_FLOP
-
-
-def refresh_interval(network: Network, rows: int) -> int:
-    """Updates that use the same G."""
-    return min(max(math.ceil(output_cost(network, rows) / REFRESH_PRODUCTS), 1), REFRESH)
-
-
 def refuse_generic(options: Options, reason: str) -> None:
     """Raise ValueError where the generic path cannot do what the options name.
 
@@ -260,7 +198,7 @@ class Curvature:
         """
         # Torch's own threads spin for a while after their work, at the cost of a native problem's.
         native = isinstance(problem, KroneckerStatistics)
-        with torch.no_grad(), one_thread(native or _widest(network) <= EIGEN_WIDTH):
+        with torch.no_grad(), one_thread(native or widest(network) <= EIGEN_WIDTH):
             if kind == "diagonal":
                 return self._diagonal(network, problem.parameters, batch, damping)
             return self._kfac(network, problem, batch, damping, fisher_fraction)
@@ -475,7 +413,3 @@ def _rest(network: Network, parameters: FlatParameters, damping: float) -> Tenso
         start = sum(parameters.sizes[:place])
         inverse[start : start + parameters.sizes[place]] = 1 / (2 + damping)
     return inverse
-
-
-def _widest(network: Network) -> int:
-    return max(max(layer.weight.shape) for layer in network.layers)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _core
-from trpo_fast.backends.cpu import layer_args, tensor_arg
+from trpo_fast.backends.native_arguments import layer_args, tensor_arg
 from trpo_fast.backends.workspace import Workspace
 from trpo_fast.network import Layer
 
