@@ -1,9 +1,11 @@
 """One policy update of models that are no perceptron, and tianshou's solver on the same module.
 
-``python benchmarks/generic_models.py [--turns N]`` prints the table of docs/generic-models.md.
+``python benchmarks/generic_models.py [--turns N]`` prints the first table of
+docs/generic-models.md, ``--products`` the second: one Fisher product by each kind of linearisation.
 Every contender gets the same weights, batch and advantages, KL(old, new) of the joint action,
 damping 0.1 and ten plain CG iterations; within a turn each runs once after the other, and a ratio
-is the median over the turns.
+is the median over the turns. tianshou's solver may do fewer products: it stops at a squared
+residual of 1e-10, whatever the gradient's scale.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -24,6 +26,10 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trpo_fast import FallbackWarning, TRPOOptimizer
+from trpo_fast.backends.convolutions import Convolutions
+from trpo_fast.backends.linearization import KlHessian, Linearization, linearize
+from trpo_fast.distributions import detached
+from trpo_fast.flat import FlatParameters
 
 MAX_KL, DAMPING, CG_ITERS = 0.01, 0.1, 10
 ACTIONS = 6
@@ -52,7 +58,7 @@ class Perceptron(nn.Module):
         return mean, self.log_std.expand_as(mean)
 
 
-class Convolutions(nn.Module):
+class SmallCnn(nn.Module):
     """Images [3, 20, 20]."""
 
     def __init__(self) -> None:
@@ -122,7 +128,7 @@ class Kind:
 KINDS = {
     "perceptron 2x64": Kind(lambda: Perceptron(64), (8192, 17), _gaussian),
     "perceptron 2x256": Kind(lambda: Perceptron(256), (8192, 17), _gaussian),
-    "CNN, 2 convolutions": Kind(Convolutions, (2048, 3, 20, 20), _categorical),
+    "CNN, 2 convolutions": Kind(SmallCnn, (2048, 3, 20, 20), _categorical),
     "CNN of Mnih et al.": Kind(Nature, (256, 4, 84, 84), _categorical),
     "GRU 64": Kind(lambda: Recurrent(nn.GRU), (512, 16, 17), _gaussian),
     "LSTM 64": Kind(lambda: Recurrent(nn.LSTM), (512, 16, 17), _gaussian),
@@ -290,13 +296,60 @@ def compare(name: str, turns: int) -> Row:
     )  # fmt: skip
 
 
+def products(name: str, turns: int) -> list[float]:
+    """Least milliseconds of a product: the KL twice, reverse twice, and with our convolutions."""
+    case = Case(KINDS[name])
+    names, tensors = zip(*case.network.named_parameters(), strict=True)
+    parameters = FlatParameters(list(tensors), list(names))
+    v = torch.randn_like(parameters.start)
+    old = detached(case.kind.head(case.network(case.obs)))
+
+    def mean_kl(new: Distribution) -> Tensor:
+        return kl_divergence(old, new).mean()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        convolutions = Convolutions()
+        plain = case.kind.head(case.network(case.obs))
+        with convolutions:
+            watched = case.kind.head(case.network(case.obs))
+        kinds: list[Linearization] = [
+            KlHessian(mean_kl(plain), parameters),
+            linearize(plain, mean_kl, parameters),
+            linearize(watched, mean_kl, parameters, convolutions),
+        ]
+        found = [kind.product(v) for kind in kinds]
+        if any(float((f - found[0]).norm()) > 1e-3 * float(found[0].norm()) for f in found):
+            raise RuntimeError(f"{name}: the products differ")
+        times: list[list[float]] = [[] for _ in kinds]
+        for _ in range(turns):
+            for kind, own in zip(kinds, times, strict=True):
+                start = time.perf_counter()
+                kind.product(v)
+                own.append(1e3 * (time.perf_counter() - start))
+    return [min(own) for own in times]
+
+
+def print_products(names: Iterable[str], turns: int) -> None:
+    """Print the table of products."""
+    print("| model | observations | KL twice | reverse twice | with our convolutions |")
+    print("|---|---|---:|---:|---:|")
+    for name in names:
+        shape = " x ".join(str(n) for n in KINDS[name].shape)
+        figures = " | ".join(f"{figure:.1f}" for figure in products(name, turns))
+        print(f"| {name} | {shape} | {figures} |", flush=True)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--products", action="store_true", help="single Fisher products")
     options = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    if options.products:
+        print_products(options.kinds, options.turns)
+        return
     print("| model | observations | fused | generic | tianshou | tianshou / generic |")
     print("|---|---|---:|---:|---:|---:|")
     for name in options.kinds:

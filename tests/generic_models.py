@@ -1,15 +1,23 @@
-"""Small models of the kinds that take the generic path, each with observations."""
+"""Small models of the kinds that take the generic path, each with observations; their Fisher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.autograd.functional import hessian
+from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
+from torch.func import functional_call
 from torch.nn.utils import parametrizations
+
+from trpo_fast.backends.convolutions import Convolutions
+from trpo_fast.backends.linearization import linearize
+from trpo_fast.distributions import detached
+from trpo_fast.flat import FlatParameters
 
 ROWS = 6
 
@@ -20,7 +28,6 @@ class Model:
 
     name: str
     build: Callable[[], tuple[nn.Module, Any]]
-    convolves: bool = False
 
     def make(self, dtype: torch.dtype) -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
@@ -34,6 +41,39 @@ def _cast(obs: Any, dtype: torch.dtype) -> Any:
     if isinstance(obs, tuple):
         return tuple(_cast(item, dtype) for item in obs)
     return obs.to(dtype) if obs.is_floating_point() else obs
+
+
+def parameters_of(module: nn.Module) -> FlatParameters:
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return FlatParameters([p for _, p in named], [name for name, _ in named])
+
+
+def dense_fisher(module: nn.Module, obs: Any) -> Tensor:
+    """F ``[P, P]``: the Hessian of the mean KL, by torch, without anything of ours."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    sizes = [p.numel() for p in named.values()]
+    with torch.no_grad():
+        old = detached(module(obs))
+
+    def mean_kl(flat: Tensor) -> Tensor:
+        pieces = zip(named.items(), flat.split(sizes), strict=True)
+        given = {name: piece.view_as(p) for (name, p), piece in pieces}
+        return kl_divergence(old, functional_call(module, given, (obs,))).mean()
+
+    theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
+    return hessian(mean_kl, theta)
+
+
+def linear_of(module: nn.Module, obs: Any, convolutions: Convolutions | None = None) -> Any:
+    with convolutions or nullcontext():
+        distribution = module(obs)
+    old = detached(distribution)
+    return linearize(
+        distribution,
+        lambda new: kl_divergence(old, new).mean(),
+        parameters_of(module),
+        convolutions,
+    )
 
 
 class Cnn(nn.Module):
@@ -158,13 +198,12 @@ def _sequences() -> tuple[Tensor, Tensor]:
 
 
 MODELS = [
-    Model("cnn", lambda: (Cnn(), torch.randn(ROWS, 2, 7, 7)), convolves=True),
+    Model("cnn", lambda: (Cnn(), torch.randn(ROWS, 2, 7, 7))),
     Model(
         "cnn, frozen convolution",
         lambda: (_frozen(Cnn(), "body.0"), torch.randn(ROWS, 2, 7, 7)),
-        convolves=True,
     ),
-    Model("tied convolutions", _tied_convolutions, convolves=True),
+    Model("tied convolutions", _tied_convolutions),
     Model("gru, padded", lambda: (Recurrent(nn.GRU), _sequences())),
     Model("lstm, padded", lambda: (Recurrent(nn.LSTM), _sequences())),
     Model("gru, packed", lambda: (Packed(nn.GRU), _sequences())),
@@ -183,7 +222,6 @@ MODELS = [
                 "numbers": torch.randn(ROWS, 2),
             },
         ),
-        convolves=True,
     ),
     Model("tied weights", _tied),
     Model("frozen layer", lambda: (_frozen(Plain(), "second"), torch.randn(ROWS, 3))),

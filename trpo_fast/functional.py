@@ -158,4 +158,4 @@ def _products(
         raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
     refuse_generic(options, network)
     terms = fisher_terms(policy, batch, options)
-    return GenericProblem(parameters, options, fisher_terms=terms, module=policy)
+    return GenericProblem(parameters, options, fisher_terms=terms)

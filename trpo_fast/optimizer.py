@@ -310,7 +310,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         say_once(f"TRPOOptimizer takes the generic path: {network}")
         terms, fisher_terms = module_terms(self.module, batch, options)
         with twice_differentiable(self.module, options.noise):
-            generic = GenericProblem(parameters, options, terms, fisher_terms, module=self.module)
+            generic = GenericProblem(parameters, options, terms, fisher_terms)
             return update(generic, options, unit=batch.unit)
 
     def _recognise(self, obs: Any, action_mask: Tensor | None) -> Network | str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from generic_models import MODELS, Model
+from generic_models import MODELS, Model, dense_fisher, linear_of
 from torch import Tensor, nn
-from torch.autograd.functional import hessian
 from torch.distributions import (
     Bernoulli,
     Beta,
@@ -35,56 +33,15 @@ from torch.distributions import (
     kl_divergence,
 )
 from torch.distributions.transforms import TanhTransform
-from torch.func import functional_call
 from torch.nn.functional import softplus
 
 from trpo_fast import TRPOOptimizer, fisher_vector_product
-from trpo_fast.backends import linearization
-from trpo_fast.backends.linearization import (
-    ForwardReverse,
-    KlHessian,
-    ReverseTwice,
-    depends_on,
-    linearize,
-)
+from trpo_fast.backends.convolutions import Convolutions
+from trpo_fast.backends.linearization import KlHessian, ReverseTwice, depends_on
 from trpo_fast.distributions import MaskedCategorical, MultiCategorical, detached
-from trpo_fast.flat import FlatParameters
 from trpo_fast.modes import twice_differentiable
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
-
-
-def parameters_of(module: nn.Module) -> FlatParameters:
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    return FlatParameters([p for _, p in named], [name for name, _ in named])
-
-
-def dense_fisher(module: nn.Module, obs: Any) -> Tensor:
-    """F ``[P, P]``: the Hessian of the mean KL, by torch, without anything of ours."""
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    sizes = [p.numel() for p in named.values()]
-    with torch.no_grad():
-        old = detached(module(obs))
-
-    def mean_kl(flat: Tensor) -> Tensor:
-        pieces = zip(named.items(), flat.split(sizes), strict=True)
-        given = {name: piece.view_as(p) for (name, p), piece in pieces}
-        return kl_divergence(old, functional_call(module, given, (obs,))).mean()
-
-    theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
-    return hessian(mean_kl, theta)
-
-
-def linear_of(module: nn.Module, obs: Any, *, forward: bool) -> Any:
-    distribution = module(obs)
-    old = detached(distribution)
-    return linearize(
-        distribution,
-        lambda new: kl_divergence(old, new).mean(),
-        parameters_of(module),
-        module if forward else None,
-        (lambda: module(obs)) if forward else None,
-    )
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
@@ -93,14 +50,12 @@ def test_every_kind_of_model_equals_the_dense_fisher_matrix(model: Model) -> Non
     with twice_differentiable(module):
         dense = dense_fisher(module, obs)
         torch.manual_seed(1)
-        for forward in (False, True):
-            linear = linear_of(module, obs, forward=forward)
+        for convolutions in (None, Convolutions()):
+            linear = linear_of(module, obs, convolutions)
+            assert type(linear) is ReverseTwice
             for _ in range(2):  # the linearisation is kept
                 v = torch.randn(len(dense), dtype=torch.float64)
                 assert torch.allclose(linear.product(v), dense @ v, rtol=1e-8, atol=1e-12)
-    assert isinstance(linear, ForwardReverse if model.convolves else ReverseTwice)
-    if model.convolves:
-        assert linear._reverse is None, "forward mode was given up"
     assert float(dense.abs().max()) > 1e-6
 
 
@@ -184,7 +139,7 @@ def test_every_distribution_equals_the_dense_fisher_matrix(name: str) -> None:
     module, obs = Head(width, make).double(), torch.randn(6, 3, dtype=torch.float64)
     dense = dense_fisher(module, obs)
     v = torch.randn(len(dense), dtype=torch.float64)
-    linear = linear_of(module, obs, forward=False)
+    linear = linear_of(module, obs)
     assert type(linear) is kind
     assert torch.allclose(linear.product(v), dense @ v, rtol=1e-7, atol=1e-11)
     assert float(torch.linalg.eigvalsh(dense)[-1]) > 1e-3
@@ -229,81 +184,6 @@ def test_laplace_has_the_curvature_that_autograd_does_not_see() -> None:
         v[-2 + column] = 1
         product = fisher_vector_product(module, obs, v)[-2:]
         assert torch.allclose(product, expected[:, column], rtol=1e-9)
-
-
-def test_forward_mode_is_given_up_where_it_disagrees() -> None:
-    class Detours(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.out = nn.Conv1d(1, 2, 3), nn.Linear(6, 3)
-
-        def forward(self, obs: Tensor) -> Distribution:
-            with torch.no_grad():  # forward mode does not stop here, reverse mode does
-                features = self.conv(obs)
-            return Categorical(logits=self.out((self.conv(obs) * features).flatten(1)))
-
-    torch.manual_seed(0)
-    module, obs = Detours().double(), torch.randn(4, 1, 5, dtype=torch.float64)
-    v = torch.randn(sum(p.numel() for p in module.parameters()), dtype=torch.float64)
-    linear = linear_of(module, obs, forward=True)
-    assert isinstance(linear, ForwardReverse)
-    product = linear.product(v)
-    assert linear._reverse is not None
-    assert torch.equal(product, linear_of(module, obs, forward=False).product(v))
-
-
-def test_forward_mode_is_given_up_where_torch_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoForward(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return 2 * grad
-
-    class Custom(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.out = nn.Conv1d(1, 2, 3), nn.Linear(6, 3)
-
-        def forward(self, obs: Tensor) -> Distribution:
-            features = NoForward.apply(self.conv(obs).flatten(1))
-            return Categorical(logits=self.out(features))
-
-    torch.manual_seed(0)
-    module, obs = Custom().double(), torch.randn(4, 1, 5, dtype=torch.float64)
-    linear = linear_of(module, obs, forward=True)
-    v = torch.randn(sum(p.numel() for p in module.parameters()), dtype=torch.float64)
-    expected = linear_of(module, obs, forward=False).product(v)
-    assert torch.allclose(linear.product(v), expected, rtol=1e-12)
-    assert linear._reverse is not None
-    # And it stays given up.
-    monkeypatch.setattr(linearization, "_prepare_forward_mode", lambda: pytest.fail("tried again"))
-    assert torch.allclose(linear.product(v), expected, rtol=1e-12)
-
-
-def test_the_parameters_are_themselves_again_after_forward_mode() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 3))
-    before = list(module.parameters())
-
-    class Failing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.calls = module, 0
-
-        def forward(self, obs: Tensor) -> Distribution:
-            self.calls += 1
-            if self.calls == 3:
-                raise KeyboardInterrupt
-            return Categorical(logits=self.body(obs))
-
-    opt = TRPOOptimizer(Failing())
-    with pytest.raises(KeyboardInterrupt):
-        opt.step(obs=torch.randn(4, 1, 5), actions=torch.zeros(4).long(), advantages=torch.randn(4))
-    assert all(a is b for a, b in zip(module.parameters(), before, strict=True))
-    assert all(p.requires_grad and not p.grad_fn for p in module.parameters())
 
 
 def test_dependence_is_read_from_the_graph() -> None:

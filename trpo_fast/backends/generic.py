@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
+from trpo_fast.backends.convolutions import Convolutions
 from trpo_fast.backends.linearization import Linearization, linearize, slopes_of
 from trpo_fast.distributions import detached, in_double
 from trpo_fast.flat import FlatParameters, strided_rows, weighted_mean
@@ -61,7 +62,6 @@ class GenericProblem:
             by ``fisher_fraction``, without another call.
         by_dependence: Step only the parameters that the distribution depends on; otherwise those
             that the loss alone depends on too.
-        module: Holds the parameters, where it is known.
     """
 
     backend = "generic"
@@ -74,14 +74,14 @@ class GenericProblem:
         fisher_terms: Sequence[FisherTerm] | None = None,
         *,
         by_dependence: bool = True,
-        module: nn.Module | None = None,
     ) -> None:
-        self.parameters, self.options, self.module = parameters, options, module
+        self.parameters, self.options = parameters, options
         self.terms, self.fisher_terms = terms, fisher_terms
         self.by_dependence = by_dependence
         self.theta = parameters.start
         self.old: list[Distribution] = []  # each term's distribution at theta_old, in float64
         self.kept: Linearization | None = None  # of a single Fisher term
+        self._convolutions = Convolutions()
 
     def gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``.
@@ -94,9 +94,10 @@ class GenericProblem:
         used = [False] * len(tensors)
         for term in self.terms:
             with torch.enable_grad():
-                found = term.call()
+                with self._convolutions:
+                    found = term.call()
                 rows = (found.distribution, found.weights)
-                linear = self._linearize(rows, term.rows) if keep else None
+                linear = self._linearize(rows) if keep else None
                 by_kl = _depends_on(found.distribution, tensors) if linear is None else linear.used
                 loss_slopes = slopes_of(term.share * found.loss, tensors, retain=keep)
             for index, by_loss in enumerate(loss_slopes):
@@ -129,9 +130,9 @@ class GenericProblem:
         terms = self.fisher_terms or []
         total = torch.zeros_like(v)
         for term in terms:
-            with torch.enable_grad():
+            with torch.enable_grad(), self._convolutions:
                 rows = term.call()
-            linear = self._linearize(rows, term.call, strided=False)
+            linear = self._linearize(rows, strided=False)
             if len(terms) == 1:
                 self.kept = linear
             total.add_(linear.product(v), alpha=term.share)
@@ -163,20 +164,16 @@ class GenericProblem:
             self.parameters.write(self.theta)
         return loss, kl
 
-    def _linearize(
-        self, rows: Rows, again: Callable[[], Rows] | None, *, strided: bool = True
-    ) -> Linearization:
+    def _linearize(self, rows: Rows, *, strided: bool = True) -> Linearization:
         distribution, weights = rows
         old = in_double(detached(distribution))
         fraction = self.options.fisher_fraction if strided else 1.0
-        call = None if again is None else lambda: again()[0]
         with torch.enable_grad():
             return linearize(
                 distribution,
                 lambda new: _mean_kl(old, new, weights, fraction),
                 self.parameters,
-                self.module,
-                call,
+                self._convolutions,
             )
 
     @torch.no_grad()

@@ -7,32 +7,26 @@ product is one sweep forward and one backward. Differentiating the mean KL twice
 model along that are multiplied by the KL's gradient, which is 0.
 
 ``J v`` comes from reverse mode twice: ``u -> J'u`` is linear, and the derivative of ``(J'u).v`` in
-u is ``J v``. Convolutions are the exception: torch differentiates their backward for all three
-arguments whether asked or not, so there forward mode through the model is cheaper.
+u is ``J v``. Convolutions need help for that to be cheap (``convolutions``).
 docs/generic-models.md has the measurements.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
-import torch.autograd.forward_ad as forward_ad
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
+from trpo_fast.backends.convolutions import Convolutions
 from trpo_fast.distribution_parts import parts_of
 from trpo_fast.distributions import in_double
-from trpo_fast.flat import FlatParameters, dot
+from trpo_fast.flat import FlatParameters
 
 MeanKl = Callable[[Distribution], Tensor]  # KL(old, .) averaged over the rows
-Call = Callable[[], Distribution]  # the model on the rows
-# Reverse mode is the authority; where forward mode leaves it by more, the model is no function of
-# its parameters to both (it has a no_grad block, say), and reverse mode is used throughout.
-SYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-9}
 _NOT_TWICE = (
     "the model cannot be differentiated twice, which the Fisher product needs; "
     "call the uncompiled model in the closure, and switch fused kernels off"
@@ -52,17 +46,15 @@ def linearize(
     distribution: Distribution,
     mean_kl: MeanKl,
     parameters: FlatParameters,
-    module: nn.Module | None = None,
-    call: Call | None = None,
+    convolutions: Convolutions | None = None,
 ) -> Linearization:
-    """The linearisation that is fastest for the model.
+    """The linearisation that is fastest for the distribution.
 
     Args:
         distribution: Of the rows, with its graph to the parameters.
         mean_kl: The mean of KL(old, new) over the rows, for a new distribution of the same type.
         parameters: The flat order.
-        module: Holds the parameters, where there is one; convolutions in it ask for forward mode.
-        call: Gives ``distribution`` again, from the module's parameters of then.
+        convolutions: What was entered while the distribution was made, if anything was.
     """
     parts = parts_of(distribution)
     if parts is None:
@@ -76,19 +68,8 @@ def linearize(
         return parts.make([next(given) if is_kept else t for t, is_kept in pairs])
 
     fisher = OutputFisher(outputs, lambda tensors: mean_kl(in_double(make(tensors))))
-    if module is None or call is None or not _has_convolutions(module):
+    with nullcontext() if convolutions is None else convolutions.recorded():
         return ReverseTwice(outputs, fisher, parameters)
-
-    def again() -> list[Tensor]:
-        found = parts_of(call())
-        assert found is not None  # noqa: S101
-        return [t for t, is_kept in zip(found.tensors, kept, strict=True) if is_kept]
-
-    return ForwardReverse(outputs, fisher, parameters, module, again)
-
-
-def _has_convolutions(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())
 
 
 class OutputFisher:
@@ -151,79 +132,14 @@ class ReverseTwice:
         if not pairs:
             return torch.zeros_like(v)
         Jv = _twice([slope for slope, _ in pairs], self._u, [part for _, part in pairs])
-        return pull_back(self.outputs, self.fisher(Jv), self.parameters)
-
-
-class ForwardReverse:
-    """J from forward mode through the model at each product, J' from the kept graph.
-
-    Forward mode is checked against reverse mode at each product, and given up for good where torch
-    or the model does not serve it.
-    """
-
-    def __init__(
-        self,
-        outputs: Sequence[Tensor],
-        fisher: OutputFisher,
-        parameters: FlatParameters,
-        module: nn.Module,
-        again: Callable[[], list[Tensor]],
-    ) -> None:
-        self.outputs, self.fisher, self.parameters = list(outputs), fisher, parameters
-        self.used = depends_on(self.outputs, parameters.tensors)
-        self._caller = _Caller(module, again)
-        self._reverse: ReverseTwice | None = None
-        names = {id(p): name for name, p in self._caller.named_parameters()}
-        self._names = [
-            names.get(id(p), "") if is_used else ""
-            for p, is_used in zip(parameters.tensors, self.used, strict=True)
-        ]
-
-    def product(self, v: Tensor) -> Tensor:
-        """``F v`` ``[P]``."""
-        if self._reverse is None:
-            found = self._product(v)
-            if found is not None:
-                return found
-            self._reverse = ReverseTwice(self.outputs, self.fisher, self.parameters)
-        return self._reverse.product(v)
-
-    def _product(self, v: Tensor) -> Tensor | None:
-        try:
-            Jv = self._push_forward(v)
-        except (NotImplementedError, RuntimeError):
-            return None  # an operator without a forward mode, or a memory layout it refuses
-        MJv = self.fisher(Jv)
-        Fv = pull_back(self.outputs, MJv, self.parameters)
-        # (Jv)'M(Jv) = v'J'(M J v)
-        curvature = sum(
-            dot(a.flatten(), b.flatten()) for a, b in zip(Jv, MJv, strict=True) if a is not None
+        found = torch.autograd.grad(
+            self.outputs,
+            self.parameters.tensors,
+            self.fisher(Jv),
+            retain_graph=True,
+            allow_unused=True,
         )
-        gap = abs(curvature - dot(v, Fv))
-        return Fv if gap <= SYMMETRY[v.dtype] * abs(curvature) else None
-
-    @torch.no_grad()
-    def _push_forward(self, v: Tensor) -> list[Tensor | None]:
-        """``J v``, a tangent for each output."""
-        _prepare_forward_mode()
-        with forward_ad.dual_level():
-            duals = {
-                name: forward_ad.make_dual(p.detach(), part.contiguous())
-                for name, p, part in zip(
-                    self._names, self.parameters.tensors, self.parameters.split(v), strict=True
-                )
-                if name
-            }
-            outputs = torch.func.functional_call(self._caller, duals, ())
-            return [forward_ad.unpack_dual(t).tangent for t in outputs]
-
-
-@cache
-def _prepare_forward_mode() -> None:
-    """Torch loads parts of itself at the first dual number, and warns of what it finds there."""
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
+        return self.parameters.flatten(found)  # J'(M J v)
 
 
 class KlHessian:
@@ -249,18 +165,6 @@ class KlHessian:
         return self.parameters.flatten(found)
 
 
-class _Caller(nn.Module):
-    """A call that reads the parameters of ``module``, as ``functional_call`` wants it."""
-
-    def __init__(self, module: nn.Module, call: Callable[[], list[Tensor]]) -> None:
-        super().__init__()
-        self.module = module
-        self._call = call
-
-    def forward(self) -> list[Tensor]:
-        return self._call()
-
-
 def slopes_of(
     value: Tensor, tensors: Sequence[Tensor], *, retain: bool = False, twice: bool = False
 ) -> list[Tensor | None]:
@@ -272,16 +176,6 @@ def slopes_of(
             value, tensors, retain_graph=retain or twice, create_graph=twice, allow_unused=True
         )
     )
-
-
-def pull_back(
-    outputs: Sequence[Tensor], slopes: Sequence[Tensor], parameters: FlatParameters
-) -> Tensor:
-    """``J' slopes`` ``[P]``; the graph is kept."""
-    found = torch.autograd.grad(
-        outputs, parameters.tensors, slopes, retain_graph=True, allow_unused=True
-    )
-    return parameters.flatten(found)
 
 
 def depends_on(outputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[bool]:
