@@ -151,6 +151,18 @@ def test_the_options_are_tianshous_and_followed() -> None:
     assert 0 < algorithm.last_result.kl <= 1e-4
 
 
+@pytest.mark.parametrize("critic_iters", [0, 2])
+@pytest.mark.parametrize("name", ["gaussian", "bounded"])
+def test_torchs_default_device_is_left_alone(name: str, critic_iters: int) -> None:
+    make, dist_fn, space, _ = ACTORS[name]
+    algorithm = made(TRPO, make(), dist_fn, space, optim_critic_iters=critic_iters)
+    batch = batch_of(algorithm)
+    with torch.device("meta"):  # nothing can be read from a tensor made there
+        stats = algorithm._update_with_batch(batch, None, 1)
+    assert algorithm.last_result.accepted
+    assert (stats.vf_loss.mean > 0) == (critic_iters > 0)
+
+
 def test_minibatches_and_repeats() -> None:
     algorithm = made(TRPO, discrete_actor(), categorical, DISCRETE, optim_critic_iters=1)
     stats = algorithm._update_with_batch(batch_of(algorithm), 100, 3)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 
+from trpo_fast.adapters import stepped
 from trpo_fast.optimizer import TRPOOptimizer
 from trpo_fast.trust_region import TrustRegionResult
 
@@ -21,47 +21,11 @@ try:
     import skrl
     from skrl.agents.torch.trpo.trpo import TRPO as SkrlTRPO  # noqa: N811
     from skrl.agents.torch.trpo.trpo import compute_gae
-    from skrl.models.torch import CategoricalMixin, GaussianMixin
+    from skrl.models.torch import CategoricalMixin
+
+    from trpo_fast.skrl_models import Actor
 except ImportError as error:
     raise ImportError("trpo_fast.skrl needs skrl 2: pip install 'trpo_fast[skrl]'") from error
-
-# A Gaussian whose log std moves by 1 has a KL(old, new) of 0.57 or more: within max_kl of 0.5, a
-# log std further than 1 from skrl's clipping bounds cannot reach them.
-MARGIN, LARGEST_KL = 1.0, 0.5
-
-
-class Actor(nn.Module):
-    """A skrl model as ``TRPOOptimizer`` takes it: observations to the joint distribution.
-
-    Args:
-        model: Any model whose ``act`` leaves a ``distribution``.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model, self.unclipped = model, False
-
-    def forward(self, obs: Any) -> Distribution:
-        """The distribution of the actions, batch_shape ``[N]``; a dict is model inputs."""
-        inputs = obs if isinstance(obs, dict) else {"observations": obs, "states": None}
-        if self.unclipped:
-            mean, extra = self.model.compute(inputs, "policy")
-            return Independent(Normal(mean, extra["log_std"].exp()), 1)
-        self.model.act(inputs, role="policy")
-        found = self.model.distribution(role="policy")
-        extra = len(found.batch_shape) - 1
-        return Independent(found, extra) if extra > 0 else found
-
-    @torch.no_grad()
-    def look(self, inputs: dict[str, Any], max_kl: float) -> None:
-        """Note whether no clipping bound of a Gaussian is within a step's reach."""
-        model = self.model
-        self.unclipped = type(model).act is GaussianMixin.act and not model._g_clip_mean_actions
-        if self.unclipped and model._g_clip_log_std:
-            log_std = model.compute(inputs, "policy")[1]["log_std"]
-            low, high = model._g_min_log_std + MARGIN, model._g_max_log_std - MARGIN
-            within = bool(((low < log_std) & (log_std < high)).all()) and max_kl <= LARGEST_KL
-            self.unclipped = within and isinstance(log_std, nn.Parameter)
 
 
 class TRPO(SkrlTRPO):  # type: ignore[misc]
@@ -93,13 +57,12 @@ class TRPO(SkrlTRPO):  # type: ignore[misc]
         self._set_advantages()
         names, rows = self._tensors_names_policy, len(self.memory)
         sampled = self.memory.sample(names=names, batch_size=rows, mini_batches=1)[0]
-        inputs = self._inputs(sampled[0], sampled[1], train=True)
+        inputs = self._inputs(*sampled[:2], train=True)
         result = self.last_result = self._step_policy(inputs, *sampled[2:])
         self.track_data("Loss / Policy loss", -result.loss_before)
         self.track_data("Loss / Value loss", self._fit_values())
         with torch.no_grad():
-            self.policy.act(inputs, role="policy")
-        spread = self.policy.distribution(role="policy").stddev.mean().item()
+            spread = self._actor(inputs).stddev.mean().item()
         self.track_data("Policy / Standard deviation", spread)
         if self.value_scheduler:
             rate = self.value_scheduler.get_last_lr()[0]
@@ -134,36 +97,36 @@ class TRPO(SkrlTRPO):  # type: ignore[misc]
     def _step_policy(
         self, inputs: dict[str, Any], actions: Tensor, log_prob: Tensor, advantages: Tensor
     ) -> TrustRegionResult:
-        cfg, optimizer = self.cfg, self.policy_optimizer
-        optimizer.param_groups[0].update(
-            max_kl=float(cfg.max_kl_divergence),
-            damping=float(cfg.damping),
-            cg_iters=int(cfg.conjugate_gradient_steps),
-            backtrack_coeff=0.5,
-            max_backtracks=int(cfg.max_backtrack_steps) - 1,
-            accept_ratio=float(cfg.accept_ratio),
-            lr=float(cfg.step_fraction),
-        )
+        cfg = self.cfg
         self._actor.look(inputs, cfg.max_kl_divergence)
-        joint = getattr(self.policy, "_g_reduction", torch.sum) is torch.sum
-        optimizer.step(
+        summed = getattr(self.policy, "_g_reduction", torch.sum) is torch.sum
+        options = {
+            "max_kl": float(cfg.max_kl_divergence),
+            "damping": float(cfg.damping),
+            "cg_iters": int(cfg.conjugate_gradient_steps),
+            "backtrack_coeff": 0.5,
+            "max_backtracks": int(cfg.max_backtrack_steps) - 1,
+            "accept_ratio": float(cfg.accept_ratio),
+            "lr": float(cfg.step_fraction),
+        }
+        return stepped(
+            self.policy_optimizer,
+            options,
             obs=inputs["observations"] if inputs["states"] is None else inputs,
             actions=actions.flatten() if isinstance(self.policy, CategoricalMixin) else actions,
             advantages=advantages.flatten(),
-            old_log_prob=log_prob.flatten() if joint else None,
+            old_log_prob=log_prob.flatten() if summed else None,
         )
-        assert optimizer.last_result is not None  # noqa: S101
-        return optimizer.last_result
 
     def _fit_values(self) -> float:
         """Minibatch regression on the returns, as skrl has it; the mean loss."""
         cfg, losses = self.cfg, []
         names, rows = self._tensors_names_value, len(self.memory)
         for epoch in range(cfg.learning_epochs):
-            for observations, states, returns in self.memory.sample(
+            for *seen, returns in self.memory.sample(
                 names=names, batch_size=rows, mini_batches=cfg.mini_batches
             ):
-                inputs = self._inputs(observations, states, train=not epoch)
+                inputs = self._inputs(*seen, train=not epoch)
                 predicted = self.value.act(inputs, role="value")[0]
                 loss = cfg.value_loss_scale * nn.functional.mse_loss(returns, predicted)
                 self.value_optimizer.zero_grad()

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 from torch.nn import functional
 
+from trpo_fast.adapters import joint, stepped
 from trpo_fast.optimizer import TRPOOptimizer
 from trpo_fast.trust_region import TrustRegionResult
 
@@ -43,12 +44,6 @@ class Actor(nn.Module):
     def forward(self, obs: Any) -> Distribution:
         """The distribution of the actions, batch_shape ``[N]``."""
         return joint(self._policy[0].dist_fn(self.actor(obs, state=None, info={})[0]))
-
-
-def joint(distribution: Distribution) -> Distribution:
-    """The same with batch_shape ``[N]``: entries of one action are one event."""
-    extra = len(distribution.batch_shape) - 1
-    return Independent(distribution, extra) if extra > 0 else distribution
 
 
 class TRPO(tianshou.algorithm.TRPO):  # type: ignore[misc]
@@ -89,26 +84,26 @@ class TRPO(tianshou.algorithm.TRPO):  # type: ignore[misc]
         return TRPOTrainingStats(**{name: summary(found) for name, found in figures.items()})
 
     def _step_policy(self, batch: Any) -> TrustRegionResult:
-        optimizer = self.policy_optimizer
-        optimizer.param_groups[0].update(
-            max_kl=float(self.max_kl),
-            backtrack_coeff=float(self.backtrack_coeff),
-            max_backtracks=int(self.max_backtracks) - 1,
-        )
+        options = {
+            "max_kl": float(self.max_kl),
+            "backtrack_coeff": float(self.backtrack_coeff),
+            "max_backtracks": int(self.max_backtracks) - 1,
+        }
         advantages = torch.as_tensor(batch.adv, device=batch.logp_old.device)
         old_log_prob = batch.logp_old.reshape(len(advantages), -1).sum(1)
         own = type(self.policy).forward is not ProbabilisticActorPolicy.forward
         if own or not hasattr(batch.obs, "dtype"):
-            optimizer.step(lambda: self._evaluate(batch, advantages, old_log_prob))
+            closure = lambda: self._evaluate(batch, advantages, old_log_prob)  # noqa: E731
+            self.last_result = stepped(self.policy_optimizer, options, closure)
         else:
-            optimizer.step(
+            self.last_result = stepped(
+                self.policy_optimizer,
+                options,
                 obs=torch.as_tensor(batch.obs, device=advantages.device),
                 actions=batch.act,
                 advantages=advantages,
                 old_log_prob=old_log_prob,
             )
-        self.last_result = optimizer.last_result
-        assert self.last_result is not None  # noqa: S101
         return self.last_result
 
     def _evaluate(
@@ -119,12 +114,14 @@ class TRPO(tianshou.algorithm.TRPO):  # type: ignore[misc]
         return -(ratio * advantages).mean(), distribution
 
     def _fit_critic(self, batch: Any) -> float:
-        loss = torch.zeros(())
+        """The last of the losses; 0 without any."""
+        losses: list[Tensor] = []
         with _frozen(self.policy.actor):
             for _ in range(self.optim_critic_iters):
                 loss = functional.mse_loss(batch.returns, self.critic(batch.obs).flatten())
                 self.optim.step(loss)
-        return float(loss.detach())
+                losses.append(loss.detach())
+        return float(losses[-1]) if losses else 0.0
 
 
 @contextmanager
