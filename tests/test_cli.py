@@ -269,6 +269,28 @@ def test_plot_draws_one_run_or_several(capsys):
     assert cli.main(["plot", "nosuch", "--out", "x.png"]) == 2
 
 
+def test_a_damaged_progress_file_is_named_by_plot_and_resume(capsys):
+    assert train("--total-steps", "128", "--run-dir", "r") == 0
+    file = Path("r/progress.csv")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + b"\xff" + b"".join(lines[1:]))
+    config = Path("r/config.json").read_bytes()
+    for arguments in (
+        ["plot", "r", "--out", "x.png"],
+        ["train", "CartPole-v1", "--total-steps", "192", "--run-dir", "r", "--resume"],
+    ):
+        capsys.readouterr()
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "r/progress.csv is damaged in line 2" in error
+        assert "Traceback" not in error
+    assert Path("r/config.json").read_bytes() == config
+    file.unlink()
+    file.mkdir()
+    assert cli.main(["plot", "r", "--out", "x.png"]) == 2
+    assert "cannot read r/progress.csv" in capsys.readouterr().err
+
+
 def test_doctor_speaks_text_and_json(capsys):
     assert cli.main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out

@@ -6,7 +6,14 @@ import os
 
 import pytest
 
-from trpo_fast.logger import COLUMNS, ITERATION, TIMESTEPS, RunLogger, read_progress
+from trpo_fast.logger import (
+    COLUMNS,
+    ITERATION,
+    TIMESTEPS,
+    ProgressFileError,
+    RunLogger,
+    read_progress,
+)
 
 
 def row(iteration: int, **more):
@@ -106,4 +113,34 @@ def test_failing_event_files_are_switched_off_with_a_warning(tmp_path, monkeypat
         logger.write(row(1))
     logger.write(row(2))
     logger.close()
+    assert iterations(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "reason"),
+    [
+        (2, b"2,200,\xff\xfe\n", "line 3.*utf-8"),
+        (2, b"2,200\n", "line 3.*2 cells"),
+        (2, b"two,200" + b"," * (len(COLUMNS) - 2) + b"\n", "line 3.*no number"),
+        (0, b"step,reward\n", "line 1.*no columns"),
+        (0, b"\xff\xff\xff\xff\n", "line 1.*utf-8"),
+    ],
+)
+def test_damage_is_named_with_its_line_and_the_file_left_alone(tmp_path, place, content, reason):
+    logged(tmp_path, [1, 2, 3])
+    file = tmp_path / "progress.csv"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:place], content, *lines[place + 1 :]]))
+    damaged = file.read_bytes()
+    with pytest.raises(ProgressFileError, match=f"{file}.*{reason}.*move the file away"):
+        read_progress(file)
+    with pytest.raises(ProgressFileError, match=reason):
+        RunLogger(tmp_path, last_iteration=3)
+    assert file.read_bytes() == damaged
+
+
+def test_blank_lines_count_for_nothing(tmp_path):
+    logged(tmp_path, [1, 2])
+    file = tmp_path / "progress.csv"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n\r\n"))
     assert iterations(tmp_path) == [1, 2]

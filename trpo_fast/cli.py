@@ -290,6 +290,7 @@ def _is_users(error: ValueError) -> bool:
     from trpo_fast.checkpoint import CheckpointError
     from trpo_fast.config import ConfigError
     from trpo_fast.environments import EnvironmentSetupError, UnsupportedSpaceError
+    from trpo_fast.logger import ProgressFileError
     from trpo_fast.plotting import PlotError
     from trpo_fast.run_directory import RunDirectoryError
 
@@ -300,6 +301,7 @@ def _is_users(error: ValueError) -> bool:
         | EnvironmentSetupError
         | UnsupportedSpaceError
         | PlotError
+        | ProgressFileError
         | RunDirectoryError,
     )
 

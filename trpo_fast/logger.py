@@ -60,11 +60,17 @@ COLUMNS = (
 Row = Mapping[str, Any]
 
 
+class ProgressFileError(ValueError):
+    """A progress.csv that was damaged after it was written; the text says where."""
+
+
 class RunLogger:
     """Appends rows to progress.csv and TensorBoard; survives a disk that refuses for a while.
 
     `last_iteration` is the last update that counts: on resume, rows after it are dropped, and
     TensorBoard is told to forget what came after `last_timesteps`.
+
+    Raises ProgressFileError for a damaged progress.csv, which is then left as it is; OSError.
     """
 
     def __init__(
@@ -141,20 +147,47 @@ class RunLogger:
 
 
 def read_progress(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a progress.csv in order, each update once; [] without a file."""
+    """The whole rows of a progress.csv in order, each update once; [] without a file.
+
+    Raises ProgressFileError where a row that others follow is none, or the text is no text.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         return []
-    rows: list[dict[str, str]] = []
     # A killed process can leave half a line: only what a newline ends counts.
-    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-        iteration = row.get(ITERATION)
-        if None in row or None in row.values() or not str(iteration).isdecimal():
-            continue
-        if not rows or int(row[ITERATION]) > int(rows[-1][ITERATION]):
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    if not lines:
+        return []
+    names = _cells(path, 1, lines[0])
+    if ITERATION not in names or TIMESTEPS not in names:
+        raise _damaged(path, 1, f"it has no columns {ITERATION} and {TIMESTEPS}")
+    rows: list[dict[str, str]] = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = _cells(path, number, line)
+        row = dict(zip(names, cells, strict=False))
+        if not cells:
+            continue  # a blank line
+        if len(cells) != len(names) or not row[ITERATION].isdecimal():
+            if number < len(lines):
+                raise _damaged(path, number, f"{len(cells)} cells of {len(names)}, or no number")
+        elif not rows or int(row[ITERATION]) > int(rows[-1][ITERATION]):
             rows.append(row)
     return rows
+
+
+def _cells(path: Path, number: int, line: bytes) -> list[str]:
+    try:
+        return next(csv.reader([line.decode()]), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(path, number, str(error)) from None
+
+
+def _damaged(path: Path, number: int, reason: str) -> ProgressFileError:
+    return ProgressFileError(
+        f"{path} is damaged in line {number} ({reason}): take the line out, or move the file away; "
+        "a run that is resumed then begins a new one"
+    )
 
 
 def _start_csv(path: Path, last_iteration: int) -> int:

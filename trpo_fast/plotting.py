@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trpo_fast.logger import TIMESTEPS, read_progress
+from trpo_fast.logger import TIMESTEPS, ProgressFileError, read_progress
 
 Series = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
@@ -26,9 +26,10 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     """Draw return against steps for each run directory into one picture.
 
     A single run also gets its evaluations and a second panel with the KL of each update. Raises
-    PlotError for a directory without finished episodes, OSError when the file cannot be written.
+    PlotError for a directory without finished episodes or whose rows cannot be read, OSError when
+    the picture cannot be written.
     """
-    runs = {str(Path(d)): read_progress(Path(d) / "progress.csv") for d in directories}
+    runs = {str(Path(d)): _rows(Path(d) / "progress.csv") for d in directories}
     for name, rows in runs.items():
         if not column(rows, "rollout/ep_rew_mean")[0].size:
             raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
@@ -51,6 +52,15 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     if len(axes[0].lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
     return save_figure(figure, Path(out))
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    try:
+        return read_progress(file)
+    except ProgressFileError as error:
+        raise PlotError(str(error)) from None
+    except OSError as error:
+        raise PlotError(f"cannot read {file}: {error.strerror or error}") from None
 
 
 def column(rows: Sequence[dict[str, str]], name: str) -> Series:

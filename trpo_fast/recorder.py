@@ -48,10 +48,11 @@ class RunRecorder:
         self._unsaved: dict[str, Callable[[], None]] = {}
         self._saved_at = -1
         try:
-            directory.write_config(document)
+            # The log first: where it is refused as damaged, nothing has been written.
             self._logger = RunLogger(
                 directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
             )
+            directory.write_config(document)
         except OSError as error:
             # Before the first update nothing is lost by saying so.
             reason = error.strerror or error
