@@ -49,6 +49,18 @@ def test_loading_into_another_environment_lists_the_differences(tmp_path):
     assert "policy: body.0.weight: the checkpoint has [8, 4], here it is [8, 3]" in text
 
 
+@pytest.mark.parametrize("network", ["policy", "value_function"])
+def test_loading_refuses_parameters_that_are_not_finite(tmp_path, network):
+    with small() as agent:
+        path = agent.save(tmp_path / "agent")
+    state = load_checkpoint(path)
+    key = next(iter(state["learner"][network]))
+    state["learner"][network][key].view(-1)[0] = torch.nan
+    save_checkpoint(path, state)
+    with pytest.raises(CheckpointError, match=f"{key} of the {network} holds a NaN"):
+        TRPO.load(path)
+
+
 def test_loading_with_another_architecture_lists_the_differences(tmp_path):
     with small() as agent:
         path = agent.save(tmp_path / "agent")

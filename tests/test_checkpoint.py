@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -182,3 +183,36 @@ def test_differences_are_listed_line_by_line():
     assert lines[0] == "environment: the checkpoint has A-v0, here it is B-v0"
     assert lines[1] == "policy: w: the checkpoint has [2, 3], here it is [2, 4]"
     assert lines[2] == "policy: b: the checkpoint has [2], here it is nothing"
+
+
+def test_bytes_changed_on_the_disk_are_refused_wherever_they_lie(tmp_path):
+    path = save_checkpoint(tmp_path / "c", example_state())
+    whole, state = path.read_bytes(), load_checkpoint(path)
+    places, passed = range(0, len(whole), 7), 0
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with contextlib.suppress(CheckpointError):
+            # The blanks that pad the header mean nothing.
+            assert_same(load_checkpoint(path), state)
+            passed += 1
+    assert passed <= 2
+
+
+def test_the_damaged_array_is_named(tmp_path):
+    path = save_checkpoint(tmp_path / "c", {"a": {"w": torch.ones(64)}, "b": 1})
+    data = bytearray(path.read_bytes())
+    data[-8:-4] = b"\xff" * 4
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum of /a/w does not match"):
+        load_checkpoint(path)
+
+
+def test_files_of_the_format_without_checksums_still_load(tmp_path):
+    document = '{"format":1,"state":{"a":{"$tensor":"x","numpy":true},"n":3}}'
+    header = {
+        "__metadata__": {"trpo_fast": document},
+        "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+    }
+    path = tmp_path / "c"
+    path.write_bytes(file_with(header, struct.pack("<2f", 1.5, -2.0)))
+    assert_same(load_checkpoint(path), {"a": np.array([1.5, -2.0], np.float32), "n": 3})

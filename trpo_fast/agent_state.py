@@ -97,7 +97,10 @@ def description(agent: TRPO) -> dict[str, Any]:
 
 
 def check_fits(agent: TRPO, state: State) -> None:
-    """CheckpointError listing the differences, when the state is of another kind of agent."""
+    """CheckpointError when the state cannot be this agent's.
+
+    It lists the differences from another kind of agent, or names a parameter that is not finite.
+    """
     saved, here = state.get("agent"), description(agent)
     if not isinstance(saved, Mapping):
         raise CheckpointError("the checkpoint does not describe an agent of trpo_fast")
@@ -109,6 +112,19 @@ def check_fits(agent: TRPO, state: State) -> None:
     if lines:
         listed = "\n  ".join(lines)
         raise CheckpointError(f"the checkpoint is of another agent:\n  {listed}")
+    _refuse_non_finite(agent.policy, "policy", state)
+    _refuse_non_finite(agent.value_function, "value_function", state)
+
+
+def _refuse_non_finite(module: nn.Module, name: str, state: State) -> None:
+    learner = state.get("learner")
+    saved = learner.get(name) if isinstance(learner, Mapping) else None
+    for key, _ in module.named_parameters():
+        value = saved.get(key) if isinstance(saved, Mapping) else None
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"in the checkpoint {key} of the {name} holds a NaN or an infinity: load another"
+            )
 
 
 def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file whose header carries the rest as JSON.
 
 Reading one never runs code and never allocates more than the file's own size; there is no pickle
-and no fallback to it. Writing replaces the old file only when the new one is whole on disk.
+and no fallback to it. Writing replaces the old file only when the new one is whole on disk. The
+JSON and every array carry a CRC-32: bytes that a disk changed are refused, not trained on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
+UNCHECKED = 1  # without checksums; read, no longer written
 HEADER_KEY = "trpo_fast"
+CHECKSUM = "crc32"
 MAX_FILE_BYTES = 16 * 2**30
 MAX_HEADER_BYTES = 64 * 2**20
-# A node of the JSON that stands for an array: {"$tensor": name in the file, "numpy": bool}.
+# A node of the JSON that stands for an array:
+# {"$tensor": name in the file, "numpy": bool, "crc32": of type, shape and bytes}.
 TENSOR = "$tensor"
 
 
@@ -39,38 +44,52 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
-    document = {"format": FORMAT, "state": _pack(state, "", tensors)}
-    header = json.dumps(document, separators=(",", ":"))
+    packed = _pack(state, "", tensors)
+    document = {"format": FORMAT, CHECKSUM: zlib.crc32(_plain(packed)), "state": packed}
     path = Path(path)
-    write_atomically(path, save(tensors, metadata={HEADER_KEY: header}))
+    write_atomically(path, save(tensors, metadata={HEADER_KEY: _plain(document).decode()}))
     return path
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The state that `save_checkpoint` was given, tensors on the CPU.
 
-    Raises CheckpointError for a file that is missing, cut short, foreign or oversized.
+    Raises CheckpointError for a file that is missing, cut short, foreign, oversized, or whose bytes
+    are not those that were written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = Path(path)
     data = _read_bounded(path)
+    packed, checked = _document(path, data)
     try:
-        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
-        document = json.loads(header["__metadata__"][HEADER_KEY])
-        version, packed = document["format"], document["state"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of trpo_fast: {error!r}") from None
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {version!r}; this version reads 1")
-    try:
-        state = _unpack(packed, load(data))
+        state = _unpack(packed, load(data), checked)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is damaged: it holds no state")
     return state
+
+
+def _document(path: Path, data: bytes) -> tuple[Any, bool]:
+    """The packed state in a file's bytes, and whether its arrays carry checksums."""
+    try:
+        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+        document = json.loads(header["__metadata__"][HEADER_KEY])
+        version, packed = document["format"], document["state"]
+        checksum = document.get(CHECKSUM)
+        unchecked = version == UNCHECKED and checksum is None
+        whole = unchecked or checksum == zlib.crc32(_plain(packed))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of trpo_fast: {error!r}") from None
+    if version not in (UNCHECKED, FORMAT):
+        raise CheckpointError(
+            f"{path} has checkpoint format {version!r}; this version reads up to {FORMAT}"
+        )
+    if not whole:
+        raise CheckpointError(f"{path} is damaged: the checksum of its description does not match")
+    return packed, not unchecked
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -118,10 +137,12 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         # A copy of its own, laid out plainly: safetensors refuses views and shared memory.
         if isinstance(value, np.ndarray):
-            tensors[name] = torch.from_numpy(value.copy(order="C"))
-            return {TENSOR: name, "numpy": True}
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {TENSOR: name, "numpy": False}
+            copy = torch.from_numpy(value.copy(order="C"))
+        else:
+            copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = copy
+        numpy = isinstance(value, np.ndarray)
+        return {TENSOR: name, "numpy": numpy, CHECKSUM: _checksum(copy)}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) and key != TENSOR for key in value):
             raise TypeError(f"checkpoint keys are text, at {name!r} they are {list(value)[:3]!r}")
@@ -135,15 +156,28 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__} (at {name!r})")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, Tensor], checked: bool) -> Any:
     if isinstance(value, dict):
         if TENSOR in value:
             tensor = tensors[value[TENSOR]]
+            if checked and value.get(CHECKSUM) != _checksum(tensor):
+                raise ValueError(f"the checksum of {value[TENSOR]} does not match")
             return tensor.numpy() if value.get("numpy") else tensor
-        return {key: _unpack(item, tensors) for key, item in value.items()}
+        return {key: _unpack(item, tensors, checked) for key, item in value.items()}
     if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
+        return [_unpack(item, tensors, checked) for item in value]
     return value
+
+
+def _plain(document: Any) -> bytes:
+    """The JSON text; reading it and writing it again gives the same text."""
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Of an array's type, shape and bytes, laid out plainly."""
+    kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, kind)
 
 
 def _read_bounded(path: Path) -> bytes:
