@@ -16,6 +16,7 @@ from training_process import (
     train,
 )
 
+from trpo_fast import cli
 from trpo_fast.time_budget import COLUMNS as TIME_COLUMNS
 
 # What the wall clock decides.
@@ -166,3 +167,21 @@ def test_an_interrupt_in_any_phase_leaves_a_whole_update(tmp_path, monkeypatch, 
     agent.learn(320 - agent.num_timesteps, progress_bar=False)
     agent.close()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_trainings_in_one_directory_are_refused_and_plotting_is_not(tmp_path, capsys):
+    first = Training(tmp_path, 10_000_000)
+    try:
+        first.wait_for_rows(2)
+        assert train(tmp_path, 640) == 2
+        error = capsys.readouterr().err
+        assert f"{tmp_path} is in use by another training (process {first.process.pid} on" in error
+        assert cli.main(["plot", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 0
+        first.send(signal.SIGKILL)
+        first.finish()
+        done = len(rows_of(tmp_path))
+        assert train(tmp_path, 64 * (done + 2)) == 0
+        assert iterations(tmp_path) == list(range(1, done + 3))
+    finally:
+        first.process.kill()
+        first.finish()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from trpo_fast.checkpoint import CheckpointError
@@ -31,11 +34,11 @@ def test_ids_with_slashes_and_colons_become_one_directory(tmp_path):
 
 def test_a_used_directory_is_refused_with_the_way_out(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    directory.claim()
+    directory.claim().release()
     directory.save({"x": 1}, 10, keep=3)
     with pytest.raises(RunDirectoryError, match="--resume"):
         directory.claim()
-    directory.claim(resume=True)
+    directory.claim(resume=True).release()
 
 
 def test_a_place_that_cannot_be_written_is_an_error_in_words(tmp_path):
@@ -71,11 +74,61 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
 
 def test_leftovers_of_a_killed_writer_are_removed_on_resume(tmp_path):
     directory = RunDirectory(tmp_path)
-    directory.claim()
+    directory.claim().release()
     leftover = directory.checkpoints / ".step-000000000001.safetensors.99.tmp"
     leftover.write_bytes(b"half")
-    directory.claim(resume=True)
+    directory.claim(resume=True).release()
     assert not leftover.exists()
+
+
+def test_a_directory_in_use_is_refused_and_its_files_are_left_alone(tmp_path):
+    directory = RunDirectory(tmp_path)
+    lock = directory.claim()
+    being_written = directory.checkpoints / ".step-000000000001.safetensors.99.tmp"
+    being_written.write_bytes(b"half")
+    owner = f"{tmp_path} is in use by another training .process {os.getpid()} on "
+    for resume in (False, True):
+        with pytest.raises(RunDirectoryError, match=owner):
+            directory.claim(resume=resume)
+    assert being_written.exists()
+    lock.release()
+    lock.release()
+    directory.claim(resume=True).release()
+    assert not being_written.exists()
+
+
+def test_a_forked_worker_does_not_keep_the_directory_in_use(tmp_path):
+    directory = RunDirectory(tmp_path)
+    lock = directory.claim()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the parent is done
+        os._exit(0)
+    os.close(reader)
+    try:
+        with pytest.raises(RunDirectoryError, match="in use"):
+            directory.claim()
+        lock.release()
+        directory.claim().release()
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
+def test_a_file_system_without_locks_locks_nothing(tmp_path, monkeypatch):
+    def unserved(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    directory = RunDirectory(tmp_path)
+    monkeypatch.setattr("fcntl.flock", unserved)
+    first = directory.claim()
+    directory.claim().release()
+    monkeypatch.undo()
+    monkeypatch.setattr("trpo_fast.run_lock.fcntl", None)
+    directory.claim().release()
+    first.release()
 
 
 def test_config_json_is_read_as_data(tmp_path):

@@ -246,10 +246,12 @@ class TRPO:
         directory = self.run_directory
         if directory is None:
             return None
-        directory.claim(resume=self.continues == directory.path.resolve())
-        self.continues = directory.path.resolve()
+        place = directory.path.resolve()
+        lock = directory.claim(resume=self.continues == place)
+        self.continues = place
         return RunRecorder(
             directory,
+            lock,
             agent_state.config_document(self),
             save_every=self.config.save_every,
             keep=self.config.keep_checkpoints,

@@ -15,15 +15,20 @@ from trpo_fast.checkpoint import save_checkpoint
 from trpo_fast.logger import ITERATION, TIMESTEPS, Row, RunLogger
 from trpo_fast.plotting import PlotError, plot_runs
 from trpo_fast.run_directory import RunDirectory, RunDirectoryError
+from trpo_fast.run_lock import RunLock
 
 State = Mapping[str, Any]
 
 
 class RunRecorder:
-    """Writes one run into its directory, which must have been claimed.
+    """Writes one run into its directory.
+
+    Raises RunDirectoryError when it cannot be written to, ProgressFileError when its progress.csv
+    is damaged; nobody holds the lock then.
 
     Args:
         directory: where to.
+        lock: that the directory's `claim` gave; held until `close`.
         document: what config.json holds.
         save_every: updates between rolling checkpoints; 0 for none before the end.
         keep: rolling checkpoints kept.
@@ -34,6 +39,7 @@ class RunRecorder:
     def __init__(
         self,
         directory: RunDirectory,
+        lock: RunLock,
         document: Mapping[str, Any],
         *,
         save_every: int,
@@ -47,6 +53,7 @@ class RunRecorder:
         self._keep = keep
         self._unsaved: dict[str, Callable[[], None]] = {}
         self._saved_at = -1
+        self._lock = lock
         try:
             # The log first: where it is refused as damaged, nothing has been written.
             self._logger = RunLogger(
@@ -56,7 +63,11 @@ class RunRecorder:
         except OSError as error:
             # Before the first update nothing is lost by saying so.
             reason = error.strerror or error
+            lock.release()
             raise RunDirectoryError(f"cannot write to {directory.path}: {reason}") from error
+        except BaseException:
+            lock.release()
+            raise
 
     @property
     def missing(self) -> list[str]:
@@ -90,8 +101,9 @@ class RunRecorder:
         self.close()
 
     def close(self) -> None:
-        """Close the log files."""
+        """Close the log files, and leave the directory to others."""
         self._logger.close()
+        self._lock.release()
 
     def _save_rolling(self, state: State, num_timesteps: int) -> None:
         self.last_checkpoint = self.directory.save(state, num_timesteps, self._keep)

@@ -20,6 +20,7 @@ from trpo_fast.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+from trpo_fast.run_lock import LockedError, RunLock
 
 ROOT = Path("runs")
 MAX_CONFIG_BYTES = 2**20
@@ -39,6 +40,7 @@ class RunDirectory:
         self.picture_file = self.path / "learning_curve.png"
         self.checkpoints = self.path / "checkpoints"
         self.best_file = self.checkpoints / "best.safetensors"
+        self.lock_file = self.path / ".lock"
 
     def is_used(self) -> bool:
         """Whether a run already wrote here."""
@@ -53,17 +55,28 @@ class RunDirectory:
                 "TRPO.load of its newest checkpoint), or choose another --run-dir (run_dir=)"
             )
 
-    def claim(self, *, resume: bool = False) -> None:
-        """Make the directory ready for a run; RunDirectoryError when it is taken or unwritable."""
+    def claim(self, *, resume: bool = False) -> RunLock:
+        """Make the directory ready for a run; the lock that keeps other trainings out of it.
+
+        Raises RunDirectoryError when it holds a run, is in use or cannot be written to.
+        """
         if not resume:
             self.refuse_if_used()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            # First: the leftovers below may be what another training is writing just now.
+            lock = RunLock(self.lock_file)
             remove_leftovers(self.path)
             remove_leftovers(self.checkpoints)
+        except LockedError as error:
+            raise RunDirectoryError(
+                f"{self.path} is in use by another training ({error}): wait for its end or stop "
+                "it, or choose another --run-dir (run_dir=)"
+            ) from None
         except OSError as error:
             reason = error.strerror or error
             raise RunDirectoryError(f"cannot write to {self.path}: {reason}") from error
+        return lock
 
     def rolling(self) -> list[Path]:
         """The rolling checkpoints, oldest first."""

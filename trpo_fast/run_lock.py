@@ -1,0 +1,74 @@
+"""One training a run directory: a lock that the operating system releases, whatever happens.
+
+It is advisory and only of this package's trainings: reading (plot, eval) never asks for it. Where
+there is no flock (Windows, some network file systems) nothing is locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import weakref
+from pathlib import Path
+from typing import Any
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+class LockedError(ValueError):
+    """Another training, in this process or another, holds the lock; the text names it."""
+
+
+class RunLock:
+    """Holds the file `path` locked until `release`, or until the process ends.
+
+    The file stays behind: were it removed, two others could each lock a file of that name. Raises
+    LockedError, or OSError where the file cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # Without a buffer: what a full disk refuses must not come up again when it is closed.
+        self._file = path.open("a+b", buffering=0)
+        try:
+            self._take()
+        except BaseException:
+            self.release()
+            raise
+        _held.add(self)
+
+    def release(self) -> None:
+        """Let others have it; again is harmless."""
+        self._file.close()
+
+    def _take(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            owner = self._file.read(200).decode("utf-8", "replace").strip()
+            raise LockedError(owner or "of an unknown process") from None
+        except OSError:
+            return  # a file system without locks
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child: a worker that outlives its training must not keep the directory locked."""
+    for lock in _held:
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
