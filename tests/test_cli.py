@@ -181,6 +181,7 @@ def test_every_option_of_the_agent_is_an_option_of_train(capsys):
         (["CartPole-v1", "--num-envs", "0"], "num_envs must be at least 1"),
         (["CartPole-v1", "--env-kwargs", "nosuch=1"], "nosuch"),
         (["CartPole-v1", "--device", "nosuch"], "device"),
+        (["CartPole-v1", "--device", "meta"], "device is"),
         (["CartPole-v1", "--run-dir", "/proc/nowhere/x"], "cannot write"),
     ],
 )

@@ -7,19 +7,21 @@ import gc
 import io
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from optimizer_cases import GAUSSIAN, closure_of, flat, result_of
 from torch import Tensor, nn
+from torch.testing import assert_close
 from update_cases import (
     Wrapped,
     make_data,
     make_policy,
 )
 
-from trpo_fast import TRPOOptimizer
+from trpo_fast import TRPOOptimizer, fisher_vector_product
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
@@ -48,6 +50,13 @@ class TestTorchContract:
         with pytest.raises(ValueError, match=r"body\.0\.bias holds"):
             opt.step(closure_of(policy, make_data(policy, GAUSSIAN)))
 
+    def test_parameters_on_the_meta_device_are_named(self) -> None:
+        policy = make_policy(GAUSSIAN).to("meta")
+        with pytest.raises(ValueError, match="log_std is on the meta device"):
+            TRPOOptimizer(policy)
+        with pytest.raises(ValueError, match=r"meta device.*to_empty"):
+            fisher_vector_product(policy, torch.zeros(4, 3), torch.zeros(3))
+
     def test_empty_and_wrong_parameters(self) -> None:
         with pytest.raises(ValueError, match="empty parameter list"):
             TRPOOptimizer([])
@@ -73,6 +82,35 @@ class TestTorchContract:
         opt.step(**data)
         other.step(**data)
         assert torch.equal(flat(policy), flat(other.module))
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda s: s["param_groups"][0].update(max_kl="0.1"), "max_kl must be"),
+            (lambda s: s["param_groups"][0].update(lr=torch.ones(2)), "lr is a tensor"),
+            (lambda s: s["state"][1].update(preconditioner_age="3"), "preconditioner_age '"),
+            (lambda s: s["state"][1].update(preconditioner_age=-1), "preconditioner_age -1"),
+            (lambda s: s["state"][1].update(preconditioner_age=1.5), "preconditioner_age 1.5"),
+            (lambda s: s["state"].update({1: "x"}), "is a str"),
+            (lambda s: s["state"][1]["kfac_G"].fill_(torch.nan), "infinity in kfac_G"),
+        ],
+    )
+    def test_a_state_dict_that_cannot_be_used_changes_nothing(
+        self, change: Callable[[Any], None], words: str
+    ) -> None:
+        policy = make_policy(GAUSSIAN)
+        opt = TRPOOptimizer(policy, preconditioner="kfac")
+        opt.step(**make_data(policy, GAUSSIAN))
+        before = copy.deepcopy(opt.state_dict())
+        state = copy.deepcopy(before)
+        change(state)
+        with pytest.raises(ValueError, match=words):
+            opt.load_state_dict(state)
+        after = opt.state_dict()
+        assert after["param_groups"] == before["param_groups"]
+        assert_close(after["state"], before["state"], rtol=0, atol=0)
+        opt.step(**make_data(policy, GAUSSIAN, seed=1))
+        assert result_of(opt).accepted
 
     def test_a_state_dict_of_an_older_version_gets_the_defaults(self) -> None:
         opt = TRPOOptimizer(make_policy(GAUSSIAN))

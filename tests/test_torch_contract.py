@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import warnings
 from typing import Any
 
@@ -387,3 +388,29 @@ class TestSchedules:
         bad.step()
         with pytest.raises(ValueError, match="max_kl"):
             bad.optimizer.step(**data)
+
+    @pytest.mark.parametrize("base", [math.nan, math.inf, -0.01, 0.0, "0.01"])
+    def test_a_max_kl_scheduler_refuses_a_first_value_that_is_no_bound(self, base: Any) -> None:
+        _policy, opt, _data = made(max_kl=0.01)
+        opt.param_groups[0]["max_kl"] = base
+        before = dict(opt.param_groups[0])
+        with pytest.raises(ValueError, match="max_kl must be a number > 0"):
+            MaxKlScheduler(opt, lambda count: 1.0)
+        assert list(opt.param_groups[0]) == list(before)
+        opt.param_groups[0]["max_kl"] = 0.01
+        scheduler = MaxKlScheduler(opt, lambda count: 0.5**count)
+        scheduler.step()
+        for state in ({"count": 1, "base": base}, {"count": "1", "base": 0.1}, {"base": 0.1}):
+            with pytest.raises(ValueError, match=r"max_kl must be|count"):
+                scheduler.load_state_dict(state)
+        assert scheduler.state_dict() == {"count": 1, "base": 0.01}
+        assert opt.param_groups[0]["max_kl"] == 0.005
+
+    def test_a_max_kl_scheduler_refuses_what_it_cannot_schedule(self) -> None:
+        other: Any = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+        with pytest.raises(TypeError, match="SGD has no max_kl"):
+            MaxKlScheduler(other, lambda count: 1.0)
+        assert "initial_max_kl" not in other.param_groups[0]
+        factor: Any = 0.5
+        with pytest.raises(TypeError, match="function"):
+            MaxKlScheduler(made()[1], factor)

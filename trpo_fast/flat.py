@@ -31,6 +31,9 @@ class FlatParameters:
         tensors: Distinct dense parameters of one dtype and device.
         names: What error messages call them.
 
+    Raises:
+        ValueError: they are on the meta device.
+
     Attributes:
         start: ``read()`` at construction.
     """
@@ -43,6 +46,11 @@ class FlatParameters:
         self.place = {id(t): index for index, t in enumerate(self.tensors)}
         self.dtype = self.tensors[0].dtype
         self.device = self.tensors[0].device
+        if self.device.type == "meta":
+            raise ValueError(
+                f"{self.names[0]} is on the meta device and has no values yet: give the module "
+                "memory with .to_empty(device=...) and load its weights first"
+            )
         self.start = self.read()
 
     def read(self) -> Tensor:

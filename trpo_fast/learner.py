@@ -352,7 +352,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device("cpu" if name == "auto" else name)
     except RuntimeError:
-        raise ConfigError(f'device is "auto", "cpu" or "cuda", got {name!r}') from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device is "auto", "cpu" or "cuda", got {name!r}')
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: torch finds no CUDA device here; use device='cpu'")
     return device

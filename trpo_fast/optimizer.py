@@ -22,6 +22,7 @@ from trpo_fast.errors import say_once
 from trpo_fast.flat import FlatParameters, all_finite
 from trpo_fast.modes import Draws, own_precision, twice_differentiable
 from trpo_fast.network import UNDECIDED, Network, network_of
+from trpo_fast.optimizer_state import check_loaded, number
 from trpo_fast.options import Options
 from trpo_fast.trust_region import TrustRegionResult, update
 
@@ -156,7 +157,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
             adaptive_beta=adaptive_beta,
             kl_direction=kl_direction,
             noise=noise,
-            lr=_number("lr", lr),
+            lr=number("lr", lr),
             maximize=maximize,
             backend=backend,
         )
@@ -192,6 +193,8 @@ class TRPOOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "defaults" not in state:  # from load_state_dict, which has changed nothing yet
+            check_loaded(state)
         super().__setstate__(state)
         for group in self.param_groups:
             for name in option_table.NAMES:
@@ -330,7 +333,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         group = self.param_groups[0]
         values = tuple(group.get(name) for name in option_table.NAMES)
         if isinstance(group.get("lr"), Tensor):  # schedulers write into it: never the same twice
-            group = {**group, "lr": _number("lr", group["lr"])}
+            group = {**group, "lr": number("lr", group["lr"])}
             return option_table.from_group(group)
         if self._checked is not None:
             known, options = self._checked
@@ -416,15 +419,6 @@ def _read_closure(found: Any, sign: float) -> Evaluation:
             )
         weights = weights.detach()
     return Evaluation(sign * loss.reshape(()), distribution, weights)
-
-
-def _number(name: str, value: float | Tensor) -> float:
-    """A number, or what a tensor of one element holds."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() != 1 or value.is_complex():
-        raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}, expected one number")
-    return float(value)
 
 
 def _refuse(keywords: dict[str, Any]) -> None:

@@ -68,8 +68,8 @@ class Options:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, limits in LIMITS.items():
-            _check_number(name, getattr(self, name), limits)
+        for name in LIMITS:
+            check_number(name, getattr(self, name))
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(  # noqa: TRY004
@@ -101,8 +101,9 @@ def from_group(group: Mapping[str, Any]) -> Options:
     return Options(**{name: group[name] for name in NAMES})
 
 
-def _check_number(name: str, value: object, limits: tuple[float, bool, float, bool]) -> None:
-    low, open_low, high, open_high = limits
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError where the value is outside the limits of the option ``name``."""
+    low, open_low, high, open_high = LIMITS[name]
     kind = "a whole number" if name in WHOLE else "a number"
     if high == math.inf:
         span = f"{'>' if open_low else '>='} {low:g} and finite"

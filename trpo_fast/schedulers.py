@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trpo_fast.optimizer import TRPOOptimizer
+from trpo_fast.options import check_number
 
 
 class MaxKlScheduler:
@@ -17,15 +18,24 @@ class MaxKlScheduler:
         last_count: where to go on; -1 begins.
 
     Raises:
-        ValueError: a factor that is not positive and finite, at the optimizer's next step.
+        ValueError: a first value that is not positive and finite; such a factor, at the
+            optimizer's next step; a count below -1.
+        TypeError: an optimizer without ``max_kl``, or a factor that is no function.
     """
 
     def __init__(
         self, optimizer: TRPOOptimizer, factor: Callable[[int], float], last_count: int = -1
     ) -> None:
+        group = optimizer.param_groups[0]
+        if "max_kl" not in group:
+            raise TypeError(
+                f"{type(optimizer).__name__} has no max_kl to schedule; give a TRPOOptimizer"
+            )
+        if not callable(factor):
+            raise TypeError(f"factor must be a function of the count, got {factor!r}")
+        self.count, self.base = _checked(last_count, group.get("initial_max_kl", group["max_kl"]))
         self.optimizer, self.factor = optimizer, factor
-        self.base = float(optimizer.param_groups[0].setdefault("initial_max_kl", self._present()))
-        self.count = last_count
+        group["initial_max_kl"] = self.base
         self.step()
 
     def step(self) -> None:
@@ -38,9 +48,20 @@ class MaxKlScheduler:
         return {"count": self.count, "base": self.base}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken."""
-        self.count, self.base = int(state["count"]), float(state["base"])
+        """Go on from where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: it is none of this class; nothing is changed.
+        """
+        missing = {"count", "base"} - set(state)
+        if missing:
+            raise ValueError(f"the scheduler's state lacks {', '.join(sorted(missing))}")
+        self.count, self.base = _checked(state["count"], state["base"])
         self.optimizer.param_groups[0]["max_kl"] = self.base * float(self.factor(self.count))
 
-    def _present(self) -> float:
-        return float(self.optimizer.param_groups[0]["max_kl"])
+
+def _checked(count: object, base: Any) -> tuple[int, float]:
+    if not isinstance(count, int) or isinstance(count, bool) or count < -1:
+        raise ValueError(f"the scheduler's count must be a whole number >= -1, got {count!r}")
+    check_number("max_kl", base)
+    return count, float(base)
