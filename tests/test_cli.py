@@ -211,6 +211,24 @@ def test_wrong_usage_is_exit_2(capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "CartPole-v1", "--episodes", "3"], "--episodes 3; did you mean '--eval-ep"),
+        (["train", "CartPole-v1", "--bogus"], "--bogus\n"),
+        (["eval", "r", "--max-kll", "3"], "--max-kll 3\n"),
+        (["eval", "r", "--episode", "3"], "--episode 3; did you mean '--episodes'?"),
+        (["plot", "r", "--out", "x.png", "--jsn"], "--jsn\n"),
+        (["doctor", "--jsn"], "--jsn; did you mean '--json'?"),
+    ],
+)
+def test_only_options_of_the_command_are_offered(capsys, arguments, words):
+    assert exit_code(*arguments) == 2
+    error = capsys.readouterr().err
+    assert f"usage: trpo-fast {arguments[0]}" in error
+    assert f"unrecognized arguments: {words}" in error
+
+
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
     def broken(*_, **__):
         raise ValueError("a bug")

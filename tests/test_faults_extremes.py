@@ -84,7 +84,10 @@ def test_advantages_of_any_scale(backend: str, case: Case, scale: float) -> None
 @every_backend
 def test_float64_advantages_beyond_float32(backend: str) -> None:
     _, data, opt = setting(backend)
-    opt.step(**dict(data, advantages=data["advantages"].double() * 1e200))
+    loss = opt.step(**dict(data, advantages=data["advantages"].double() * 1e200))
+    assert float(loss) == result_of(opt).loss_before
+    assert math.isfinite(loss)
+    assert abs(loss) > 1e198
     assert result_of(opt).accepted
     assert result_of(opt).actual_improvement > 1e198
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trpo_fast import _native
-from trpo_fast.flat import FlatParameters, all_finite, finite_rows
+from trpo_fast.flat import FlatParameters, all_finite, finite_rows, norm
 
 BAD = (math.nan, math.inf, -math.inf)
 
@@ -122,3 +122,15 @@ def test_a_vector_of_a_wrong_size_is_refused_before_anything_is_written() -> Non
     with pytest.raises(RuntimeError):
         parameters.write(torch.zeros(2))
     assert torch.equal(weight.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_of_any_scale(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    for unit in (info.tiny, info.tiny * 2**-20, 1.0, info.max / 8):
+        found = norm(torch.tensor([3.0, -4.0], dtype=dtype) * unit)
+        assert found == pytest.approx(5 * unit, rel=1e-6, abs=0)
+    assert norm(torch.zeros(3, dtype=dtype)) == 0
+    assert norm(torch.zeros(0, dtype=dtype)) == 0
+    assert norm(torch.tensor([0.0, -math.inf], dtype=dtype)) == math.inf
+    assert math.isnan(norm(torch.tensor([math.inf, math.nan], dtype=dtype)))

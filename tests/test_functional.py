@@ -75,6 +75,40 @@ def test_natural_gradient(backend: str, scale: float) -> None:
     assert stats.residual == pytest.approx(float(true), rel=1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-200, 1e-290, 1e200])
+def test_a_gradient_whose_squares_leave_the_range_has_the_same_direction(
+    backend: str, scale: float
+) -> None:
+    policy = make_policy(GAUSSIAN)
+    data = make_data(policy, GAUSSIAN)
+    g = vector(sum(p.numel() for p in policy.parameters()))
+    x, _ = call(natural_gradient, backend, policy, data["obs"], g)
+    scaled, stats = call(natural_gradient, backend, policy, data["obs"], scale * g)
+    assert float((scaled / scale - x).norm()) <= 1e-10 * float(x.norm())
+    assert stats.cg_iters > 0
+
+
+@pytest.mark.parametrize("function", [fisher_vector_product, natural_gradient])
+def test_what_is_no_vector_of_the_parameters_is_named(function: Any) -> None:
+    policy = make_policy(GAUSSIAN)
+    obs = make_data(policy, GAUSSIAN)["obs"]
+    v = vector(sum(p.numel() for p in policy.parameters()))
+    for wrong in (v.numpy(), None, v.tolist(), 1.0):
+        with pytest.raises(TypeError, match=r"(vector|gradient) is a \w+, expected a tensor"):
+            function(policy, obs, wrong)
+    for wrong in (v[:-1], v[None], v[:, None], v.new_zeros(())):
+        with pytest.raises(ValueError, match=rf"has shape .*, expected \({len(v)},\)"):
+            function(policy, obs, wrong)
+    for wrong in (v.float(), v.to("meta"), v.to(torch.complex128), v.to(torch.int64)):
+        with pytest.raises(ValueError, match=r"the parameters are torch\.float64"):
+            function(policy, obs, wrong)
+    with pytest.raises(ValueError, match="dense"):
+        function(policy, obs, v.to_sparse())
+    with pytest.raises(TypeError, match=r"expected an nn\.Module"):
+        function(policy.parameters(), obs, v)
+
+
 def test_a_zero_gradient_gives_zeros() -> None:
     policy = make_policy(GAUSSIAN)
     data = make_data(policy, GAUSSIAN)

@@ -71,10 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="draw learning curves", allow_abbrev=False)
     plot.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
     plot.add_argument("--out", metavar="FILE.png", type=Path, required=True, help="the picture")
-    plot.set_defaults(run=_plot)
+    plot.set_defaults(run=_plot, parser=plot)
     doctor = commands.add_parser("doctor", help="check this installation", allow_abbrev=False)
     doctor.add_argument("--json", action="store_true", help="as JSON")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=_doctor, parser=doctor)
     return parser
 
 
@@ -107,7 +107,7 @@ def _add_train(commands: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="show no progress")
     run.add_argument("--profile", action="store_true", help="print at the end where the time went")
     add_agent_options(train, default_seed=DEFAULT_SEED)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, parser=train)
 
 
 def _add_eval(commands: Any) -> None:
@@ -124,7 +124,7 @@ def _add_eval(commands: Any) -> None:
         "--env", metavar="ENV_ID", help="needed when the saved id imports a module (module:Name-v0)"
     )
     command.add_argument("--seed", type=non_negative, help="of the episodes (default: the run's)")
-    command.set_defaults(run=_eval)
+    command.set_defaults(run=_eval, parser=command)
 
 
 # train

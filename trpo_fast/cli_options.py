@@ -45,21 +45,16 @@ def agent_options(namespace: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; an unknown option is an error (exit 2) that offers the nearest ones."""
+    """Parse; an unknown option is an error (exit 2) that offers the command's nearest ones.
+
+    Every command sets the default `parser`, its own.
+    """
     namespace, rest = parser.parse_known_args(arguments)
     if rest:
-        known = [o for p in _parsers(parser) for o in p._option_string_actions]
-        hint = did_you_mean(rest[0].split("=")[0], known)
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        command: argparse.ArgumentParser = namespace.parser
+        hint = did_you_mean(rest[0].split("=")[0], command._option_string_actions)
+        command.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     return namespace
-
-
-def _parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    found = [parser]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            found += action.choices.values()
-    return found
 
 
 def _keywords(kind: Any, choices: tuple[str, ...]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _CHECKS: dict[torch.dtype, Callable[[int, int], bool]] = {}
 if _native.core is not None:
     _CHECKS[torch.float32] = _native.core.all_finite_f32
     _CHECKS[torch.float64] = _native.core.all_finite_f64
+LEAST_NORM = 2.0**-500  # squares of less begin to underflow
 PLAIN_TENSORS = (nn.Parameter, nn.Buffer, Tensor)  # types without a behaviour of their own
 
 
@@ -158,8 +159,14 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 def norm(a: Tensor) -> float:
-    """Euclidean norm accumulated in float64."""
-    return float(torch.linalg.vector_norm(a, dtype=torch.float64))
+    """Euclidean norm accumulated in float64, also where the squares leave its range."""
+    found = float(torch.linalg.vector_norm(a, dtype=torch.float64))
+    if LEAST_NORM < found < math.inf or math.isnan(found):
+        return found
+    greatest = float(a.abs().max()) if a.numel() else 0.0
+    if greatest == 0 or not math.isfinite(greatest):
+        return greatest
+    return greatest * float(torch.linalg.vector_norm(a.double() / greatest))
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

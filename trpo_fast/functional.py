@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trpo_fast.backends import fused_problem
@@ -42,6 +43,7 @@ def fisher_vector_product(
 
     Raises:
         ValueError: a wrong shape, a value that is not finite, or an option that is not served.
+        TypeError: a vector that is no tensor, a policy that is no module.
     """
     options = Options(damping=damping, backend=backend, precision=precision)
     places = _Places(policy)
@@ -87,6 +89,7 @@ def natural_gradient(
 
     Raises:
         ValueError: a wrong shape, a value that is not finite, or an option that is not served.
+        TypeError: a gradient that is no tensor, a policy that is no module.
     """
     options = Options(
         damping=damping,
@@ -115,6 +118,8 @@ class _Places:
     """Where the parameters that require a gradient stand among all of them."""
 
     def __init__(self, policy: nn.Module) -> None:
+        if not isinstance(policy, nn.Module):
+            raise TypeError(f"policy is a {type(policy).__name__}, expected an nn.Module")
         named = list(policy.named_parameters())
         self.all = FlatParameters([p for _, p in named], [name for name, _ in named])
         chosen = [(name, p) for name, p in named if p.requires_grad]
@@ -123,6 +128,11 @@ class _Places:
         self.parameters = FlatParameters([p for _, p in chosen], [name for name, _ in chosen])
 
     def gather(self, name: str, vector: Tensor) -> Tensor:
+        if not isinstance(vector, Tensor):
+            raise TypeError(
+                f"{name} is a {type(vector).__name__}, expected a tensor like the parameters: "
+                f"torch.as_tensor(..., dtype={self.all.dtype})"
+            )
         count = sum(self.all.sizes)
         if tuple(vector.shape) != (count,):
             raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected ({count},)")
@@ -131,6 +141,8 @@ class _Places:
                 f"{name} is {vector.dtype} on {vector.device}, the parameters are "
                 f"{self.all.dtype} on {self.all.device}"
             )
+        if vector.layout is not torch.strided:
+            raise ValueError(f"{name} must be dense, got {vector.layout}")
         if not all_finite(vector):
             raise ValueError(f"{name} holds a NaN or an infinity")
         parts = zip(self.all.tensors, self.all.split(vector.detach()), strict=True)

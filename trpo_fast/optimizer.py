@@ -227,7 +227,8 @@ class TRPOOptimizer(torch.optim.Optimizer):
             action_mask: ``[N, n]`` bool, handed to ``forward``.
 
         Returns:
-            The loss before the step: a detached 0-d tensor.
+            The loss before the step: a detached 0-d tensor of the parameters' dtype, or of float64
+            where a finite loss is beyond that dtype.
 
         Raises:
             ValueError: an input of a wrong shape or device, or not finite, named with its index;
@@ -256,7 +257,9 @@ class TRPOOptimizer(torch.optim.Optimizer):
         if options.adaptive_damping:
             self.param_groups[0]["damping"] = adapted_damping(options, result)
         self.last_result = result
-        return torch.tensor(result.loss_before, dtype=parameters.dtype, device=parameters.device)
+        wide = torch.finfo(parameters.dtype).max < abs(result.loss_before) < float("inf")
+        dtype = torch.float64 if wide else parameters.dtype
+        return torch.tensor(result.loss_before, dtype=dtype, device=parameters.device)
 
     def _closure_step(
         self, closure: Callable[[], ClosureResult], parameters: FlatParameters, options: Options

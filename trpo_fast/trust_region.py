@@ -220,14 +220,15 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
         return whole(options, unit)
     theta = problem.parameters.start
     loss, g = problem.gradient()
-    search = _Search(problem, options, theta, unit, loss * unit, norm(g) * unit)
+    size = norm(g)
+    search = _Search(problem, options, theta, unit, loss * unit, size * unit)
     if not (math.isfinite(loss) and math.isfinite(search.gradient_norm)):
         return search.rejected(Status.non_finite)
     if search.gradient_norm == 0:
         return search.rejected(Status.zero_gradient)
 
     # x solves (F + damping I) x = g / |g|
-    g_unit = (g.double() * (unit / search.gradient_norm)).to(g.dtype)
+    g_unit = (g.double() / size).to(g.dtype)
     solution = search.solution = problem.solve(g_unit, options)
     slope, quadratic = dot(g_unit, solution.x), solution.quadratic
     if not (math.isfinite(slope) and math.isfinite(quadratic)):
