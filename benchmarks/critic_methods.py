@@ -33,17 +33,10 @@ def targets(agent: TRPO, critic: Critic, rollout: Rollout) -> tuple[torch.Tensor
     learner = agent.learner
     values, last, final = bootstrap_values(learner.as_shown(rollout), critic.value_function)
     rewards = learner.return_scaler(rollout.rewards) if learner.return_scaler else rollout.rewards
+    ends = rollout.terminated, rollout.truncated
+    same = {"final_values": final, "gamma": agent.config.gamma}
     found = [
-        compute_gae(
-            rewards,
-            values,
-            rollout.terminated,
-            rollout.truncated,
-            last,
-            final_values=final,
-            gamma=agent.config.gamma,
-            lam=lam,
-        )[1]
+        compute_gae(rewards, values, *ends, last, lam=lam, **same)[1]
         for lam in (agent.config.lam, 1.0)
     ]
     return found[0].flatten(), explained_variance(values.flatten(), found[1].flatten()) or 0.0

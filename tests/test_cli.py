@@ -217,7 +217,7 @@ def test_wrong_usage_is_exit_2(capsys, arguments, words):
         (["train", "CartPole-v1", "--episodes", "3"], "--episodes 3; did you mean '--eval-ep"),
         (["train", "CartPole-v1", "--bogus"], "--bogus\n"),
         (["eval", "r", "--max-kll", "3"], "--max-kll 3\n"),
-        (["eval", "r", "--episode", "3"], "--episode 3; did you mean '--episodes'?"),
+        (["eval", "r", "--episode", "3"], "--episode 3; did you mean '--episodes'"),
         (["plot", "r", "--out", "x.png", "--jsn"], "--jsn\n"),
         (["doctor", "--jsn"], "--jsn; did you mean '--json'?"),
     ],

@@ -9,15 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from rollout_cases import (
-    Alternating,
-    assert_same,
-    collect,
-    in_mode,
-    philox,
-    policy_for,
-    walks,
-)
+from rollout_cases import Alternating, assert_same, collect, in_mode, philox, policy_for, walks
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from toy_environments import Masked, Scripted

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rollout_cases import (
-    assert_same,
-    collect,
-    in_mode,
-    philox,
-    policy_for,
-    walks,
-)
+from rollout_cases import assert_same, collect, in_mode, philox, policy_for, walks
 from toy_environments import TERMINATED, Raising, Scripted
 
 from trpo_fast.environments import EnvironmentFault, make_vector_env
