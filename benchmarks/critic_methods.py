@@ -10,6 +10,7 @@ import copy
 import sys
 import time
 from statistics import mean, median
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def targets(agent: TRPO, critic: Critic, rollout: Rollout) -> tuple[torch.Tensor
     values, last, final = bootstrap_values(learner.as_shown(rollout), critic.value_function)
     rewards = learner.return_scaler(rollout.rewards) if learner.return_scaler else rollout.rewards
     ends = rollout.terminated, rollout.truncated
-    same = {"final_values": final, "gamma": agent.config.gamma}
+    same: dict[str, Any] = {"final_values": final, "gamma": agent.config.gamma}
     found = [
         compute_gae(rewards, values, *ends, last, lam=lam, **same)[1]
         for lam in (agent.config.lam, 1.0)
