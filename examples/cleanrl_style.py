@@ -1,6 +1,7 @@
 """TRPO in one file, in the manner of CleanRL: everything between reset and update is on this page.
 
-``python examples/cleanrl_style.py --env-id CartPole-v1 --total-timesteps 100000``; needs ``tyro``.
+``python examples/cleanrl_style.py --env-id CartPole-v1 --total-timesteps 100000``, after
+``pip install tyro``.
 """
 
 from __future__ import annotations
