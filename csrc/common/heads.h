@@ -153,13 +153,23 @@ TRPO_FAST_HOST_DEVICE void log_prob_gradient(const Head& head, const T* o,
   }
 }
 
-// KL between two Gaussians from d = mean difference in stds of the second, e = 2 (log s_first - log
-// s_second). KL = (expm1(e) - e + d^2) / 2
-TRPO_FAST_HOST_DEVICE double gaussian_kl(double d, double e) {
+// KL between two Gaussians of one mean, e = 2 (log s_first - log s_second): (expm1(e) - e) / 2.
+// With means d stds of the second apart it is d^2 / 2 more.
+TRPO_FAST_HOST_DEVICE double scale_kl(double e) {
   // expm1(e) - e loses e^2 / 2 to rounding where e is tiny; its series does not.
   const double excess =
       std::fabs(e) < 1e-4 ? e * e * (0.5 + e * (1.0 / 6 + e / 24)) : std::expm1(e) - e;
-  return 0.5 * (excess + d * d);
+  return 0.5 * excess;
+}
+
+// What every row's KL owes to scales that are no outputs; 0 for heads without such.
+TRPO_FAST_HOST_DEVICE double shared_kl(const Head& head, const GaussianScale& first,
+                                       const GaussianScale& second) {
+  double total = 0;
+  for (Index a = 0; head.kind == HeadKind::gaussian && a < head.actions; ++a) {
+    total += scale_kl(2 * (first.log_std[a] - second.log_std[a]));
+  }
+  return total;
 }
 
 // p's share of KL(p || q), with the term q - p that sums to 0 added so that every share is >= 0.
@@ -171,25 +181,24 @@ TRPO_FAST_HOST_DEVICE double category_kl(double log_p, double log_q) {
   return std::exp(log_q) - p - cross;
 }
 
-// KL(first || second) of one row, summed over action dimensions.
+// KL(first || second) of one row, summed over action dimensions, but for shared_kl.
 template <class T>
-TRPO_FAST_HOST_DEVICE double kl(const Head& head, const T* first, const GaussianScale& first_scale,
-                                const T* second, const GaussianScale& second_scale,
-                                const std::uint8_t* mask) {
+TRPO_FAST_HOST_DEVICE double row_kl(const Head& head, const T* first, const T* second,
+                                    const GaussianScale& second_scale, const std::uint8_t* mask) {
   double total = 0;
   const Index A = head.actions;
   switch (head.kind) {
     case HeadKind::gaussian:
       for (Index a = 0; a < A; ++a) {
         const double d = (double(first[a]) - double(second[a])) * second_scale.inv_std[a];
-        total += gaussian_kl(d, 2 * (first_scale.log_std[a] - second_scale.log_std[a]));
+        total += 0.5 * d * d;
       }
       break;
     case HeadKind::gaussian_state_std:
       for (Index a = 0; a < A; ++a) {
         const double log_std = second[A + a];
         const double d = (double(first[a]) - double(second[a])) * std::exp(-log_std);
-        total += gaussian_kl(d, 2 * (double(first[A + a]) - log_std));
+        total += 0.5 * d * d + scale_kl(2 * (double(first[A + a]) - log_std));
       }
       break;
     case HeadKind::categorical:
@@ -217,6 +226,15 @@ TRPO_FAST_HOST_DEVICE double kl(const Head& head, const T* first, const Gaussian
       break;
   }
   return total;
+}
+
+// All of a row's KL.
+template <class T>
+TRPO_FAST_HOST_DEVICE double kl(const Head& head, const T* first, const GaussianScale& first_scale,
+                                const T* second, const GaussianScale& second_scale,
+                                const std::uint8_t* mask) {
+  return row_kl(head, first, second, second_scale, mask) +
+         shared_kl(head, first_scale, second_scale);
 }
 
 // What the metric M of a row needs, written once an update: metric [outputs] (not used for

@@ -156,6 +156,13 @@ void Bf16Fisher::kept_input(std::size_t layer, Index row, Index first, Index cou
   }
 }
 
+const Bf16* Bf16Fisher::kept_slab(std::size_t layer, Index row, Index slab,
+                                  const Bf16* cache) const {
+  if (parts_ > 1) return nullptr;
+  const SplitRows rows = rows_at(cache + layers_[layer].input, layers_[layer].in_slabs);
+  return rows.part[0] + slab * rows.slab_stride + row * rows.stride;
+}
+
 // left right in as many products of parts as the precision asks for
 void Bf16Fisher::add_terms(Term<Pair>* terms, int& count,
                            const LeftOperand<Pair> (&left)[kMaxParts],

@@ -44,6 +44,8 @@ class Bf16Fisher {
   // A layer's inputs first .. first + count, inside one slab of them, of a row that was kept.
   void kept_input(std::size_t layer, Index row, Index first, Index count, const Bf16* cache,
                   float* to) const;
+  // A slab of them, padded, where they have one part, else null.
+  const Bf16* kept_slab(std::size_t layer, Index row, Index slab, const Bf16* cache) const;
 
   // out = J v; `next`: the cache that the next panel will read, or null.
   void tangent(Index rows, const Bf16* cache, const Bf16* next, Bf16* scratch,

@@ -20,24 +20,36 @@ InputMoments<T>::InputMoments(const PolicyBatch<T>& batch, const PolicyProblem<T
       rows_(rows),
       rounded_(batch.bf16_parts > 0),
       weight_sum_(double(rows)) {
-  Index widest = 0, sums = 0;
   for (const Layer<T>& layer : batch.layers) {
-    const Slabs slabs(layer.in + 1);
-    widest = std::max(widest, slabs.size(1));
-    sums = std::max(sums, slabs.size(layer.in + 1));
+    const Slabs slabs(layer.in);
+    T* const floats = arena.take<T>(rounded_ ? 0 : slabs.size(rows));
+    Pair* const pair_words = arena.take<Pair>(rounded_ ? slabs.size(pairs()) : 0);
+    inputs_.push_back({slabs, floats, pair_words, arena.take<T>(slabs.size(layer.in + 1))});
   }
-  inputs_ = arena.take<T>(rounded_ ? 0 : widest * rows);
-  pairs_ = arena.take<Pair>(rounded_ ? widest * ((rows + 1) / 2) : 0);
-  sums_ = arena.take<T>(sums);
+  // A whole vector of them is rounded at a time, and a pair may want one more.
+  roots_ = arena.take<T>(round_up(rows + 1, kPadding));
+  root_pairs_ = arena.take<Pair>(rounded_ ? round_up(rows + 1, kPadding) : 0);
 }
 
 template <class T>
 InputMoments<T>::InputMoments(const PolicyBatch<T>& batch, const PolicyProblem<T>& problem,
                               Index rows, void* workspace)
     : InputMoments(batch, &problem, rows, Arena(workspace)) {
-  if (!problem.weighted()) return;
-  weight_sum_ = 0;
-  for (Index i = 0; i < rows; ++i) weight_sum_ += problem.kept_weight(problem.kept_row(i, rows));
+  std::fill_n(roots_, round_up(rows + 1, kPadding), T(0));
+  std::fill_n(roots_, rows, T(1));
+  if (problem.weighted()) {
+    weight_sum_ = 0;
+    for (Index i = 0; i < rows; ++i) {
+      const double weight = problem.kept_weight(problem.kept_row(i, rows));
+      weight_sum_ += weight;
+      roots_[i] = T(std::sqrt(weight));
+    }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    // Pairs of a single feature are its rounded values one after the other.
+    Bf16* const words = reinterpret_cast<Bf16*>(root_pairs_);
+    if (rounded_) dense_kernels().bf16.round(roots_, round_up(rows + 1, kPadding), words, nullptr);
+  }
 }
 
 template <class T>
@@ -47,66 +59,113 @@ std::size_t InputMoments<T>::workspace_bytes(const PolicyBatch<T>& batch, Index 
   return arena.used();
 }
 
-// Rows [kGatherRows][width] of one slab, times the roots of their weights; the bias's 1 last.
 template <class T>
-void InputMoments<T>::gather(std::size_t layer, const Slabs& slabs, Index first, Index slab,
-                             T* to) const {
-  const Index inputs = batch_.layers[layer].in, from = slab * slabs.width;
-  const Index columns = std::min(slabs.width, inputs - from);
-  const Index count = std::min(kGatherRows, rows_ - first);
+void InputMoments<T>::gather_floats(std::size_t layer, Index slab, const KeptRow* kept, Index count,
+                                    T* to) const {
+  const Slabs& slabs = inputs_[layer].slabs;
+  const Index from = slab * slabs.width, columns = std::min(slabs.width, slabs.features - from);
   for (Index r = 0; r < count; ++r, to += slabs.width) {
-    const Index row = problem_->kept_row(first + r, rows_);
-    const T root = problem_->weighted() ? T(std::sqrt(problem_->kept_weight(row))) : T(1);
-    problem_->kept_input(layer, row, from, columns, to);
-    if (root != T(1)) {
-      for (Index c = 0; c < columns; ++c) to[c] *= root;
-    }
+    problem_->kept_input(layer, kept[r], from, columns, to);
     std::fill(to + columns, to + slabs.width, T(0));
-    if (columns < slabs.width) to[columns] = root;
+    if (!problem_->weighted()) continue;
+    const T root = T(std::sqrt(problem_->kept_weight(kept[r])));
+    for (Index c = 0; c < columns; ++c) to[c] *= root;
   }
 }
 
+// Rows that are kept as they are needed; false where they are not.
 template <class T>
-void InputMoments<T>::put_rows(const Slabs& slabs, Index first, Index slab, const T* rows) const {
-  if constexpr (std::is_same_v<T, float>) {
-    const Index count = std::min(kGatherRows, rows_ - first), pairs = (rows_ + 1) / 2;
-    Bf16 rounded[kGatherRows * kSlabWidth];
-    const Bf16Kernels& kernels = dense_kernels().bf16;
-    kernels.round(rows, count * slabs.width, rounded, nullptr);
-    kernels.pair_rows(rounded, count, slabs.width,
-                      pairs_ + (slab * pairs + first / 2) * slabs.width);
+bool InputMoments<T>::copy_rounded(std::size_t layer, Index slab, const KeptRow* kept, Index count,
+                                   Bf16* to) const {
+  const Index width = inputs_[layer].slabs.width;
+  for (Index r = 0; r < count; ++r) {
+    const Bf16* const row = problem_->kept_rounded(layer, kept[r], slab);
+    if (row == nullptr) return false;
+    std::copy_n(row, width, to + r * width);
   }
+  return true;
 }
 
 template <class T>
-void InputMoments<T>::compute(std::size_t layer, bool bias, T* to) const {
-  const Index inputs = batch_.layers[layer].in, features = inputs + (bias ? 1 : 0);
-  const Slabs slabs(inputs + 1);
-  const Index blocks = (rows_ + kGatherRows - 1) / kGatherRows;
-  parallel_for(blocks, batch_.threads, [&](Index block, int) {
-    const Index first = block * kGatherRows;
-    for (Index slab = 0; slab < slabs.count; ++slab) {
+void InputMoments<T>::gather(Index first, const std::vector<MomentTarget<T>>& targets) const {
+  const Index count = std::min(kGatherRows, rows_ - first);
+  KeptRow kept[kGatherRows];
+  for (Index r = 0; r < count; ++r) kept[r] = problem_->kept_row(first + r, rows_);
+  for (std::size_t l = 0; l < inputs_.size(); ++l) {
+    const Inputs& in = inputs_[l];
+    const Index width = in.slabs.width;
+    for (Index slab = 0; targets[l].A != nullptr && slab < in.slabs.count; ++slab) {
       if (!rounded_) {
-        gather(layer, slabs, first, slab, inputs_ + (slab * rows_ + first) * slabs.width);
+        gather_floats(l, slab, kept, count, in.rows + (slab * rows_ + first) * width);
         continue;
       }
-      T rows[kGatherRows * kSlabWidth];
-      gather(layer, slabs, first, slab, rows);
-      put_rows(slabs, first, slab, rows);
-    }
-  });
-  const Index used = (features + slabs.width - 1) / slabs.width;
-  parallel_for(used, batch_.threads, [&](Index task, int) {
-    const Index slab = used - 1 - task;  // the longest first
-    T* const sums = sums_ + slab * slabs.width * (inputs + 1);
-    if constexpr (std::is_same_v<T, float>) {
-      if (rounded_) {
-        return second_moment(dense_kernels().bf16, pairs_, slabs, (rows_ + 1) / 2, features, slab,
-                             weight_sum_, sums, to);
+      if constexpr (std::is_same_v<T, float>) {
+        const Bf16Kernels& kernels = dense_kernels().bf16;
+        Bf16 rounded[kGatherRows * kSlabWidth];
+        if (problem_->weighted() || !copy_rounded(l, slab, kept, count, rounded)) {
+          T rows[kGatherRows * kSlabWidth];
+          gather_floats(l, slab, kept, count, rows);
+          kernels.round(rows, count * width, rounded, nullptr);
+        }
+        kernels.pair_rows(rounded, count, width, in.pairs + (slab * pairs() + first / 2) * width);
       }
     }
-    const Panel<T> x{inputs_, slabs, rows_};
-    second_moment(dense_kernels().get<T>(), x, rows_, features, slab, weight_sum_, sums, to);
+  }
+}
+
+template <class T>
+void InputMoments<T>::add_up(const Task& task, const MomentTarget<T>& target) const {
+  const Inputs& in = inputs_[task.layer];
+  const Index features = in.slabs.features, width = in.slabs.width;
+  const MomentColumns columns(in.slabs, features, task.slab);
+  T* const sums = in.sums + task.slab * width * (features + 1);
+  T* const bias_sums = sums + features * width;
+  if constexpr (std::is_same_v<T, float>) {
+    if (rounded_) {
+      const Bf16Kernels& kernels = dense_kernels().bf16;
+      moment_sums(kernels, in.pairs, in.slabs, pairs(), columns, sums);
+      const Pair* const right = in.pairs + task.slab * width * pairs();
+      const Term<Pair> term{one_feature(root_pairs_), {right, width, 0}, pairs()};
+      kernels.product(plain_product(1, columns.slabs, &term, bias_sums, false));
+    }
+  }
+  if (!rounded_) {
+    const Kernels<T>& kernels = dense_kernels().get<T>();
+    moment_sums(kernels, {in.rows, in.slabs, rows_}, rows_, columns, sums);
+    Product<T> p{1, columns.slabs, {}, 0, nullptr, bias_sums, width, 0, Finish::store, nullptr};
+    add_term<T>(p, one_feature(roots_), {in.rows + task.slab * width * rows_, width, 0}, rows_);
+    kernels.product(p);
+  }
+  const Index m = features + (target.bias ? 1 : 0);
+  put_moment(columns, sums, weight_sum_, m, target.A);
+  for (Index j = columns.begin; target.bias && j < columns.end; ++j) {
+    const T mean = T(double(bias_sums[j - columns.begin]) / weight_sum_);
+    target.A[features * m + j] = target.A[j * m + features] = mean;
+  }
+}
+
+template <class T>
+void InputMoments<T>::compute(const std::vector<MomentTarget<T>>& targets) const {
+  const Index blocks = (rows_ + kGatherRows - 1) / kGatherRows;
+  parallel_for(blocks, batch_.threads,
+               [&](Index block, int) { gather(block * kGatherRows, targets); });
+  std::vector<Task> tasks;
+  for (std::size_t l = 0; l < inputs_.size(); ++l) {
+    const Slabs& slabs = inputs_[l].slabs;
+    const Index m = slabs.features;
+    if (targets[l].A == nullptr) continue;
+    if (targets[l].bias) targets[l].A[m * (m + 1) + m] = T(1);
+    for (Index slab = 0; slab < slabs.count; ++slab) {
+      const MomentColumns columns(slabs, m, slab);
+      tasks.push_back({l, slab, columns.end * (columns.end - columns.begin)});
+    }
+  }
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
+    return a.work > b.work;  // the longest first
+  });
+  parallel_for(Index(tasks.size()), batch_.threads, [&](Index i, int) {
+    const Task& task = tasks[std::size_t(i)];
+    add_up(task, targets[task.layer]);
   });
 }
 

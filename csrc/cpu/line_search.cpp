@@ -15,8 +15,8 @@ void PolicyProblem<T>::candidate_rows(Index panel, const Panel<T>& outputs, doub
     const double now = log_prob(head_, o, new_scale_, batch_.action(row), mask);
     const double share = all_.share(row);
     sums[0] -= share * std::exp(now - row_log_prob_[row]) * double(batch_.advantages[row]);
-    sums[1] += share * (batch_.kl_new_old ? kl(head_, o, new_scale_, old, old_scale_, mask)
-                                          : kl(head_, old, old_scale_, o, new_scale_, mask));
+    sums[1] += share * (batch_.kl_new_old ? row_kl(head_, o, old, old_scale_, mask)
+                                          : row_kl(head_, old, o, new_scale_, mask));
   }
 }
 
@@ -35,7 +35,9 @@ typename PolicyProblem<T>::Candidate PolicyProblem<T>::evaluate(const T* theta) 
         forward_panel<T>(kernels_, direction_, x, x.rows, all_.panel_rows, panels);
     candidate_rows(panel, outputs, sums, worker);
   });
-  return {chunk_sum(all_, 0), chunk_sum(all_, 1)};
+  const GaussianScale first = batch_.kl_new_old ? new_scale_ : old_scale_;
+  const GaussianScale second = batch_.kl_new_old ? old_scale_ : new_scale_;
+  return {chunk_sum(all_, 0), chunk_sum(all_, 1) + shared_kl(head_, first, second)};
 }
 
 template class PolicyProblem<float>;

@@ -216,24 +216,31 @@ T* PolicyProblem<T>::slopes(T* cache, std::size_t layer) const {
 }
 
 template <class T>
-void PolicyProblem<T>::kept_input(std::size_t layer, Index row, Index first, Index count,
+void PolicyProblem<T>::kept_input(std::size_t layer, const KeptRow& kept, Index first, Index count,
                                   T* to) const {
-  const Index panel = row / fisher_.panel_rows, r = row % fisher_.panel_rows;
   if (layer == 0) {
-    const MatrixView<const T> x = fisher_.obs(panel);
+    const MatrixView<const T> x = fisher_.obs(kept.panel);
     for (Index c = 0; c < count; ++c) {
-      to[c] = x.data[r * x.row_stride + (first + c) * x.col_stride];
+      to[c] = x.data[kept.row * x.row_stride + (first + c) * x.col_stride];
     }
     return;
   }
   if constexpr (std::is_same_v<T, float>) {
     if (bf16_) {
-      return bf16_->kept_input(layer, r, first, count,
-                               rounded_caches_ + panel * bf16_->cache_size(), to);
+      const Bf16* const cache = rounded_caches_ + kept.panel * bf16_->cache_size();
+      return bf16_->kept_input(layer, kept.row, first, count, cache, to);
     }
   }
-  const Panel<T> a = hidden(caches_ + panel * cache_size_, layer - 1);
-  std::copy_n(&a.at(r, first), count, to);
+  const Panel<T> a = hidden(caches_ + kept.panel * cache_size_, layer - 1);
+  std::copy_n(&a.at(kept.row, first), count, to);
+}
+
+template <class T>
+const Bf16* PolicyProblem<T>::kept_rounded(std::size_t layer, const KeptRow& kept,
+                                           Index slab) const {
+  if (!bf16_) return nullptr;
+  const Bf16* const cache = rounded_caches_ + kept.panel * bf16_->cache_size();
+  return bf16_->kept_slab(layer, kept.row, slab, cache);
 }
 
 template <class T>

@@ -88,6 +88,11 @@ struct RowPlan {
   double share(Index row) const { return set.weight(row) / weight_sum; }
 };
 
+// A row whose activations are kept, by its panel.
+struct KeptRow {
+  Index panel, row;
+};
+
 // A layer's gradient in a chunk's partial sums: weights [major][minor slabs], then biases [out
 // padded].
 struct GradientBlock {
@@ -129,11 +134,18 @@ class PolicyProblem {
   void prepare_fisher();
   // The Fisher's rows whose activations are kept, and of `rows` evenly strided ones the i-th.
   Index kept_rows() const { return std::min(cached_panels_ * fisher_.panel_rows, fisher_.rows); }
-  Index kept_row(Index i, Index rows) const { return i * kept_rows() / rows; }
+  KeptRow kept_row(Index i, Index rows) const {
+    const Index row = i * kept_rows() / rows, panel = row / fisher_.panel_rows;
+    return {panel, row - panel * fisher_.panel_rows};
+  }
   bool weighted() const { return fisher_.set.weights != nullptr; }
-  double kept_weight(Index row) const { return fisher_.set.weight(row); }
+  double kept_weight(const KeptRow& kept) const {
+    return fisher_.set.weight(kept.panel * fisher_.panel_rows + kept.row);
+  }
   // A layer's inputs first .. first + count, inside one slab of them, of one such row.
-  void kept_input(std::size_t layer, Index row, Index first, Index count, T* to) const;
+  void kept_input(std::size_t layer, const KeptRow& kept, Index first, Index count, T* to) const;
+  // A whole slab of them, padded, where they are kept as single bfloat16, else null.
+  const Bf16* kept_rounded(std::size_t layer, const KeptRow& kept, Index slab) const;
   // Mean loss and mean KL at theta [P]. After gradient().
   struct Candidate {
     double loss, kl;

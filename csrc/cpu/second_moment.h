@@ -34,16 +34,15 @@ void put_moment(const MomentColumns& columns, const T* sums, double weight_sum, 
   }
 }
 
-// to = x'x / weight_sum, the part of one slab; sums: memory of [features][width].
+// sums [columns.end][width] = the columns of one slab of x'x.
 template <class T>
-void second_moment(const Kernels<T>& kernels, const Panel<T>& x, Index rows, Index features,
-                   Index slab, double weight_sum, T* sums, T* to) {
-  const MomentColumns columns(x.slabs, features, slab);
+void moment_sums(const Kernels<T>& kernels, const Panel<T>& x, Index rows,
+                 const MomentColumns& columns, T* sums) {
   const Index width = x.slabs.width;
   for (Index row = 0; row < rows; row += kMomentRows) {
     const Panel<T> block{x.row(row), x.slabs, x.panel_rows};
     RightOperand<T> right = columns_of(block);
-    right.data += slab * right.slab_stride;
+    right.data += columns.begin / width * right.slab_stride;
     Product<T> p{columns.end,
                  columns.slabs,
                  {},
@@ -57,36 +56,41 @@ void second_moment(const Kernels<T>& kernels, const Panel<T>& x, Index rows, Ind
     add_term<T>(p, features_of(block), right, std::min(kMomentRows, rows - row));
     kernels.product(p);
   }
+}
+
+// to = x'x / weight_sum, the part of one slab; sums: memory of [features][width].
+template <class T>
+void second_moment(const Kernels<T>& kernels, const Panel<T>& x, Index rows, Index features,
+                   Index slab, double weight_sum, T* sums, T* to) {
+  const MomentColumns columns(x.slabs, features, slab);
+  moment_sums(kernels, x, rows, columns, sums);
   put_moment(columns, sums, weight_sum, features, to);
 }
 
-// The same for bfloat16 rows in pairs, in slabs of [pairs][width].
-inline void second_moment(const Bf16Kernels& kernels, const Pair* x, const Slabs& slabs,
-                          Index pairs, Index features, Index slab, double weight_sum, float* sums,
-                          float* to) {
-  const MomentColumns columns(slabs, features, slab);
+// Floats C [M, N of one slab] (+)= one term.
+inline PairProduct plain_product(Index M, const Slabs& N, const Term<Pair>* term, float* C,
+                                 bool accumulate) {
+  return {M, N, term, 1, nullptr, C, N.width, 0, accumulate, {}, {}, nullptr, 0};
+}
+
+// moment_sums of bfloat16 rows in pairs, in slabs of [pairs][width].
+inline void moment_sums(const Bf16Kernels& kernels, const Pair* x, const Slabs& slabs, Index pairs,
+                        const MomentColumns& columns, float* sums) {
   const Index width = slabs.width, stride = width * pairs;
   constexpr Index step = kMomentRows / 2;
   for (Index first = 0; first < pairs; first += step) {
     const Index at = first * width;
-    Term<Pair> term{{x + at, 1, width, stride, width, kNoBlock, 0},
-                    {x + slab * stride + at, width, 0},
-                    std::min(step, pairs - first)};
-    kernels.product({columns.end,
-                     columns.slabs,
-                     &term,
-                     1,
-                     nullptr,
-                     sums,
-                     width,
-                     0,
-                     first > 0,
-                     {},
-                     {},
-                     nullptr,
-                     0});
+    const Term<Pair> term{{x + at, 1, width, stride, width, kNoBlock, 0},
+                          {x + columns.begin / width * stride + at, width, 0},
+                          std::min(step, pairs - first)};
+    kernels.product(plain_product(columns.end, columns.slabs, &term, sums, first > 0));
   }
-  put_moment(columns, sums, weight_sum, features, to);
+}
+
+// A left operand of a single feature: element (0, k) at data[k].
+template <class T>
+LeftOperand<T> one_feature(const T* data) {
+  return {data, 0, kNoBlock, 0, 1, kNoBlock, 0};
 }
 
 }  // namespace trpo_fast

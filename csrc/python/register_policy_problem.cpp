@@ -94,19 +94,18 @@ class BoundProblem {
   void input_moments(Index rows, const py::sequence& targets, std::uintptr_t workspace) {
     const Exclusive only(busy_, kWhat);
     require_kept(rows);
-    std::vector<std::pair<T*, bool>> to;
+    std::vector<MomentTarget<T>> to;
     for (const py::handle item : targets) {
       if (to.size() == batch_.layers.size()) throw py::value_error("there are too many targets");
-      to.emplace_back(nullptr, false);
+      to.push_back({nullptr, false});
       if (item.is_none()) continue;
       const auto [A, bias] = item.cast<std::pair<py::object, bool>>();
       to.back() = {square_arg<T>(A, batch_.layers[to.size() - 1].in + (bias ? 1 : 0)), bias};
     }
+    to.resize(batch_.layers.size(), {nullptr, false});
     const GilReleased released;
     const InputMoments<T> moments(batch_, *problem_, rows, reinterpret_cast<void*>(workspace));
-    for (std::size_t l = 0; l < to.size(); ++l) {
-      if (to[l].first != nullptr) moments.compute(l, to[l].second, to[l].first);
-    }
+    moments.compute(to);
   }
 
   std::size_t factor_bytes(Index rows) const {

@@ -161,7 +161,12 @@ def damped_inverse(curvature: Tensor, damping: float) -> Tensor:
 
 
 def balance(factors: Factors) -> Tensor:
-    """``pi`` ``[]``: pi^2 = mean eigenvalue of A / mean eigenvalue of G; 1 where there is none."""
+    """``pi`` ``[]``: pi^2 = mean eigenvalue of A / mean eigenvalue of G; 1 where there is none.
+
+    1 as well where eigenbases, which need none, will add the damping.
+    """
+    if not too_wide(factors):
+        return factors.A.new_ones(())
     mean_A = factors.A.trace() / len(factors.A)
     mean_G = factors.G.trace() / len(factors.G)
     pi = (mean_A / mean_G).sqrt()
