@@ -16,6 +16,7 @@ set(cuda_device_sources
   csrc/cuda/gae.cu
   csrc/cuda/policy_kernel_f32.cu
   csrc/cuda/policy_kernel_f64.cu
+  csrc/cuda/policy_kernel_tensor_cores.cu
   csrc/cuda/tiled_kernel_f32.cu
   csrc/cuda/tiled_kernel_f64.cu)
 set(cuda_register_sources

@@ -37,6 +37,16 @@ __device__ __forceinline__ Vec4<T> load4(const T* from) {
 }
 
 template <class T>
+struct alignas(2 * sizeof(T)) Vec2 {
+  T x[2];
+};
+
+template <class T>
+__device__ __forceinline__ Vec2<T> load2(const T* from) {
+  return *reinterpret_cast<const Vec2<T>*>(from);
+}
+
+template <class T>
 __device__ __forceinline__ void store4(T* to, const Vec4<T>& v) {
   *reinterpret_cast<Vec4<T>*>(to) = v;
 }

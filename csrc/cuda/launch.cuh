@@ -15,14 +15,23 @@ void launch_cooperative(void (*kernel)(ProblemArgs<T>), const ProblemArgs<T>& ar
         "launching the policy update");
 }
 
-template <class T, int kRows>
+template <class T, int kRows, bool kTensorCores = false>
 void launch_rows(const ProblemArgs<T>& args, int device, void* stream) {
   const OnDevice scope(device);
-  const auto kernel = policy_kernel<T, kRows>;
+  const auto kernel = policy_kernel<T, kRows, kTensorCores>;
   const int bytes = int(args.plan.shared_bytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         "reserving shared memory for the policy update");
   launch_cooperative<T>(kernel, args, stream);
+}
+
+template <bool kTensorCores>
+void launch_panels(const ProblemArgs<float>& args, int device, void* stream) {
+  if (args.plan.panel_rows == kSmallPanelRows) {
+    launch_rows<float, kSmallPanelRows, kTensorCores>(args, device, stream);
+  } else {
+    launch_rows<float, kPanelRows, kTensorCores>(args, device, stream);
+  }
 }
 
 }  // namespace trpo_fast::cuda

@@ -27,19 +27,22 @@ struct BlockRows {
   }
 };
 
+// phi'(z) from what the cache holds for it: the value where that suffices, else the slope itself.
+template <class T>
+__device__ __forceinline__ T slope_of(Activation activation, T cached) {
+  if (activation == Activation::identity) return 1;
+  if (activation == Activation::tanh) return T(1) - cached * cached;
+  if (activation == Activation::relu) return cached > T(0) ? T(1) : T(0);
+  return cached;
+}
+
 template <class T>
 __device__ __forceinline__ Vec4<T> slope_times(const LayerPlan& layer, const T* values,
                                                const T* slopes, const Vec4<T>& v) {
   const Vec4<T> s = load4(slopes ? slopes : values);
   Vec4<T> product;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    T slope = s.x[j];
-    if (layer.activation == Activation::identity) slope = 1;
-    if (layer.activation == Activation::tanh) slope = T(1) - slope * slope;
-    if (layer.activation == Activation::relu) slope = slope > T(0) ? T(1) : T(0);
-    product.x[j] = slope * v.x[j];
-  }
+  for (int j = 0; j < 4; ++j) product.x[j] = slope_of(layer.activation, s.x[j]) * v.x[j];
   return product;
 }
 
@@ -100,16 +103,18 @@ class Panels : public BlockScalars<T> {
   // Carves shared memory; no thread has written any yet.
   __device__ explicit Panels(const ProblemArgs<T>& a)
       : BlockScalars<T>(a, kRows), args(a), net(a.network), stride(panel_stride(a.network.widest)) {
-    T* const resident = inputs() + 3 * kRows * stride;
     partial = a.partials + Index(blockIdx.x) * net.packed;
     weights = a.weights;
     backward_weights = a.backward;
     direction = nullptr;
     if (!a.plan.weights_resident) return;
+    // First, where no other use of the memory behind it reaches (tensor_panels.cuh).
+    direction = inputs();
+    this->end += int(net.packed);
+    T* const resident = inputs() + 3 * kRows * stride;
     weights = resident;
-    direction = resident + net.packed;
-    partial = resident + 2 * net.packed;
-    backward_weights = resident + 3 * net.packed;
+    partial = resident + net.packed;
+    backward_weights = resident + 2 * net.packed;
   }
 
   // From the start of shared memory each time: so the compiler sees what memory it is.

@@ -65,10 +65,10 @@ __device__ void run_task(Problem& problem) {
   }
 }
 
-template <class T, int kRows>
+template <class T, int kRows, bool kTensorCores>
 __global__ void __launch_bounds__(kThreads, 1)
     policy_kernel(const __grid_constant__ ProblemArgs<T> a) {
-  Problem<T, kRows> problem(a);
+  Problem<T, kRows, kTensorCores> problem(a);
   run_task(problem);
 }
 

@@ -65,28 +65,90 @@ NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, I
   return n;
 }
 
-LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
-                       const DeviceLimits& device) {
+namespace {
+
+std::size_t scalar_bytes(int panel_rows, int actions, std::size_t element) {
+  return scalar_doubles(panel_rows, actions) * sizeof(double) + scalar_elements(actions) * element;
+}
+
+// Whether a warp's registers hold a row of every layer for tensor cores.
+bool narrow(const NetworkPlan& network) {
+  for (int l = 0; l < network.count; ++l) {
+    if (network.layers[l].out > 8 * kTensorTiles) return false;
+  }
+  return true;
+}
+
+// What tensor_panels.cuh lays out behind the vector.
+std::size_t tensor_bytes(const NetworkPlan& network, Products products, int staged) {
+  Index words = 0;
+  for (int l = 0; l < network.count; ++l) {
+    const TensorSizes size = tensor_sizes(network.layers[l], products);
+    words += size.sums + (l > 0 ? 2 : 1) * size.forward + size.backward;
+  }
+  words += Index(kTensorRows) * panel_stride(network.last().out_padded);
+  const int word_rows = products == Products::bf16 ? 8 : 16;  // in all parts
+  words += 2 * Index(staged) * word_rows * kTensorStride;
+  return std::size_t(words) * sizeof(float);
+}
+
+// Most rows that pass through shared memory at once within `bytes`; 0: none fit.
+int tensor_staged(const NetworkPlan& network, Products products, std::size_t bytes) {
+  int staged = kTensorRows / 16;
+  while (staged > 0 && tensor_bytes(network, products, staged) > bytes) staged /= 2;
+  return staged;
+}
+
+// Where the vector may stay in shared memory too, it does; `weights_resident` says so.
+void plan_tensor_cores(LaunchPlan& plan, const NetworkPlan& network, Products products,
+                       std::size_t limit, std::size_t scalars, std::size_t vector) {
+  if (!narrow(network)) throw std::invalid_argument("a layer is too wide for tensor cores");
+  const auto staged = [&](std::size_t used) {
+    return used < limit ? tensor_staged(network, products, limit - used) : 0;
+  };
+  plan.staged = staged(scalars + vector);
+  plan.weights_resident = plan.weights_resident && plan.staged > 0;
+  if (!plan.weights_resident) plan.staged = staged(scalars);
+  if (plan.staged == 0) throw std::invalid_argument("the operands of tensor cores do not fit");
+}
+
+}  // namespace
+
+bool fits_tensor_panels(const NetworkPlan& network, int actions, const DeviceLimits& device,
+                        Products products) {
+  const std::size_t scalars = scalar_bytes(kPanelRows, actions, sizeof(float));
   const std::size_t limit = std::size_t(device.shared_bytes);
-  const std::size_t weights = std::size_t(3 * network.packed + network.backward) * element;
+  return narrow(network) && scalars <= limit &&
+         tensor_staged(network, products, limit - scalars) > 0;
+}
+
+LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
+                       const DeviceLimits& device, Products products) {
+  const std::size_t limit = std::size_t(device.shared_bytes);
+  const std::size_t vector = std::size_t(network.packed) * element;
+  const std::size_t weights = std::size_t(2 * network.packed + network.backward) * element;
+  const std::size_t row = std::size_t(3 * panel_stride(network.widest)) * element;
   const auto panels = [&](int panel_rows) {
-    const std::size_t buffers =
-        std::size_t(3 * panel_rows * panel_stride(network.widest)) * element;
-    return buffers + scalar_doubles(panel_rows, actions) * sizeof(double) +
-           scalar_elements(actions) * element;
+    return std::size_t(panel_rows) * row + scalar_bytes(panel_rows, actions, element);
   };
   const bool large = element == sizeof(float) && panels(kPanelRows) <= limit &&
                      rows >= Index(kPanelRows) * device.multiprocessors;
   LaunchPlan plan{};
   plan.panel_rows = large ? kPanelRows : kSmallPanelRows;
+  const std::size_t scalars = scalar_bytes(plan.panel_rows, actions, element);
+  std::size_t others = std::size_t(plan.panel_rows) * row;
   plan.shared_bytes = panels(plan.panel_rows);
   if (plan.shared_bytes > limit) {
     throw std::invalid_argument("the network needs " + std::to_string(plan.shared_bytes) +
                                 " bytes of shared memory a block, the device has " +
                                 std::to_string(limit));
   }
-  plan.weights_resident = plan.shared_bytes + weights <= limit;
-  if (plan.weights_resident) plan.shared_bytes += weights;
+  plan.weights_resident = plan.shared_bytes + vector + weights <= limit;
+  const bool exact = products == Products::exact;
+  if (!exact) plan_tensor_cores(plan, network, products, limit, scalars, vector);
+  const std::size_t operands = exact ? 0 : tensor_bytes(network, products, plan.staged);
+  if (plan.weights_resident) others += weights;
+  plan.shared_bytes = scalars + (plan.weights_resident ? vector : 0) + std::max(operands, others);
   const Index panels_in_all = (rows + plan.panel_rows - 1) / plan.panel_rows;
   plan.blocks = int(std::min(panels_in_all, Index(device.multiprocessors)));
   plan.partials = plan.blocks;
@@ -96,8 +158,7 @@ LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std:
 std::size_t tiled_shared_bytes(int actions, std::size_t element) {
   // Two operands, two stages of each.
   const std::size_t tiles = std::size_t(4 * tile_depth(element) * kTileStride) * element;
-  return scalar_doubles(kPanelRows, actions) * sizeof(double) + scalar_elements(actions) * element +
-         tiles;
+  return scalar_bytes(kPanelRows, actions, element) + tiles;
 }
 
 LaunchPlan tiled_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,

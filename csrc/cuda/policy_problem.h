@@ -90,6 +90,15 @@ struct LayerShape {
   double parameter;
 };
 
+// What the Fisher products multiply; their sums are float32. The numbers are part of the Python
+// interface.
+enum class Products : int {
+  exact = 0,   // the element's own type
+  tf32 = 1,    // 11 significant bits
+  bf16 = 2,    // 8
+  bf16x3 = 3,  // 16, as two bfloat16: high high + high low + low high
+};
+
 // `unused`: elements of theta that the network does not read; they follow the network's own.
 // `tiled`: for tiled_plan.
 NetworkPlan network_plan(const std::vector<LayerShape>& shapes, Index log_std, Index unused,
@@ -103,8 +112,45 @@ struct LaunchPlan {
   bool weights_resident;  // in shared memory
   int partials;           // sums that make a gradient: one a block, or one a split of the rows
   Index chunk_rows;       // tiled only
+  int staged;             // tensor cores in panels: tiles of 16 rows in shared memory at once
   std::size_t shared_bytes;
 };
+
+// Tensor cores in panels (tensor_panels.cuh): a warp's registers hold two tiles of 16 rows, and of
+// each 8 tiles of 8 columns.
+constexpr int kTensorTiles = 8, kTensorRowTiles = 2;
+constexpr int kTensorRows = 16 * kTensorRowTiles * kWarps;  // of a panel
+constexpr int kPairWords = 128;  // of a step of depth and two tiles of columns: four a lane
+constexpr int kTileSums = 128;   // of a warp's product, 16 x 8
+// Of rows in shared memory: 8 more than a multiple of 32, so that a fragment's lanes read different
+// banks.
+constexpr int kTensorStride = 8 * kTensorTiles + 8;
+
+// A layer's operands and sums in shared memory.
+struct TensorSizes {
+  int steps, pairs;            // of depth and of column tiles, of [in + 1, out]
+  int back_steps, back_pairs;  // of [out, in]
+  int in_tiles;                // of 8 inputs, the 1 among them
+  Index forward, backward;     // words of V_l, and of W_l where there is one; of W_l'
+  Index sums;
+};
+
+TRPO_FAST_SHARED_CODE constexpr TensorSizes tensor_sizes(const LayerPlan& layer,
+                                                         Products products) {
+  const int depth = products == Products::tf32 ? 8 : 16;
+  const int parts = products == Products::bf16x3 ? 2 : 1;
+  TensorSizes s{};
+  s.steps = (layer.in + depth) / depth;
+  s.pairs = (layer.out + 15) / 16;
+  s.back_steps = (layer.out + depth - 1) / depth;
+  s.back_pairs = (layer.in + 15) / 16;
+  s.in_tiles = (layer.in + 8) / 8;
+  s.forward = Index(parts) * s.steps * s.pairs * kPairWords;
+  // No delta goes below the first layer.
+  s.backward = layer.weight > 0 ? Index(parts) * s.back_steps * s.back_pairs * kPairWords : 0;
+  s.sums = Index(s.pairs) * s.in_tiles * kTileSums;
+  return s;
+}
 
 struct DeviceLimits {
   int multiprocessors, shared_bytes;
@@ -145,9 +191,13 @@ LaunchPlan tiled_plan(const NetworkPlan& network, Index rows, int actions, std::
                       const DeviceLimits& device, int blocks_each);
 std::size_t tiled_shared_bytes(int actions, std::size_t element);
 
-// Raises std::invalid_argument where the device's shared memory is too small.
+// In panels. products: of element float, if not exact. Raises std::invalid_argument where the
+// device's shared memory is too small.
 LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
-                       const DeviceLimits& device);
+                       const DeviceLimits& device, Products products);
+// Whether launch_plan serves tensor cores; what it does not goes to tiles.
+bool fits_tensor_panels(const NetworkPlan& network, int actions, const DeviceLimits& device,
+                        Products products);
 
 // Observations, and the weight and the mask of each; all contiguous.
 template <class T>
@@ -157,15 +207,6 @@ struct RowSet {
   const double* weight_sum;  // their sum; null with weights
   const std::uint8_t* mask;  // [rows, outputs] or null
   Index rows;
-};
-
-// What the Fisher products multiply; their sums are float32. The numbers are part of the Python
-// interface.
-enum class Products : int {
-  exact = 0,   // the element's own type
-  tf32 = 1,    // 11 significant bits
-  bf16 = 2,    // 8
-  bf16x3 = 3,  // 16, as two bfloat16: high high + high low + low high
 };
 
 // M^-1 of conjugate gradients, as trpo_fast/backends/kfac.py makes it. For each layer's part R' of
@@ -244,6 +285,8 @@ void launch(const ProblemArgs<double>& args, int device, void* stream);
 // Where plan.tiled; `launch` goes there itself.
 template <class T>
 void launch_in_tiles(const ProblemArgs<T>& args, int device, void* stream);
+// In panels with reduced products.
+void launch_tensor_cores(const ProblemArgs<float>& args, int device, void* stream);
 
 // Blocks of the tiled kernel that a multiprocessor of `device` holds at once.
 template <class T>

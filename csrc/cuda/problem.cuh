@@ -4,6 +4,7 @@
 
 #include "fisher_vector_product.cuh"
 #include "line_search.cuh"
+#include "tensor_panels.cuh"
 #include "vectors.cuh"
 
 namespace trpo_fast::cuda {
@@ -62,8 +63,9 @@ __device__ double reduce_gradient(Problem& problem, LogStd&& log_std) {
   return square[0];
 }
 
-// A network in panels; tiled_problem.cuh has the same for wide ones.
-template <class T, int kRows>
+// A network in panels; tiled_problem.cuh has the same for wide ones. kTensorCores: products of
+// float32 are reduced as args.products says.
+template <class T, int kRows, bool kTensorCores>
 class Problem {
  public:
   using Element = T;
@@ -115,11 +117,31 @@ class Problem {
 
   // The blocks' partial sums of F v; returns v'(F + damping I)v.
   __device__ __noinline__ double product(const T* v, double damping) {
-    double square[1] = {product_pass(panels, v)};
+    double square[1] = {partial_product(v)};
     square[0] += vectors.rest_square(v, damping);
-    vectors.publish_partial();
     sums(square);
     return square[0];
+  }
+
+  // This block's partial sums of F v to where the grid reads them; returns this thread's part of
+  // v'F v. With tensor cores their operands take the place of the weights in shared memory, which
+  // nothing reads after the first product.
+  __device__ double partial_product(const T* v) {
+    if constexpr (kTensorCores) {
+      const bool first = !packed_;
+      packed_ = true;
+      if (args.products == Products::tf32) {
+        return tensor_product<Products::tf32>(args, v, first);
+      }
+      if (args.products == Products::bf16) {
+        return tensor_product<Products::bf16>(args, v, first);
+      }
+      return tensor_product<Products::bf16x3>(args, v, first);
+    } else {
+      const double square = product_pass(panels, v);
+      vectors.publish_partial();
+      return square;
+    }
   }
 
   // Mean loss and mean KL at W, a packed vector that the grid has finished writing.
@@ -142,6 +164,9 @@ class Problem {
   }
 
   __device__ void report(Figure figure, double value) const { report_figure(args, figure, value); }
+
+ private:
+  bool packed_ = false;  // for tensor cores the weights' words are in shared memory
 };
 
 }  // namespace trpo_fast::cuda

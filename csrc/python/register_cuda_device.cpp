@@ -28,7 +28,7 @@ py::dict facts() {
 // needs no device.
 py::dict plan(const std::vector<std::tuple<Index, Index, int, double>>& layers, Index log_std,
               Index unused, Index rows, int actions, std::size_t element, int multiprocessors,
-              int shared_bytes, int blocks_each) {
+              int shared_bytes, int blocks_each, int products) {
   std::vector<cuda::LayerShape> shapes;
   for (const auto& [in, out, activation, parameter] : layers) {
     shapes.push_back({in, out, Activation(activation), parameter});
@@ -38,7 +38,7 @@ py::dict plan(const std::vector<std::tuple<Index, Index, int, double>>& layers, 
   const cuda::DeviceLimits limits{multiprocessors, shared_bytes, 90};
   const cuda::LaunchPlan launch =
       tiled ? cuda::tiled_plan(network, rows, actions, element, limits, blocks_each)
-            : cuda::launch_plan(network, rows, actions, element, limits);
+            : cuda::launch_plan(network, rows, actions, element, limits, cuda::Products(products));
   py::dict found;
   found["packed"] = network.packed;
   found["blocks"] = launch.blocks;
@@ -46,6 +46,7 @@ py::dict plan(const std::vector<std::tuple<Index, Index, int, double>>& layers, 
   found["partials"] = launch.partials;
   found["chunk_rows"] = launch.chunk_rows;
   found["weights_resident"] = launch.weights_resident;
+  found["staged"] = launch.staged;
   found["shared_bytes"] = launch.shared_bytes;
   return found;
 }
@@ -56,7 +57,7 @@ void register_cuda_device(py::module_& m) {
   m.def("facts", &facts);
   m.def("plan", &plan, py::arg("layers"), py::arg("log_std"), py::arg("unused"), py::arg("rows"),
         py::arg("actions"), py::arg("element"), py::arg("multiprocessors"), py::arg("shared_bytes"),
-        py::arg("blocks_each") = 0);
+        py::arg("blocks_each") = 0, py::arg("products") = 0);
 }
 
 }  // namespace trpo_fast

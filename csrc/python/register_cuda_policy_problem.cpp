@@ -35,11 +35,12 @@ class BoundCudaProblem {
     }
     a_.kl_new_old = args["kl_new_old"].cast<bool>();
     a_.forward_only = args["forward_only"].cast<bool>();
-    read_plan(args);
+    read_plan();
     bytes_ = cuda::lay_out(a_, nullptr);
   }
 
   std::size_t workspace_bytes() const { return bytes_; }
+  bool tiled() const { return tiled_; }
 
   void bind(std::uintptr_t workspace) {
     cuda::lay_out(a_, reinterpret_cast<void*>(workspace));
@@ -141,29 +142,39 @@ class BoundCudaProblem {
       }
       shapes.push_back({in, out, Activation(activation), parameter});
     }
-    const Index log_std = args["log_std"].cast<Index>();
-    a_.network = cuda::network_plan(shapes, log_std, args["unused"].cast<Index>(), tiled_);
+    const Index log_std = args["log_std"].cast<Index>(), unused = args["unused"].cast<Index>();
+    a_.network = cuda::network_plan(shapes, log_std, unused, tiled_);
+    read_products(args);
+    const bool tensor_cores = a_.products != cuda::Products::exact && !tiled_;
+    const int actions = args["action_dim"].cast<int>();
+    if (tensor_cores && !cuda::fits_tensor_panels(a_.network, actions, limits_, a_.products)) {
+      tiled_ = true;
+      a_.network = cuda::network_plan(shapes, log_std, unused, tiled_);
+    }
     a_.parameters = args["parameters"].cast<Index>();
     a_.map = read<int>(args["map"], "map", {a_.network.packed});
     a_.theta = TensorArg(args["theta"], "theta", 1).data<const T>();
   }
 
-  void read_plan(const py::kwargs& args) {
-    const cuda::DeviceLimits limits = cuda::device_limits(device_);
+  void read_products(const py::kwargs& args) {
+    limits_ = cuda::device_limits(device_);
     a_.products = cuda::Products(args["products"].cast<int>());
-    if (a_.products != cuda::Products::exact && (!tiled_ || sizeof(T) != 4)) {
-      throw py::value_error("reduced precision needs float32 in tiles");
-    }
-    if (a_.products != cuda::Products::exact && limits.capability < 80) {
+    if (a_.products == cuda::Products::exact) return;
+    if (sizeof(T) != 4) throw py::value_error("reduced precision needs float32");
+    if (limits_.capability < 80) {
       throw py::value_error(
           "reduced precision needs a device of compute capability 8.0 or later, this one has " +
-          std::to_string(limits.capability / 10) + "." + std::to_string(limits.capability % 10));
+          std::to_string(limits_.capability / 10) + "." + std::to_string(limits_.capability % 10));
     }
+  }
+
+  void read_plan() {
     if (tiled_) {
-      a_.plan = cuda::tiled_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits,
+      a_.plan = cuda::tiled_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits_,
                                  cuda::tiled_blocks_each<T>(device_, a_.actions));
     } else {
-      a_.plan = cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits);
+      a_.plan =
+          cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits_, a_.products);
     }
   }
 
@@ -234,6 +245,7 @@ class BoundCudaProblem {
   }
 
   int device_;
+  cuda::DeviceLimits limits_{};
   bool bound_ = false, tiled_ = false;
   std::size_t bytes_ = 0;
   ProblemArgs<T> a_{};
@@ -245,6 +257,7 @@ void register_problem(py::module_& m, const char* name) {
   py::class_<Problem>(m, name)
       .def(py::init<const py::kwargs&>())
       .def("workspace_bytes", &Problem::workspace_bytes)
+      .def("tiled", &Problem::tiled)
       .def("bind", &Problem::bind, py::arg("workspace"))
       .def("gradient", &Problem::gradient, py::arg("g"), py::arg("figures"), py::arg("stream"))
       .def("fisher_product", &Problem::fisher_product, py::arg("v"), py::arg("out"),

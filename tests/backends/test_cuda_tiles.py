@@ -93,14 +93,15 @@ def test_the_bits_do_not_depend_on_the_order_of_threads(precision: str) -> None:
 def products(
     case: Case, precision: str, hidden: tuple[int, ...] = (24, 33), **keywords: Any
 ) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """A problem in float32, a vector, and its product with the dense Fisher matrix."""
+    """A problem in float32, a vector, and its product with the Fisher matrix in float64."""
     weighted, rows = keywords.pop("weighted", False), keywords.pop("rows", 150)
+    problem_class = keywords.pop("problem_class", EmulatedTiles)
     policy = make_policy(case, hidden, dtype=torch.float32, **keywords)
     exact = make_policy(case, hidden, **keywords)
     exact.load_state_dict(policy.state_dict())
     data = make_data(policy, case, rows, weighted=weighted)
     network, batch = recognised(policy, data)
-    problem = EmulatedTiles(network, flat_of(policy), batch, Options(precision=precision))
+    problem = problem_class(network, flat_of(policy), batch, Options(precision=precision))
     double_network, double_batch = recognised(
         exact, make_data(exact, case, rows, weighted=weighted)
     )

@@ -51,7 +51,8 @@ std::vector<int> packed_map(const PolicyBatch<T>& batch, const cuda::NetworkPlan
 template <class T>
 class Device {
  public:
-  Device(const Fixture<T>& f, bool tiled) : batch_(f.batch), theta_(f.theta) {
+  Device(const Fixture<T>& f, bool tiled, cuda::Products how = cuda::Products::exact)
+      : batch_(f.batch), theta_(f.theta) {
     const MatrixView<const T>& view = batch_.rows.obs;
     for (Index row = 0; row < view.rows; ++row) {
       for (Index c = 0; c < view.cols; ++c) obs_.push_back(view.data[row * view.row_stride + c]);
@@ -78,8 +79,10 @@ class Device {
     a_.advantages = batch_.advantages;
     a_.kl_new_old = batch_.kl_new_old;
     const cuda::DeviceLimits limits = cuda::device_limits(0);
-    a_.plan = tiled ? cuda::tiled_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits, 1)
-                    : cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits);
+    a_.products = how;
+    a_.plan = tiled
+                  ? cuda::tiled_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits, 1)
+                  : cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits, how);
     memory_ = std::make_unique<Memory>(cuda::lay_out(a_, nullptr));
     cuda::lay_out(a_, memory_->get());
     a_.figures = figures;
@@ -115,6 +118,26 @@ class Device {
   std::unique_ptr<Memory> memory_;
   cuda::ProblemArgs<T> a_{};
 };
+
+// F v by tensor cores in panels, as far as the plan allows; the same bits in another order.
+void drive_tensor_cores(const Fixture<float>& f, const std::vector<float>& v,
+                        const std::vector<float>& expected, const UpdateOptions& options) {
+  constexpr double bounds[] = {0, 1.0 / 512, 1.0 / 64, 1.0 / 4096};
+  for (const auto how : {cuda::Products::tf32, cuda::Products::bf16, cuda::Products::bf16x3}) {
+    std::vector<float> found[2];
+    try {
+      for (const unsigned order : {0u, 7u}) {
+        emulation::set_order(order);
+        found[order != 0] = Device<float>(f, false, how).run(cuda::Task::product, v, options);
+      }
+    } catch (const std::invalid_argument&) {
+      continue;  // too wide, or too large for the device: tiles serve it
+    }
+    const double error = distance(found[0], expected);
+    check(error <= bounds[int(how)], "F v by tensor cores", error, bounds[int(how)]);
+    check(found[0] == found[1], "tensor cores in every order", distance(found[1], found[0]), 0);
+  }
+}
 
 template <class T>
 void drive(const Shape& shape, bool tiled) {
@@ -157,6 +180,9 @@ void drive(const Shape& shape, bool tiled) {
                 20 * tolerance);
   } else {
     check(distance(updated, f.theta) == 0, "parameters left alone", distance(updated, f.theta), 0);
+  }
+  if constexpr (sizeof(T) == 4) {
+    if (!tiled) drive_tensor_cores(f, v, Fv, options);
   }
   for (const unsigned order : {1u, 7u}) {
     emulation::set_order(order);

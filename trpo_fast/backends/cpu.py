@@ -18,6 +18,12 @@ from trpo_fast.backends.native_arguments import (
     slabs_of,
     tensor_arg,
 )
+from trpo_fast.backends.native_update import (
+    SOLVE_STATUS,
+    solve_options,
+    update_options,
+    update_result,
+)
 from trpo_fast.backends.preconditioner import Place, Preconditioner
 from trpo_fast.backends.preconditioner_cost import preconditioner_kind
 from trpo_fast.backends.rounding import ROUNDINGS
@@ -26,19 +32,14 @@ from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import Layer, Network
 from trpo_fast.options import Options
-from trpo_fast.trust_region import Solution, Status, TrustRegionResult
+from trpo_fast.trust_region import Solution, TrustRegionResult
 
 if TYPE_CHECKING:
     from trpo_fast._core import PreconditionerArg, TensorArg
 
-# The order of SolveStatus in csrc/common/trust_region.h; an interrupt raises instead.
-SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
-# The order of UpdateStatus and Constraint there.
-UPDATE_STATUS = tuple(Status)
 # precision="auto" takes bfloat16 from so many multiply-adds of one product on, rows times weights:
 # where a batch is small, packing costs what the products gain.
 BF16_WORK = 1 << 22
-CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 # Activations of the whole batch are kept up to this size; those of further rows are computed again
 # by each product, for about a quarter more work, so that memory stays bounded.
 CACHE_BYTES = 256 << 20
@@ -196,42 +197,14 @@ class CpuProblem:
             tensor_arg(theta, self._dtype),
             tensor_arg(candidate, self._dtype),
             tensor_arg(work, self._dtype),
-            {
-                "constraint": CONSTRAINT_CODES[options.constraint],
-                "max_kl": options.max_kl,
-                "beta": options.beta,
-                "lr": float(options.lr),
-                "backtrack_coeff": options.backtrack_coeff,
-                "accept_ratio": options.accept_ratio,
-                "max_backtracks": options.max_backtracks,
-                "unit": unit,
-                **self._solve_options(options),
-            },
+            update_options(options, unit, self.preconditioner is not None),
             self._preconditioner(),
             self._loss,
         )
-        code, before, after, kl, expected, step, norm, backtracks, solved, cg_iters, residual = (
-            figures
-        )
-        status = UPDATE_STATUS[code]
-        if status is Status.accepted:
+        result = update_result(figures, self.backend)
+        if result.accepted:
             self.parameters.replace(theta, candidate)
-        return TrustRegionResult(
-            status=status,
-            accepted=status is Status.accepted,
-            kl=kl,
-            loss_before=before,
-            loss_after=after,
-            expected_improvement=expected,
-            actual_improvement=before - after,
-            step_size=step,
-            backtracks=backtracks,
-            cg_iters=cg_iters,
-            cg_residual=residual,
-            gradient_norm=norm,
-            backend=self.backend,
-            solve_status=SOLVE_STATUS[solved],
-        )
+        return result
 
     def gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
@@ -248,7 +221,7 @@ class CpuProblem:
             tensor_arg(g, self._dtype),
             tensor_arg(x, self._dtype),
             tensor_arg(work, self._dtype),
-            self._solve_options(options),
+            solve_options(options, self.preconditioner is not None),
             self._preconditioner(),
         )
         return Solution(x, quadratic, iterations, residual, SOLVE_STATUS[code])
@@ -334,11 +307,6 @@ class CpuProblem:
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """Loss and mean KL at ``theta`` ``[P]``; ``gradient`` must have run."""
         return self._native.evaluate(tensor_arg(theta, self._dtype))
-
-    def _solve_options(self, options: Options) -> dict[str, float]:
-        names = ("damping", "cg_iters", "cg_tol", "cg_progress_tol")
-        found: dict[str, float] = {name: getattr(options, name) for name in names}
-        return found if self.preconditioner is not None else {**found, "cg_progress_tol": 0.0}
 
     def _preconditioner(self) -> PreconditionerArg | None:
         if self.preconditioner is None:

@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _native
+from trpo_fast.backends.native_arguments import ACTIVATION_CODES, HEAD_CODES
+from trpo_fast.backends.native_update import (
+    SOLVE_STATUS,
+    solve_options,
+    update_options,
+    update_result,
+)
 from trpo_fast.batch import Batch
 from trpo_fast.flat import FlatParameters, strided_rows
-from trpo_fast.network import ACTIVATIONS, HEAD_KINDS, Network
+from trpo_fast.network import Network
 from trpo_fast.options import Options
-from trpo_fast.trust_region import Solution, Status, TrustRegionResult
+from trpo_fast.trust_region import Solution, TrustRegionResult
 
 if TYPE_CHECKING:
-    from trpo_fast._core_cuda import SolveOptions, TensorArg
+    from trpo_fast._core_cuda import PreconditionerArg, TensorArg
     from trpo_fast.backends.kfac import Block
     from trpo_fast.backends.preconditioner import Preconditioner
 
-# The orders of csrc/common/activations.h and heads.h.
-ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
-HEAD_CODES = {name: code for code, name in enumerate(HEAD_KINDS)}
-# The orders of SolveStatus, UpdateStatus and Constraint in csrc/common/trust_region.h, of Figure
-# in csrc/cuda/policy_problem.h.
-SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
-UPDATE_STATUS = tuple(Status)
-CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
+# The order of Figure in csrc/cuda/policy_problem.h.
 FIGURES = 12
 # kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/policy_problem.h.
 MAX_LAYERS, PANEL_WIDTH, MAX_BLOCKS = 32, 256, 64
@@ -72,13 +72,13 @@ def shape_refusal(network: Network) -> str | None:
 
 
 def in_tiles(network: Network, options: Options) -> bool:
-    """Whether layers are computed in tiles by the whole grid instead of in panels by a block.
+    """Whether layers must be computed in tiles by the whole grid, not in panels by a block.
 
-    Panels end at ``PANEL_WIDTH``; what needs tensor cores or a preconditioner is served in tiles.
+    Panels end at ``PANEL_WIDTH``, and know no preconditioner. With tensor cores they end earlier:
+    the native side goes to tiles by itself where their operands do not fit shared memory.
     """
     widest = max(layer.weight.shape[0] for layer in network.layers)
-    special = PRODUCT_CODES[options.precision] > 0 or options.preconditioner in ("diagonal", "kfac")
-    return widest > PANEL_WIDTH or special
+    return widest > PANEL_WIDTH or options.preconditioner in ("diagonal", "kfac")
 
 
 def padded(width: int) -> int:
@@ -223,6 +223,7 @@ class CudaProblem:
         core = self._core()
         native = core.PolicyProblemF32 if self._dtype is torch.float32 else core.PolicyProblemF64
         self._native = native(**arguments)
+        self.in_tiles = self._native.tiled()
         workspace = self._native.workspace_bytes() + ALIGNMENT
         self._memory = torch.empty(workspace, dtype=torch.uint8, device=self._device)
         self._native.bind(-(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
@@ -239,40 +240,15 @@ class CudaProblem:
             self._flat(candidate),
             self._figure_arg(),
             {
-                "constraint": CONSTRAINT_CODES[options.constraint],
-                "max_kl": options.max_kl,
-                "beta": options.beta,
-                "lr": float(options.lr),
-                "backtrack_coeff": options.backtrack_coeff,
-                "accept_ratio": options.accept_ratio,
-                "max_backtracks": options.max_backtracks,
-                "unit": unit,
-                **self._solve_options(options),
+                **update_options(options, unit, self.preconditioner is not None),
+                "preconditioner": self._preconditioner(),
             },
             self._stream(),
         )
-        code, before, after, kl, expected, step, norm, backtracks, solved, cg_iters, residual, _ = (
-            self._figures.tolist()
-        )
-        status = UPDATE_STATUS[int(code)]
-        if status is Status.accepted:
+        result = update_result(self._figures.tolist()[:-1], self.backend)
+        if result.accepted:
             self.parameters.replace(self.parameters.start, candidate)
-        return TrustRegionResult(
-            status=status,
-            accepted=status is Status.accepted,
-            kl=kl,
-            loss_before=before,
-            loss_after=after,
-            expected_improvement=expected,
-            actual_improvement=before - after,
-            step_size=step,
-            backtracks=int(backtracks),
-            cg_iters=int(cg_iters),
-            cg_residual=residual,
-            gradient_norm=norm,
-            backend=self.backend,
-            solve_status=SOLVE_STATUS[int(solved)],
-        )
+        return result
 
     def gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
@@ -288,7 +264,10 @@ class CudaProblem:
             self._flat(g),
             self._flat(x),
             self._figure_arg(),
-            self._solve_options(options),
+            {
+                **solve_options(options, self.preconditioner is not None),
+                "preconditioner": self._preconditioner(),
+            },
             self._stream(),
         )
         code, iterations, residual, quadratic = self._figures.tolist()[8:]
@@ -309,14 +288,11 @@ class CudaProblem:
         loss, kl = self._figures[2:4].tolist()
         return loss, kl
 
-    def _solve_options(self, options: Options) -> SolveOptions:
-        names = ("damping", "cg_iters", "cg_tol", "cg_progress_tol")
-        found: SolveOptions = {name: getattr(options, name) for name in names}
-        if self.preconditioner is None:  # that stop is for preconditioned solves
-            return {**found, "cg_progress_tol": 0.0, "preconditioner": None}
+    def _preconditioner(self) -> PreconditionerArg | None:
+        if self.preconditioner is None:
+            return None
         packed = packed_preconditioner(self.preconditioner, self.network, self.parameters)
-        arguments = self._flat(self.preconditioner.diagonal), self._flat(packed.matrices)
-        return {**found, "preconditioner": (*arguments, packed.layers)}
+        return self._flat(self.preconditioner.diagonal), self._flat(packed.matrices), packed.layers
 
     def _core(self) -> ModuleType:
         core, error = _native.cuda()

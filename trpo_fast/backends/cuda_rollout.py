@@ -11,14 +11,13 @@ from torch import Tensor
 
 from trpo_fast import _native
 from trpo_fast.backends.cuda import (
-    ACTIVATION_CODES,
     ALIGNMENT,
-    HEAD_CODES,
     MAX_LAYERS,
     PANEL_WIDTH,
     Place,
     packed_map,
 )
+from trpo_fast.backends.native_arguments import ACTIVATION_CODES, HEAD_CODES
 from trpo_fast.network import Layer
 
 if TYPE_CHECKING:
