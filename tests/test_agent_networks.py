@@ -144,3 +144,17 @@ def test_a_value_function_without_a_parameter_of_its_own_is_refused():
     told = pytest.warns(UserWarning, match="belong to the policy")
     with told, pytest.raises(ValueError, match="no parameter of its own"):
         small(policy=policy, value_function=TrunkValue(policy, with_head=False))
+
+
+@pytest.mark.parametrize("name", ["policy", "value_function"])
+def test_a_network_that_is_no_module_is_named(name):
+    with pytest.raises(TypeError, match=rf"{name} is a str, expected an nn\.Module"):
+        small(**{name: "mlp"})
+
+
+def test_a_policy_that_gives_no_distribution_is_told_what_to_give():
+    with (
+        small(policy=nn.Linear(4, 2)) as agent,
+        pytest.raises(TypeError, match=r"gives a Tensor, expected a torch\.distributions"),
+    ):
+        agent.learn(64, progress_bar=False)

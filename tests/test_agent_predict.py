@@ -141,6 +141,17 @@ def test_a_bad_entry_of_a_nested_observation_is_named_by_its_flattened_place():
         agent.predict({"a": 1, "b": np.array([0.0, np.nan])})
 
 
+@pytest.mark.parametrize("observation", [{"b": np.zeros(2)}, {"a": 1}, np.zeros(2), None])
+def test_a_missing_entry_of_a_nested_observation_is_named(observation):
+    class Nested(Walk):
+        observation_space = gymnasium.spaces.Dict(
+            a=gymnasium.spaces.Discrete(3), b=gymnasium.spaces.Box(-9, 9, (2,), np.float64)
+        )
+
+    with small(Nested) as agent, pytest.raises(ValueError, match=r"has no entry [ab]"):
+        agent.predict(observation)
+
+
 def test_an_evaluation_names_the_episode_whose_observation_is_not_finite():
     with (
         small(Faulty, env_kwargs={"fault": "observation", "at": 3}) as agent,

@@ -161,6 +161,12 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
         make_vector_env("CartPole-v1", **arguments)
 
 
+@pytest.mark.parametrize("env", [None, 3, [], {"id": "CartPole-v1"}])
+def test_what_is_no_environment_is_named(env: Any) -> None:
+    with pytest.raises(EnvironmentSetupError, match=r"env is .*; it must be an id such as"):
+        make_vector_env(env)
+
+
 def test_what_is_already_made_takes_no_constructor_arguments() -> None:
     for made in (gym.make("CartPole-v1"), SyncVectorEnv([Scripted])):
         with pytest.raises(EnvironmentSetupError, match=r"env_kwargs \['x'\] come too late"):

@@ -62,9 +62,10 @@ def test_environments_are_closed_also_after_an_error():
     assert len(closed) == 3
 
 
-def test_no_episodes_is_a_mistake():
-    with pytest.raises(ValueError, match="at least 1 episode"):
-        run_episodes(zeros, Scripted, 0, seed=0)
+@pytest.mark.parametrize("episodes", [0, -1, 1.5, "3", None])
+def test_no_number_of_episodes_is_a_mistake(episodes):
+    with pytest.raises(ValueError, match=f"whole number >= 1 of episodes, got {episodes!r}"):
+        run_episodes(zeros, Scripted, episodes, seed=0)
 
 
 @pytest.mark.parametrize("place", ["info", "method", "observation"])

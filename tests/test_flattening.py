@@ -91,6 +91,11 @@ def test_unsupported_actions_list_the_supported_ones(space: Any) -> None:
         check_action_space(space)
 
 
+def test_actions_without_a_number_are_refused() -> None:
+    with pytest.raises(UnsupportedSpaceError, match="holds nothing to choose"):
+        check_action_space(spaces.Box(-1, 1, (0,)))
+
+
 ACTIONS = [
     (spaces.Box(-1, 2, (2,), np.float32), [[-5.0, 0.5], [3.0, 2.0]], [[-1.0, 0.5], [2.0, 2.0]]),
     (spaces.Box(-1, 2, (1, 2), np.float32), [[-5.0, 0.5]], [[[-1.0, 0.5]]]),

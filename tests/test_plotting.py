@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,17 @@ def test_a_suffix_that_is_no_picture_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(PlotError, match=r"p\.xyz.*\.png"):
         save_figure(Figure(), tmp_path / "p.xyz")
+
+
+def test_a_full_disk_leaves_the_old_picture_whole(tmp_path: Path, monkeypatch) -> None:
+    run, out = make_run(tmp_path / "a"), tmp_path / "x.png"
+    before = plot_runs([run], out).read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        plot_runs([run], out, title="another")
+    assert out.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "x.png"]

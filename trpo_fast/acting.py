@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trpo_fast.distributions import mode
 from trpo_fast.flat import all_finite
-from trpo_fast.flattening import ObservationFlattener, action_converter
+from trpo_fast.flattening import ObservationFlattener, action_converter, entry
 from trpo_fast.normalization import ObservationNormalizer
 from trpo_fast.threads import one_thread_if_small
 
@@ -61,7 +61,7 @@ class Actor:
         leaf, space = observation, self.observation_space
         while isinstance(space, spaces.Dict | spaces.Tuple):
             key: Any = next(iter(space.spaces)) if isinstance(space, spaces.Dict) else 0
-            leaf, space = leaf[key], space[key]
+            leaf, space = entry(leaf, key), space[key]
         shape, wanted = np.shape(leaf), tuple(space.shape or ())
         if shape == wanted:
             return True

@@ -80,6 +80,11 @@ def make_vector_env(
         EnvironmentFault: a worker process could not make its environment.
     """
     _check_arguments(num_envs, vectorization, seed)
+    if not (isinstance(env, str | EnvSpec | gym.Env | VectorEnv) or callable(env)):
+        raise EnvironmentSetupError(
+            f"env is {env!r}; it must be an id such as 'CartPole-v1', a function that makes an "
+            "environment, an Env or a vector environment."
+        )
     seed = (
         int(np.random.SeedSequence().generate_state(2, np.uint64)[0] >> 1) if seed is None else seed
     )

@@ -6,6 +6,7 @@ by side nor on what training did with its random numbers.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,9 @@ def run_episodes(
     favour short ones. Raises ValueError when `episodes` is below 1, EnvironmentFault when an
     environment returns NaN or infinity.
     """
-    if episodes < 1:
-        raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
+    given: object = episodes
+    if not isinstance(given, numbers.Integral) or episodes < 1:
+        raise ValueError(f"an evaluation needs a whole number >= 1 of episodes, got {episodes!r}")
     envs: list[gymnasium.Env[Any, Any]] = []
     returns, lengths = [0.0] * episodes, [0] * episodes
     try:

@@ -76,8 +76,18 @@ class ObservationFlattener:
     @staticmethod
     def _pick(batch: Any, path: tuple[Any, ...]) -> Any:
         for key in path:
-            batch = batch[key]
+            batch = entry(batch, key)
         return batch
+
+
+def entry(observation: Any, key: Any) -> Any:
+    """One entry of a nested observation; ValueError where it has none."""
+    try:
+        return observation[key]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(
+            f"the observation, a {type(observation).__name__}, has no entry {key}"
+        ) from None
 
 
 def _leaves(space: Space, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Space]]:
@@ -140,6 +150,8 @@ def check_action_space(space: Space) -> None:
             f"actions of {kind} are not supported. Supported: {SUPPORTED_ACTIONS}. Wrap the "
             "environment, for example in gymnasium.wrappers.TransformAction, to get one of these."
         )
+    if isinstance(space, spaces.Box) and not np.prod(space.shape):
+        raise UnsupportedSpaceError(f"the action space {space} holds nothing to choose.")
 
 
 def logit_blocks(space: Space) -> tuple[int, ...]:

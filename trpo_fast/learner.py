@@ -59,6 +59,9 @@ class Learner:
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
     ) -> None:
+        for name, module in (("policy", policy), ("value_function", value_function)):
+            if not isinstance(module, nn.Module | None):
+                raise TypeError(f"{name} is a {type(module).__name__}, expected an nn.Module")
         self.config = config
         self.device = _device(config.device)
         if config.backend in ("cpu", "cuda") and config.backend != self.device.type:

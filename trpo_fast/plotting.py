@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trpo_fast.checkpoint import write_atomically
 from trpo_fast.logger import TIMESTEPS, ProgressFileError, read_progress
 
 Series = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -109,15 +111,17 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
 
 
 def save_figure(figure: Any, out: Path) -> Path:
-    """Write a picture, making its directory; returns its path.
+    """Write a picture, whole or not at all, making its directory; returns its path.
 
     Raises PlotError for a suffix that matplotlib cannot write, OSError.
     """
     kinds = figure.canvas.get_supported_filetypes()
-    if out.suffix.lstrip(".").lower() not in kinds:
+    kind = out.suffix.lstrip(".").lower()
+    if kind not in kinds:
         raise PlotError(f"{out}: the name of a picture ends in one of .{', .'.join(sorted(kinds))}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=150, format=kind)
+    write_atomically(out, data.getvalue())
     return out
 
 

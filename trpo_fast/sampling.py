@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from trpo_fast import _native, network
 from trpo_fast.flattening import action_converter
@@ -113,6 +114,11 @@ class Sampler:
         x, mask = self._shown(t)
         given = {} if mask is None else {"action_mask": mask}
         chosen = self._policy(x, **given)
+        if not isinstance(chosen, Distribution):
+            raise TypeError(
+                f"the policy's forward gives a {type(chosen).__name__}, expected a "
+                "torch.distributions.Distribution of batch_shape [N]"
+            )
         actions: Tensor = chosen.sample()
         log_prob: Tensor = chosen.log_prob(actions)
         if log_prob.shape != (len(x),):
