@@ -34,6 +34,14 @@ def test_sampling_depends_on_the_given_generator_and_leaves_torchs_own_alone() -
     assert not torch.equal(rollouts[0].actions, rollouts[2].actions)
 
 
+def test_rollouts_leave_no_seeds_for_devices_that_are_not_in_use() -> None:
+    collector = walks()
+    policy = policy_for(collector)
+    waiting = len(torch.cuda._queued_calls)
+    collector.collect(policy, None, 6, philox())
+    assert len(torch.cuda._queued_calls) == waiting
+
+
 def test_observations_are_stored_raw_and_the_policy_sees_them_normalised() -> None:
     seen: list[Tensor] = []
 

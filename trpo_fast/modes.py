@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -108,12 +108,21 @@ class Draws:
         if self._seed is None:
             yield
             return
-        with torch.random.fork_rng(self._cuda):
-            torch.default_generator.manual_seed(self._seed + index)
-            for device in self._cuda:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(self._seed + index)
+        with seeded_generators(self._seed + index, self._cuda):
             yield
+
+
+@contextmanager
+def seeded_generators(seed: int, devices: Sequence[torch.device]) -> Iterator[None]:
+    """The CPU's generator and those of CUDA ``devices`` at a seed; as they were afterwards."""
+    with torch.random.fork_rng(list(devices)):
+        # Not torch.manual_seed: for each kind of device not in use yet it formats a stack trace,
+        # half a millisecond in all, and keeps it.
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _is_compiled(module: nn.Module) -> bool:

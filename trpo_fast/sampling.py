@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from trpo_fast import _native, network
+from trpo_fast.flat import all_finite
 from trpo_fast.flattening import action_converter
+from trpo_fast.modes import seeded_generators
 from trpo_fast.network import Network, distribution, network_of
 from trpo_fast.normalization import ObservationNormalizer
 from trpo_fast.recording import Recording
@@ -260,7 +262,7 @@ def sampler_for(
 def sampling(policy: nn.Module, seed: int) -> Iterator[None]:
     """Eval mode, no autograd, and torch's generators seeded; all put back afterwards."""
     for name, parameter in policy.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not all_finite(parameter.detach()):
             raise ValueError(
                 f"parameter {name!r} of the policy holds NaN or infinity; no action can be drawn."
             )
@@ -268,8 +270,7 @@ def sampling(policy: nn.Module, seed: int) -> Iterator[None]:
     devices = {p.device for p in policy.parameters() if p.device.type == "cuda"}
     policy.eval()
     try:
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-            torch.manual_seed(seed)
+        with seeded_generators(seed, list(devices)), torch.no_grad():
             yield
     finally:
         for module in training:
