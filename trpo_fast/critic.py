@@ -9,7 +9,7 @@ stepped on, and both are counted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from trpo_fast.flat import all_finite
 from trpo_fast.network import Layer, layers_of
 from trpo_fast.threads import one_thread_if_small
 
+# Row numbers that a fit draws before it begins: 8 MiB.
+ORDERS_AHEAD = 1 << 20
 Pass = tuple[float, int]  # summed squared error, rows refused
 
 
@@ -90,9 +92,12 @@ class Critic:
         if self.method == "gauss_newton":
             return CriticResult(self._gauss_newton(observations, returns), skipped)
         count = len(returns)
-        orders = (
+        orders: Iterator[Tensor] = (
             torch.from_numpy(rng.permutation(count)) for _ in range(self.epochs * (count > 0))
         )
+        if count * self.epochs <= ORDERS_AHEAD:
+            # Drawn between the passes they would give the native threads time to fall asleep.
+            orders = iter(list(orders))
         layers = self._fused_layers(observations)
         self.path = "generic" if layers is None else "fused"
         if layers is not None:

@@ -85,6 +85,12 @@ struct Kernels {
   void (*direction)(T beta, const T* z, T* p, Index n);
   // The gradient g moves the moments m and v and the parameters p; count is a multiple of kPadding.
   void (*adam)(const AdamStep<T>& step, const T* g, T* m, T* v, T* p, Index count);
+  // x . x in T's own range: not finite where it is beyond it.
+  T (*squares)(const T* x, Index count);
+  // sums[r] += row r . x
+  void (*row_dots)(const T* rows, Index count, Index stride, const T* x, Index features, T* sums);
+  // to[b, a] = from[a, b] for kPadding rows and columns
+  void (*transpose)(const T* from, Index from_stride, T* to, Index to_stride);
 };
 
 struct KernelTable {

@@ -258,12 +258,6 @@ inline Vector<double> load_double(const float* from) {
   return __builtin_convertvector(half, Vector<double>);
 }
 
-inline double lanes_sum(Vector<double> v) {
-  double sum = 0;
-  for (int lane = 0; lane < kLanes<double>; ++lane) sum += v[lane];
-  return sum;
-}
-
 template <class T>
 double dot(const T* x, const T* y, Index n) {
   constexpr int lanes = kLanes<double>;
@@ -275,7 +269,7 @@ double dot(const T* x, const T* y, Index n) {
       sums[u] += load_double(x + i + u * lanes) * load_double(y + i + u * lanes);
     }
   }
-  double sum = lanes_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  double sum = lanes_sum<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; i < n; ++i) sum += double(x[i]) * double(y[i]);
   return sum;
 }
@@ -296,8 +290,8 @@ void direction(T beta, const T* z, T* p, Index n) {
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {product<T>,    activate_panel<T>, column_sums<T>, dot<T>,
-          add_scaled<T>, direction<T>,      adam<T>};
+  return {product<T>,   activate_panel<T>, column_sums<T>, dot<T>,      add_scaled<T>,
+          direction<T>, adam<T>,           squares<T>,     row_dots<T>, transpose<T>};
 }
 
 }  // namespace

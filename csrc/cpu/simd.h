@@ -63,6 +63,22 @@ inline Vector<T> broadcast(T value) {
   return value - Vector<T>{};
 }
 
+// a[first], b[first], a[first + 1], b[first + 1], ... : half of each vector.
+template <class T>
+inline Vector<T> interleave(Vector<T> a, Vector<T> b, int first) {
+#if defined(__clang__)
+  Vector<T> pairs;
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    pairs[lane] = lane % 2 == 0 ? a[first + lane / 2] : b[first + lane / 2];
+  }
+  return pairs;
+#else
+  IntegerVector<T> from{};
+  for (int lane = 0; lane < kLanes<T>; ++lane) from[lane] = first + lane / 2 + lane % 2 * kLanes<T>;
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
 template <class To, class From>
 inline To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "a reinterpretation keeps the size");

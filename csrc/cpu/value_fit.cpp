@@ -18,10 +18,16 @@ constexpr Index kGradientBytes = Index(32) << 20;
 // Rows worked on at a time; a multiple of the kernels' row tiles (6 and 12) where a chunk has more.
 constexpr Index kPanelRows = 96;
 
+// The hidden layers: the last one has a single output, and is kept as the row of its weights.
+template <class T>
+Layers<T> hidden_of(const Layers<T>& layers) {
+  return {layers.begin(), layers.end() - 1};
+}
+
 template <class T>
 PackedNetwork<T> without_memory(const Layers<T>& layers) {
   Arena none(nullptr);
-  return PackedNetwork<T>(layers, none);
+  return PackedNetwork<T>(hidden_of(layers), none);
 }
 
 }  // namespace
@@ -41,18 +47,20 @@ ValueFit<T>::ValueFit(const Layers<T>& layers, Index batch_rows, int threads, Ar
     return at;
   };
   inputs_ = place(scratch, kPanelRows * layers.front().in);
-  for (std::size_t l = 0; l < layers.size(); ++l) {
+  values_ = place(scratch, kPanelRows);
+  for (std::size_t l = 0; l + 1 < layers.size(); ++l) {
     const Layer<T>& layer = layers[l];
     const Slabs in(layer.in), out(layer.out);
     const Index weight = place(size_, out.size(layer.in));
     offsets_.push_back({weight, place(size_, out.size(1))});
     transposed_.push_back(l > 0 ? arena.take<T>(in.size(layer.out)) : nullptr);
     widest = std::max(widest, out.size(1));
-    if (l + 1 == layers.size()) break;
     const Index value = place(scratch, out.size(kPanelRows));
     const bool cheap = slope_from_output(layer.activation);
     hidden_.push_back({value, cheap ? Index(-1) : place(scratch, out.size(kPanelRows))});
   }
+  const Index row = place(size_, Slabs(layers.back().in).size(1));
+  offsets_.push_back({row, place(size_, 1)});
   for (Index& buffer : buffers_) buffer = place(scratch, widest * kPanelRows);
   scratch_size_ = scratch;
   for (T** flat : {&parameters_, &exp_avg_, &exp_avg_sq_}) *flat = arena.take<T>(size_);
@@ -65,13 +73,11 @@ template <class T>
 ValueFit<T>::ValueFit(const Layers<T>& parameters, const Layers<T>& exp_avg,
                       const Layers<T>& exp_avg_sq, Index batch_rows, int threads, void* workspace)
     : ValueFit(parameters, batch_rows, threads, Arena(workspace)) {
+  network_ = read(parameters, parameters_);
+  read(exp_avg, exp_avg_);
+  read(exp_avg_sq, exp_avg_sq_);
   // Products leave columns past the features alone, and whole vectors are stepped and checked.
-  for (T* flat : {parameters_, exp_avg_, exp_avg_sq_}) std::fill_n(flat, size_, T(0));
   std::fill_n(gradients_, size_ * chunks_of(batch_rows), T(0));
-  network_ = at(parameters_, parameters);
-  network_.pack(parameters);
-  at(exp_avg_, exp_avg).pack(exp_avg);
-  at(exp_avg_sq_, exp_avg_sq).pack(exp_avg_sq);
   transpose_weights();
 }
 
@@ -84,12 +90,19 @@ std::size_t ValueFit<T>::workspace_bytes(const Layers<T>& parameters, Index batc
 }
 
 template <class T>
-PackedNetwork<T> ValueFit<T>::at(T* flat, const Layers<T>& layers) const {
+PackedNetwork<T> ValueFit<T>::read(const Layers<T>& layers, T* flat) const {
+  std::fill_n(flat, size_, T(0));
   PackedNetwork<T> network = without_memory(layers);
-  for (std::size_t l = 0; l < layers.size(); ++l) {
+  for (std::size_t l = 0; l < network.layers.size(); ++l) {
     network.layers[l].weight = flat + offsets_[l].weight;
     network.layers[l].bias = flat + offsets_[l].bias;
   }
+  network.pack(hidden_of(layers));
+  const Layer<T>& last = layers.back();
+  for (Index i = 0; i < last.in; ++i) {
+    flat[offsets_.back().weight + i] = last.weight[i * last.weight_col_stride];
+  }
+  flat[offsets_.back().bias] = last.bias == nullptr ? T(0) : last.bias[0];
   return network;
 }
 
@@ -101,8 +114,8 @@ Index ValueFit<T>::chunks_of(Index rows) const {
 
 template <class T>
 void ValueFit<T>::transpose_weights() const {
-  constexpr Index kTile = 16;  // kPadding: tiles never cross a slab
-  for (std::size_t l = 1; l < layers_.size(); ++l) {
+  constexpr Index kTile = kPadding;  // tiles never cross a slab
+  for (std::size_t l = 1; l < network_.layers.size(); ++l) {
     const PackedLayer<T>& layer = network_.layers[l];
     const Slabs in(layer.in);
     for (Index o = 0; o < layer.out; o += kTile) {
@@ -110,6 +123,10 @@ void ValueFit<T>::transpose_weights() const {
       const T* from = layer.weight + o / width * width * layer.in + o % width;  // [in][width]
       for (Index i = 0; i < in.size(1); i += kTile) {
         T* to = transposed_[l] + i / in.width * in.width * layer.out + o * in.width + i % in.width;
+        if (outs == kTile && i + kTile <= layer.in) {
+          kernels_.transpose(from + i * width, width, to, in.width);
+          continue;
+        }
         for (Index b = 0; b < outs; ++b) {
           for (Index a = 0; a < kTile; ++a) {
             to[b * in.width + a] = i + a < layer.in ? from[(i + a) * width + b] : T(0);
@@ -146,21 +163,52 @@ T* ValueFit<T>::slopes(int worker, std::size_t layer) const {
 }
 
 template <class T>
-Panel<T> ValueFit<T>::forward(const MatrixView<const T>& x, int worker) const {
+T* ValueFit<T>::forward(const MatrixView<const T>& x, int worker) const {
   LeftOperand<T> input = rows_of(x);
-  Panel<T> z = panel(worker, buffers_[0], network_.layers.back().out_slabs);
   for (std::size_t l = 0; l < network_.layers.size(); ++l) {
     const PackedLayer<T>& layer = network_.layers[l];
-    const bool last = l == hidden_.size();
-    const Panel<T> out = last ? z : hidden(worker, l);
+    const Panel<T> out = hidden(worker, l);
     Product<T> p = into<T>(out, x.rows, layer.bias);
     add_term<T>(p, input, packed<T>(layer.weight, layer.out_slabs, layer.in), layer.in);
     kernels_.product(p);
-    if (last) break;
     activate_rows<T>(kernels_, layer, out, x.rows, slopes(worker, l));
     input = rows_of(out);
   }
-  return z;
+  // V = a w + b: a product would compute a whole vector of columns for this one.
+  T* const values = scratch_ + worker * scratch_size_ + values_;
+  std::fill_n(values, x.rows, parameters_[offsets_.back().bias]);
+  const RightOperand<T> a = last_inputs(x, worker);
+  const T* const w = parameters_ + offsets_.back().weight;
+  const Slabs in(layers_.back().in);
+  for (Index slab = 0; slab < in.count; ++slab) {
+    kernels_.row_dots(a.data + slab * a.slab_stride, x.rows, a.k_stride, w + slab * in.width,
+                      std::min(in.width, in.features - slab * in.width), values);
+  }
+  return values;
+}
+
+template <class T>
+RightOperand<T> ValueFit<T>::last_inputs(const MatrixView<const T>& x, int worker) const {
+  if (!hidden_.empty()) return columns_of(hidden(worker, hidden_.size() - 1));
+  return {x.data, x.row_stride, Slabs(x.cols).width};
+}
+
+template <class T>
+void ValueFit<T>::last_gradient(const RightOperand<T>& input, const T* delta, Index rows,
+                                T* gradient, bool first) const {
+  const Slabs in(layers_.back().in);
+  T* const weight = gradient + offsets_.back().weight;
+  // gw = delta' a
+  Product<T> p{
+      1,      in, {}, 0, nullptr, weight, 0, in.width, first ? Finish::store : Finish::accumulate,
+      nullptr};
+  add_term<T>(p, {delta, 0, kNoBlock, 0, 1, kNoBlock, 0}, input, rows);
+  kernels_.product(p);
+  std::fill(weight + in.features, weight + in.size(1), T(0));
+  double sum = 0;
+  for (Index r = 0; r < rows; ++r) sum += double(delta[r]);
+  T& bias = gradient[offsets_.back().bias];
+  bias = first ? T(sum) : bias + T(sum);
 }
 
 template <class T>
@@ -192,21 +240,25 @@ void ValueFit<T>::layer_gradient(std::size_t l, const LeftOperand<T>& input, con
 }
 
 template <class T>
-void ValueFit<T>::backward(const MatrixView<const T>& x, Panel<T> delta, int worker, T* gradient,
+void ValueFit<T>::backward(const MatrixView<const T>& x, const T* delta, int worker, T* gradient,
                            bool first) const {
-  int spare = 1;
-  for (std::size_t l = network_.layers.size(); l-- > 0; spare = 1 - spare) {
-    layer_gradient(l, l == 0 ? features_of(x) : features_of(hidden(worker, l - 1)), delta, x.rows,
-                   gradient, first);
-    if (l == 0) return;
-    // delta_{l-1} = (delta_l W_l') phi'(z_{l-1})
-    const PackedLayer<T>&layer = network_.layers[l], &previous = network_.layers[l - 1];
-    const Panel<T> below = panel(worker, buffers_[spare], previous.out_slabs);
-    Product<T> p = into<T>(below, x.rows, nullptr);
-    add_term<T>(p, rows_of(delta), packed<T>(transposed_[l], below.slabs, layer.out), layer.out);
-    finish_with_slope<T>(p, previous.activation, hidden(worker, l - 1).data, slopes(worker, l - 1));
+  last_gradient(last_inputs(x, worker), delta, x.rows, gradient, first);
+  LeftOperand<T> above{delta, 1, kNoBlock, 0, 0, kNoBlock, 0};  // [rows, outputs]
+  const T* weights = parameters_ + offsets_.back().weight;      // [outputs, in slabs]
+  Index outputs = 1;
+  for (std::size_t l = network_.layers.size(); l-- > 0;) {
+    const PackedLayer<T>& layer = network_.layers[l];
+    // delta_l = (delta_{l+1} W_{l+1}') phi'(z_l)
+    const Panel<T> here = panel(worker, buffers_[l % 2], layer.out_slabs);
+    Product<T> p = into<T>(here, x.rows, nullptr);
+    add_term<T>(p, above, packed<T>(weights, here.slabs, outputs), outputs);
+    finish_with_slope<T>(p, layer.activation, hidden(worker, l).data, slopes(worker, l));
     kernels_.product(p);
-    delta = below;
+    layer_gradient(l, l == 0 ? features_of(x) : features_of(hidden(worker, l - 1)), here, x.rows,
+                   gradient, first);
+    above = rows_of(here);
+    weights = transposed_[l];
+    outputs = layer.out;
   }
 }
 
@@ -219,12 +271,11 @@ double ValueFit<T>::chunk(const RegressionRows<T>& rows, Index first, Index last
     const Index count = std::min(kPanelRows, last - start), width = rows.x.cols;
     gather(rows, start, count, x);
     const MatrixView<const T> part{x, count, width, width, 1};
-    const Panel<T> values = forward(part, worker);
+    T* const values = forward(part, worker);
     for (Index r = 0; r < count; ++r) {
-      T& value = values.at(r, 0);
-      const T error = value - rows.targets[rows.order[start + r]];
+      const T error = values[r] - rows.targets[rows.order[start + r]];
       squared_error += double(error) * double(error);
-      value = T(2) * error / T(batch);  // d loss / d value, loss = sum error^2 / batch
+      values[r] = T(2) * error / T(batch);  // d loss / d value, loss = sum error^2 / batch
     }
     backward(part, values, worker, gradient, start == first);
   }
@@ -248,8 +299,7 @@ double ValueFit<T>::minibatch(const RegressionRows<T>& rows, Index first, Index 
 // False when the loss or the gradient's norm is beyond T: Adam's second moments would stay so.
 template <class T>
 bool ValueFit<T>::step(double loss, const AdamOptions& options, std::int64_t number) const {
-  const double squares = kernels_.dot(gradients_, gradients_, size_);
-  if (!std::isfinite(T(squares)) || !std::isfinite(T(loss))) return false;
+  if (!std::isfinite(kernels_.squares(gradients_, size_)) || !std::isfinite(T(loss))) return false;
   const double first = 1 - std::pow(options.beta1, double(number));
   const double second = 1 - std::pow(options.beta2, double(number));
   const AdamStep<T> numbers{T(1 - options.beta1),  T(options.beta2),     T(1 - options.beta2),
@@ -281,7 +331,7 @@ void ValueFit<T>::write(What what, const std::vector<LayerTarget<T>>& targets) c
   const T* const flat = what == What::parameters ? parameters_
                         : what == What::exp_avg  ? exp_avg_
                                                  : exp_avg_sq_;
-  for (std::size_t l = 0; l < targets.size(); ++l) {
+  for (std::size_t l = 0; l + 1 < targets.size(); ++l) {
     const LayerTarget<T>& to = targets[l];
     const Index in = layers_[l].in, out = layers_[l].out, width = Slabs(out).width;
     const T *weight = flat + offsets_[l].weight, *bias = flat + offsets_[l].bias;
@@ -292,6 +342,11 @@ void ValueFit<T>::write(What what, const std::vector<LayerTarget<T>>& targets) c
       for (Index i = 0; i < in; ++i) row[i * to.weight_col_stride] = column[i * width];
     }
   }
+  const LayerTarget<T>& last = targets.back();
+  for (Index i = 0; i < layers_.back().in; ++i) {
+    last.weight[i * last.weight_col_stride] = flat[offsets_.back().weight + i];
+  }
+  if (last.bias != nullptr) last.bias[0] = flat[offsets_.back().bias];
 }
 
 template class ValueFit<float>;

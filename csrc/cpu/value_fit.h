@@ -59,16 +59,22 @@ class ValueFit {
   };
 
   ValueFit(const Layers<T>& layers, Index batch_rows, int threads, Arena&& arena);
-  PackedNetwork<T> at(T* flat, const Layers<T>& layers) const;
+  // Packs all layers into a flat vector; gives the hidden ones.
+  PackedNetwork<T> read(const Layers<T>& layers, T* flat) const;
   Index chunks_of(Index rows) const;
   void transpose_weights() const;
   void gather(const RegressionRows<T>& rows, Index first, Index count, T* x) const;
   Panel<T> panel(int worker, Index offset, const Slabs& slabs) const;
   Panel<T> hidden(int worker, std::size_t layer) const;
   T* slopes(int worker, std::size_t layer) const;
-  Panel<T> forward(const MatrixView<const T>& x, int worker) const;
-  void backward(const MatrixView<const T>& x, Panel<T> delta, int worker, T* gradient,
+  // The values of the rows, [rows], in the worker's scratch.
+  T* forward(const MatrixView<const T>& x, int worker) const;
+  // What the last layer reads, [rows, in].
+  RightOperand<T> last_inputs(const MatrixView<const T>& x, int worker) const;
+  void backward(const MatrixView<const T>& x, const T* delta, int worker, T* gradient,
                 bool first) const;
+  void last_gradient(const RightOperand<T>& input, const T* delta, Index rows, T* gradient,
+                     bool first) const;
   void layer_gradient(std::size_t layer, const LeftOperand<T>& input, const Panel<T>& delta,
                       Index rows, T* gradient, bool first) const;
   // The gradient and the squared error of rows first .. last of a minibatch of `batch` rows.
@@ -84,11 +90,11 @@ class ValueFit {
   int threads_;
   std::vector<Offsets> offsets_;  // by layer, in a flat vector of packed parameters
   std::vector<Hidden> hidden_;    // by hidden layer
-  std::vector<T*> transposed_;    // W as [out][in slabs], by layer; null for the first
-  Index size_, scratch_size_, inputs_, buffers_[2];
+  std::vector<T*> transposed_;    // W as [out][in slabs], by hidden layer; null for the first
+  Index size_, scratch_size_, inputs_, values_, buffers_[2];
   T *parameters_, *exp_avg_, *exp_avg_sq_, *gradients_, *scratch_;
   double* errors_;
-  PackedNetwork<T> network_;
+  PackedNetwork<T> network_;  // the hidden layers; the last is a row of weights and a bias
 };
 
 }  // namespace trpo_fast
