@@ -4,8 +4,10 @@
 adds its turns to those that the file holds; ``--page docs/end-to-end.md --figure FIGURE.png``
 writes the results of --out into a page. Each contender runs in a process of its own, and turns are
 interleaved (alone, trpo_fast, sb3-contrib, alone, ...). On a shared machine whatever disturbs only
-slows down, two threads more than one: the speeds are each contender's best over the turns, a ratio
-is that of the bests, and its range over the turns stands beside it.
+slows down, two threads more than one: the speeds are each contender's best over the turns, with the
+median in brackets; a ratio is that of the bests, with median and range of the single turns. "Core
+ms" are the CPU milliseconds of an iteration over all threads of the contender's process, waiting
+threads that spin included: over the number of cores, what a schedule without a gap would take.
 
 The same iteration for both: B environments x T steps, a 2x64 tanh policy and value function, 10 CG
 iterations, 10 critic epochs of minibatches of 128, without normalisation by either (sb3-contrib's
@@ -24,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -68,7 +71,7 @@ def alone(env_id: str, kind: str, envs: int, steps: int) -> Figures:
         for row in actions:
             vector.step(row)
 
-    figures = {"seconds": timed(iteration)}
+    figures = timed(iteration)
     vector.close()
     return figures
 
@@ -94,10 +97,10 @@ def ours(env_id: str, kind: str, envs: int, steps: int, *, plain: bool) -> Figur
         agent.learn(1, progress_bar=False)
         budgets.append(dict(agent.time_budget))
 
-    seconds = timed(iteration)
+    figures = timed(iteration)
     agent.close()
     best = min(budgets[1:], key=lambda budget: sum(budget.values()))
-    return {"seconds": seconds, "budget": best}
+    return {**figures, "budget": best}
 
 
 def peer(env_id: str, kind: str, envs: int, steps: int) -> Figures:
@@ -119,20 +122,21 @@ def peer(env_id: str, kind: str, envs: int, steps: int) -> Figures:
         device="cpu",
         seed=0,
     )
-    figures = {"seconds": timed(lambda: model.learn(envs * steps, reset_num_timesteps=False))}
+    figures = timed(lambda: model.learn(envs * steps, reset_num_timesteps=False))
     vector.close()
     return figures
 
 
-def timed(iteration: Callable[[], object]) -> float:
-    """The fastest of a few iterations after a first one that only warms up."""
+def timed(iteration: Callable[[], object]) -> Figures:
+    """The fastest of a few iterations after a first one that only warms up, and its CPU time."""
     iteration()
-    seconds: list[float] = []
-    while len(seconds) < ITERATIONS or sum(seconds) < SECONDS:
-        began = time.perf_counter()
+    found: list[tuple[float, float]] = []
+    while len(found) < ITERATIONS or sum(seconds for seconds, _ in found) < SECONDS:
+        began, used = time.perf_counter(), time.process_time()
         iteration()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+        found.append((time.perf_counter() - began, time.process_time() - used))
+    seconds, core_seconds = min(found)
+    return {"seconds": seconds, "core_seconds": core_seconds}
 
 
 CONTENDERS: dict[str, Callable[..., Figures]] = {
@@ -182,11 +186,23 @@ def best(turns: list[dict[str, Figures]], name: str) -> float:
     return max((float(turn[name][SPEED]) for turn in turns if name in turn), default=0.0)
 
 
+def speed(turns: list[dict[str, Figures]], name: str) -> str:
+    """A contender's best and, in brackets, its median."""
+    found = [float(turn[name][SPEED]) for turn in turns if name in turn]
+    return f"{max(found):,.0f} ({median(found):,.0f})" if found else "-"
+
+
 def ratio(turns: list[dict[str, Figures]], name: str, other: str) -> str:
-    """Best over best, and the range of the turns that hold both."""
+    """Best over best; the median and the range of the turns that hold both."""
     found = [turn[name][SPEED] / turn[other][SPEED] for turn in turns if {name, other} <= {*turn}]
     whole = best(turns, name) / best(turns, other)
-    return f"{whole:.2f} ({min(found):.2f}-{max(found):.2f})"
+    return f"{whole:.2f} ({median(found):.2f}, {min(found):.2f}-{max(found):.2f})"
+
+
+def core_milliseconds(turns: list[dict[str, Figures]], name: str) -> str:
+    """The least CPU time of an iteration; turns taken before it was noted have none."""
+    found = [turn[name]["core_seconds"] for turn in turns if "core_seconds" in turn.get(name, {})]
+    return f"{1e3 * min(found):.0f}" if found else "-"
 
 
 def tables(document: dict[str, list[dict[str, Figures]]]) -> str:
@@ -198,15 +214,17 @@ def tables(document: dict[str, list[dict[str, Figures]]]) -> str:
         speeds = {name: best(turns, name) for name in CONTENDERS}
         peer_name = max(("sb3-contrib", "sb3-contrib, subproc"), key=lambda name: speeds[name])
         cells = [key.replace(" ", ", "), f"{envs} x {steps}", str(len(turns))]
-        cells += [f"{speed:,.0f}" if speed else "-" for speed in speeds.values()]
+        cells += [speed(turns, name) for name in CONTENDERS]
         cells += [ratio(turns, "trpo_fast", other) for other in ("environments alone", peer_name)]
         lines.append("| " + " | ".join(cells) + " |")
     phases = list(next(iter(document.values()))[0]["trpo_fast"]["budget"])
     lines += ["", "Milliseconds of one iteration of trpo_fast:", ""]
-    lines += ["| environment | " + " | ".join(phases) + " |", "|---" + "|---:" * len(phases) + "|"]
+    heads = ["environment", *phases, "core ms", "core ms, environments alone"]
+    lines += ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for key, turns in document.items():
         budget = min((turn["trpo_fast"] for turn in turns), key=lambda t: t["seconds"])["budget"]
         cells = [f"{1e3 * budget[phase]:.1f}" for phase in phases]
+        cells += [core_milliseconds(turns, name) for name in ("trpo_fast", "environments alone")]
         lines.append(f"| {key.replace(' ', ', ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
