@@ -173,6 +173,8 @@ def run(options: argparse.Namespace) -> None:
     names = [name for name in CONTENDERS if name not in options.skip]
     for env_id in options.envs:
         for kind in options.kinds:
+            if options.replace:
+                document.pop(f"{env_id} {kind}", None)
             # The peer has no EnvPool of its own: its best vectorization is measured beside it.
             for _ in range(options.turns):
                 turn = {name: measure(env_id, kind, name) for name in names}
@@ -263,6 +265,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--skip", nargs="+", default=[], choices=CONTENDERS, help="not in further turns"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="forget the earlier turns of what is measured"
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/end_to_end.json"))
     parser.add_argument("--page", type=Path, help="rewrite what stands between its markers")
