@@ -82,7 +82,7 @@ def test_every_activation(activation):
     compare(make(5, (20, 12), activation, torch.float64), 100, torch.float64)
 
 
-@pytest.mark.parametrize("sizes", [(), (1,), (3, 70), (130,), (17, 5, 9)])
+@pytest.mark.parametrize("sizes", [(), (1,), (3, 70), (130,), (130, 40), (17, 5, 9)])
 @pytest.mark.parametrize(("rows", "batch_size"), [(1, 7), (45, 45), (300, 128), (1000, 600)])
 @pytest.mark.parametrize("width", [1, 100])
 def test_any_sizes(sizes, rows, batch_size, width):
