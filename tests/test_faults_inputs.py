@@ -111,6 +111,7 @@ def test_a_nesting_without_a_tensor_has_no_rows(backend: str, obs: Any) -> None:
         ({"actions": torch.zeros(24, 2)}, r"actions have shape \(24, 2\), expected \(24, 3\)"),
         ({"actions": torch.zeros(24)}, r"actions have shape \(24,\), expected \(24, 3\)"),
         ({"actions": torch.zeros(23, 3)}, r"actions has shape \(23, 3\), expected 24 rows"),
+        ({"obs": list(torch.zeros(24, OBS_WIDTH))}, "obs is 24 arrays; if each is a row, stack"),
         ({"actions": None}, "actions is missing"),
         ({"advantages": None}, "advantages is missing"),
         ({"obs": None}, "obs is missing"),

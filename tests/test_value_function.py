@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -75,3 +77,9 @@ class Untouched(nn.Module):
 
 def test_a_foreign_module_is_evaluated_outside_autograd() -> None:
     assert torch.equal(state_values(Untouched(), torch.ones(2, 5)), torch.tensor([5.0, 5.0]))
+
+
+@pytest.mark.parametrize("sizes", [64, "8", (8, 0), None])
+def test_hidden_sizes_that_are_no_widths_are_refused(sizes: Any) -> None:
+    with pytest.raises(ValueError, match="widths of the hidden layers"):
+        ValueFunction(spaces.Box(-1, 1, (3,)), sizes)

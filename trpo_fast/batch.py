@@ -63,6 +63,10 @@ class BatchReader:
         obs = self._tree("obs", obs)
         if self.rows <= 0:
             raise ValueError("empty batch: obs has no rows; collect at least one sample")
+        # A list of rows is not a batch, but reads like a tuple of observations.
+        self._counted = ""
+        if isinstance(obs, tuple):
+            self._counted = f" (obs is {len(obs)} arrays; if each is a row, stack them)"
         self.weights = self._weights(weights)
         self.obs = self._select_tree("obs", obs)
 
@@ -94,7 +98,9 @@ class BatchReader:
         """A finite floating vector ``[N]``, its rows of weight 0 dropped."""
         value = self._tensor(name, value)
         if value.shape != (self.rows,):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({self.rows},)")
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, expected ({self.rows},){self._counted}"
+            )
         if not value.is_floating_point():
             value = value.to(self.dtype)
         return self._finite(name, self._select(value))

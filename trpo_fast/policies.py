@@ -8,8 +8,9 @@ policy hardly depends on the observation (Engstrom et al. 2020, section 3; Andry
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import cast
 
 import numpy as np
@@ -95,6 +96,17 @@ def perceptron(
         if not last:
             modules.append(_activation_module(activation))
     return nn.Sequential(*modules)
+
+
+def hidden_widths(hidden_sizes: Iterable[int]) -> tuple[int, ...]:
+    """``hidden_sizes`` as a tuple; ValueError where they are no widths."""
+    given: object = hidden_sizes
+    widths = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (0,)
+    if not all(isinstance(w, Real) and float(w) >= 1 and float(w).is_integer() for w in widths):
+        raise ValueError(
+            f"hidden_sizes are the widths of the hidden layers, such as (64, 64), got {given!r}"
+        )
+    return tuple(int(width) for width in widths)
 
 
 def flat_observations(obs: Tensor, body: nn.Sequential, width: int) -> Tensor:
@@ -200,7 +212,7 @@ class MlpPolicy(nn.Module):
         self.obs_width = observation_width(observation_space)
         self.squash = squash
         self.action_shape = tuple(action_space.shape or ())
-        widths = [self.obs_width, *hidden_sizes, _output_width(self.head)]
+        widths = [self.obs_width, *hidden_widths(hidden_sizes), _output_width(self.head)]
         self.body = perceptron(
             widths, activation, last_gain=0.01, ortho_init=ortho_init, generator=generator
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trpo_fast.backends import mlp_forward
 from trpo_fast.network import layers_of
-from trpo_fast.policies import flat_observations, observation_width, perceptron
+from trpo_fast.policies import flat_observations, hidden_widths, observation_width, perceptron
 from trpo_fast.threads import one_thread_if_small
 
 
@@ -40,7 +40,7 @@ class ValueFunction(nn.Module):
         super().__init__()
         self.obs_width = observation_width(observation_space)
         self.body = perceptron(
-            [self.obs_width, *hidden_sizes, 1],
+            [self.obs_width, *hidden_widths(hidden_sizes), 1],
             activation,
             last_gain=1.0,
             ortho_init=ortho_init,
