@@ -128,3 +128,29 @@ def test_faults_cross_process_borders_whole() -> None:
         assert str(copy) == "what happened"
         assert (copy.env_index, copy.step, copy.traceback) == (3, 7, "the traceback")
         np.testing.assert_array_equal(copy.action, [0.0, 1.0])
+
+
+class Narrow(Scripted):
+    """Gives one number of the three that its space promises, from a time on."""
+
+    first_wrong = 0
+
+    def _observation(self) -> Any:
+        found = super()._observation()
+        return found[:1] if self.time >= self.first_wrong else found
+
+
+@pytest.mark.parametrize("first_wrong", [0, 2])
+def test_an_observation_of_another_size_is_never_broadcast(first_wrong: int) -> None:
+    inner = Narrow()
+    inner.first_wrong = first_wrong
+    env = SeededEpisodes(inner, seed=0, index=1)
+    wrong = r"environment 1 raised ValueError: the observation has shape \(1,\), its space says"
+    if first_wrong:
+        env.reset()
+        env.step(np.array(0))
+        with pytest.raises(EnvironmentFault, match=wrong + r".*in step\(\) \(episode 0, step 2"):
+            env.step(np.array(0))
+    else:
+        with pytest.raises(EnvironmentFault, match=wrong):
+            env.reset()

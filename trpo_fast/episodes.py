@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -98,6 +99,8 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         # Actions of the running episode: packed ones, then the newest one by one.
         self._packed: list[npt.NDArray[Any]] = []
         self._newest: list[npt.NDArray[Any]] = []
+        space = env.observation_space
+        self._size = math.prod(space.shape) if isinstance(space, gym.spaces.Box) else None
         self._mask_method = (
             env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
         )
@@ -117,6 +120,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         own_seed = episode_seed(self.seed, self.index, self.episode)
         try:
             observation, info = self.env.reset(seed=own_seed, options=options)
+            self._check_size(observation)
             return observation, self._mask_info(info)
         except Exception as error:
             raise self._fault(error, "reset()", None) from error
@@ -128,6 +132,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             self._pack()
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
+            self._check_size(observation)
             if terminated or truncated:
                 # an environment may reuse its observation's memory in the coming reset
                 observation = copy.deepcopy(observation)
@@ -140,6 +145,18 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             )
         except Exception as error:
             raise self._fault(error, "step()", np.array(action)) from error
+
+    def _check_size(self, observation: Any) -> None:
+        """A single number would fill the whole row of a batch without a word."""
+        if self._size is None:
+            return
+        # The attribute is several times as fast as the function, which every step would pay for.
+        found = observation.size if isinstance(observation, np.ndarray) else np.size(observation)
+        if found != self._size:
+            raise ValueError(
+                f"the observation has shape {np.shape(observation)}, its space says "
+                f"{self.env.observation_space.shape}"
+            )
 
     def _steps(self) -> int:
         return sum(len(part) for part in self._packed) + len(self._newest)
