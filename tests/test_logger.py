@@ -144,3 +144,20 @@ def test_blank_lines_count_for_nothing(tmp_path):
     file = tmp_path / "progress.csv"
     file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n\r\n"))
     assert iterations(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("loss", ["deleted", "cut"])
+def test_a_file_that_lost_its_rows_begins_anew(tmp_path, monkeypatch, loss):
+    logger = RunLogger(tmp_path)
+    logger.write(row(1))
+    file = tmp_path / "progress.csv"
+    if loss == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:30])
+    with monkeypatch.context() as full, pytest.warns(UserWarning, match="lost its rows"):
+        full.setattr(os, "fsync", lambda _: os.stat(tmp_path / "no such file"))
+        logger.write(row(2))
+    logger.write(row(3))
+    logger.close()
+    assert iterations(tmp_path) == [2, 3]

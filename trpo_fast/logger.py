@@ -114,6 +114,12 @@ class RunLogger:
     def _append(self, data: bytes) -> None:
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         with os.fdopen(handle, "r+b") as file:
+            if os.fstat(handle).st_size < self._end:
+                # Deleted or cut by somebody: to go on at its old end would leave a hole of zeros.
+                warnings.warn(f"{self._path} has lost its rows: it begins anew", stacklevel=4)
+                self._end = 0
+            if not self._end:
+                data = _line(COLUMNS) + data
             # What an earlier, refused write left behind goes first.
             file.truncate(self._end)
             file.seek(self._end)
