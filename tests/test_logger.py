@@ -155,9 +155,15 @@ def test_a_file_that_lost_its_rows_begins_anew(tmp_path, monkeypatch, loss):
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:30])
-    with monkeypatch.context() as full, pytest.warns(UserWarning, match="lost its rows"):
-        full.setattr(os, "fsync", lambda _: os.stat(tmp_path / "no such file"))
-        logger.write(row(2))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.warns(UserWarning, match="lost its rows|No space left") as said:
+            logger.write(row(2))
+    assert [str(warning.message).count("lost its rows") for warning in said] == [1, 0]
     logger.write(row(3))
     logger.close()
     assert iterations(tmp_path) == [2, 3]
