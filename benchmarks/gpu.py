@@ -1,11 +1,13 @@
 """Times the CUDA backend beside torch on the same device, after checking its answers.
 
-    python benchmarks/gpu.py [--out FILE.json] [--rows-limit N]
+    python benchmarks/gpu.py [--only N] [--out FILE.json]   measure all sizes, or the Nth
+    python benchmarks/gpu.py --show FILE.json ...           one table of what was measured
+    python benchmarks/gpu.py --dry-run                      the same steps on the CPU, one tiny size
 
 Every line is one operation at one size, in one process: microseconds as the median of repeated
 calls. "kernel" is the device's own time by CUDA events; "call" is the wall clock around the Python
 call with a synchronisation, checks included. The peer is torch.autograd twice through the mean KL
-(``double_backward.py``), in float32 without TF32.
+(``double_backward.py``), in float32 without TF32. What fails is a line too, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import double_backward
 import torch
@@ -27,46 +30,61 @@ from cases import CG_ITERS, DAMPING, MAX_KL, Case, Size, case_of, double_policy
 from torch import Tensor
 
 from trpo_fast import TRPOOptimizer, _native, fisher_vector_product
-from trpo_fast.backends.cuda import CudaProblem, refusal
+from trpo_fast.backends import ANALYTIC
 from trpo_fast.batch import BatchReader, fused_batch
 from trpo_fast.flat import FlatParameters
 from trpo_fast.network import Network, network_of
 from trpo_fast.options import Options
 
+# What matters most comes first: time may run out.
 SIZES = (
-    Size(2048, 17, 6, 64),
-    Size(8192, 17, 6, 64),
     Size(100_000, 17, 6, 64),
-    Size(2048, 376, 17, 64),
-    Size(25_000, 17, 6, 128),
+    Size(2048, 17, 6, 64),
     Size(25_000, 17, 6, 1024),
+    Size(25_000, 17, 6, 128),
+    Size(2048, 376, 17, 64),
+    Size(8192, 17, 6, 64),
 )
+DRY_SIZE = Size(500, 11, 3, 32)
 WARM_UP = 3
 SECONDS = 0.3  # of one measurement
 # Relative error of a product; also the step's, which CG amplifies, times 100.
 TOLERANCE = {"fp32": 3e-5, "tf32": 2**-10, "bf16": 2**-7, "bf16x3": 2**-15}
+TORCH = "torch double backward"
+FAILURES = (RuntimeError, ValueError, TypeError)  # torch's own are RuntimeErrors
 
 
 @dataclass(frozen=True)
 class Line:
-    """One measurement: microseconds, and how far the answer is from float64."""
+    """One measurement: microseconds, and how far the answer is from float64; or why there is none.
+
+    ``kernel_us`` is None where no CUDA events are.
+    """
 
     operation: str
     size: str
     contender: str
-    kernel_us: float
-    call_us: float
-    error: float | None
+    kernel_us: float | None = None
+    call_us: float | None = None
+    error: float | None = None
+    failure: str | None = None
 
 
-def on_device(case: Case) -> Case:
+def on_device(case: Case, device: torch.device) -> Case:
     tensors = ("theta", "obs", "actions", "advantages", "log_prob", "vector", "gradient")
-    moved = {name: getattr(case, name).cuda() for name in tensors}
-    return replace(case, policy=deepcopy(case.policy).cuda(), **moved)
+    moved = {name: getattr(case, name).to(device) for name in tensors}
+    return replace(case, policy=deepcopy(case.policy).to(device), **moved)
 
 
-def times(call: Callable[[], object], reset: Callable[[], None]) -> tuple[float, float]:
+def times(
+    call: Callable[[], object], reset: Callable[[], None], cuda: bool
+) -> tuple[float | None, float]:
     """Median microseconds of ``call``: between CUDA events, and on the wall."""
+
+    def synchronize() -> None:
+        if cuda:
+            torch.cuda.synchronize()
+
     for _ in range(WARM_UP):
         reset()
         call()
@@ -75,27 +93,57 @@ def times(call: Callable[[], object], reset: Callable[[], None]) -> tuple[float,
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(wall) < 3:
         reset()
-        torch.cuda.synchronize()
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        synchronize()
+        first, last = (torch.cuda.Event(enable_timing=True) if cuda else None for _ in range(2))
         start = time.perf_counter()
-        first.record()
+        if first is not None:
+            first.record()
         call()
-        last.record()
-        torch.cuda.synchronize()
+        if last is not None:
+            last.record()
+        synchronize()
         wall.append((time.perf_counter() - start) * 1e6)
-        kernel.append(first.elapsed_time(last) * 1e3)
-    return statistics.median(kernel), statistics.median(wall)
+        if first is not None and last is not None:
+            kernel.append(first.elapsed_time(last) * 1e3)
+    return statistics.median(kernel) if cuda else None, statistics.median(wall)
 
 
-def error_of(found: Tensor, exact: Tensor, tolerance: float) -> float:
-    error = float((found.double() - exact).norm() / exact.norm())
-    if not error <= tolerance:
-        raise SystemExit(f"wrong answer: relative error {error:.3g}, allowed {tolerance:.3g}")
-    return error
+def measured(
+    line: Line,
+    call: Callable[[], object],
+    reset: Callable[[], None],
+    error_of: Callable[[], float],
+    cuda: bool,
+) -> Line:
+    """``line`` with its figures; or with what failed, which the other contenders outlive.
+
+    ``error_of`` makes one call and compares.
+    """
+    allowed = TOLERANCE.get(line.contender.rsplit(" ", 1)[-1], TOLERANCE["fp32"])
+    if line.operation == "update":
+        allowed *= 100
+    try:
+        reset()
+        error = error_of()
+        if not error <= allowed:
+            wrong = f"wrong answer: relative error {error:.3g}, allowed {allowed:.3g}"
+            return replace(line, error=error, failure=wrong)
+        kernel, wall = times(call, reset, cuda)
+    except FAILURES as failure:
+        return replace(line, failure=in_words(failure))
+    return replace(line, kernel_us=kernel, call_us=wall, error=error)
 
 
-def problem_of(case: Case, precision: str = "fp32") -> CudaProblem | None:
-    """The case on the CUDA backend; None where it does not serve it on this device."""
+def in_words(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}".splitlines()[0]
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def problem_of(case: Case, precision: str = "fp32") -> Any | None:
+    """The case on its device's native backend; None where that does not serve it."""
     parameters = FlatParameters(list(case.policy.parameters()), [])
     reader = BatchReader(case.obs, None, dtype=torch.float32, device=case.obs.device)
     batch = reader.batch(case.actions, case.advantages, case.log_prob, None)
@@ -103,22 +151,19 @@ def problem_of(case: Case, precision: str = "fp32") -> CudaProblem | None:
     assert isinstance(network, Network)
     fused = fused_batch(batch, network.head, case.size.obs, torch.float32)
     options = Options(precision=precision)
-    if refusal(network, fused, options) is not None:
+    backend = ANALYTIC[backend_of(case)]
+    if backend.refusal(network, fused, options) is not None:
         return None
-    return CudaProblem(network, parameters, fused, options)
+    return backend.problem(network, parameters, fused, options)
 
 
-def reset_of(case: Case) -> Callable[[], None]:
-    def reset() -> None:
-        with torch.no_grad():
-            torch.nn.utils.vector_to_parameters(case.theta, case.policy.parameters())
-
-    return reset
+def backend_of(case: Case) -> str:
+    return case.obs.device.type
 
 
 def product_lines(case: Case) -> list[Line]:
     exact = fisher_vector_product(
-        double_policy(case, case.theta.cpu()).cuda(),
+        double_policy(case, case.theta.cpu()).to(case.obs.device),
         case.obs.double(),
         case.vector.double(),
         backend="reference",
@@ -127,102 +172,157 @@ def product_lines(case: Case) -> list[Line]:
     for precision in TOLERANCE:
         problem = problem_of(case, precision)
         if problem is not None:
-            calls[f"trpo_fast cuda {precision}"] = partial(problem.fisher_product, case.vector)
+            name = f"trpo_fast {backend_of(case)} {precision}"
+            calls[name] = partial(problem.fisher_product, case.vector)
     calls["trpo_fast reference"] = lambda: fisher_vector_product(
         case.policy, case.obs, case.vector, backend="reference"
     )
     torch_product = double_backward.fisher(case)
-    calls["torch double backward"] = lambda: torch_product(case.vector) - DAMPING * case.vector
-    lines = []
-    for name, call in calls.items():
-        error = error_of(call(), exact, tolerance_of(name))
-        lines.append(Line("product", str(case.size), name, *times(call, lambda: None), error))
-    return lines
+    calls[TORCH] = lambda: torch_product(case.vector) - DAMPING * case.vector
+
+    def error(call: Callable[[], Tensor]) -> float:
+        return relative_error(call(), exact)
+
+    return [
+        measured(
+            Line("product", str(case.size), name),
+            call,
+            lambda: None,
+            partial(error, call),
+            case.obs.is_cuda,
+        )
+        for name, call in calls.items()
+    ]
 
 
-def tolerance_of(contender: str) -> float:
-    return TOLERANCE.get(contender.rsplit(" ", 1)[-1], TOLERANCE["fp32"])
+def stepper(case: Case, backend: str, precision: str = "fp32") -> Callable[[], object]:
+    """One update of the case's policy."""
+    optimizer = TRPOOptimizer(
+        case.policy,
+        max_kl=MAX_KL,
+        damping=DAMPING,
+        cg_iters=CG_ITERS,
+        cg_tol=0.0,
+        preconditioner="none",
+        precision=precision,
+        backend=backend,
+    )
+    return lambda: optimizer.step(
+        obs=case.obs,
+        actions=case.actions,
+        advantages=case.advantages,
+        old_log_prob=case.log_prob,
+    )
 
 
 def update_lines(case: Case) -> list[Line]:
-    reset = reset_of(case)
+    def reset() -> None:
+        # Not vector_to_parameters: it makes the parameters views of theta.
+        parameters = list(case.policy.parameters())
+        with torch.no_grad():
+            parts = case.theta.split([p.numel() for p in parameters])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.copy_(part.view_as(parameter))
 
-    def ours(backend: str, precision: str = "fp32") -> Callable[[], object]:
-        optimizer = TRPOOptimizer(
-            case.policy,
-            max_kl=MAX_KL,
-            damping=DAMPING,
-            cg_iters=CG_ITERS,
-            cg_tol=0.0,
-            preconditioner="none",
-            precision=precision,
-            backend=backend,
-        )
-        return lambda: optimizer.step(
-            obs=case.obs,
-            actions=case.actions,
-            advantages=case.advantages,
-            old_log_prob=case.log_prob,
-        )
+    def step(call: Callable[[], object]) -> Tensor:
+        reset()
+        call()
+        moved = torch.nn.utils.parameters_to_vector(case.policy.parameters()).detach()
+        return moved.double() - case.theta.double()
 
     calls: dict[str, Callable[[], object]] = {}
     for precision in TOLERANCE:
         if problem_of(case, precision) is not None:
-            calls[f"trpo_fast cuda {precision}"] = ours("cuda", precision)
-    calls["trpo_fast reference"] = ours("reference")
-    calls["torch double backward"] = lambda: double_backward.update(case)
+            name = f"trpo_fast {backend_of(case)} {precision}"
+            calls[name] = stepper(case, backend_of(case), precision)
+    calls["trpo_fast reference"] = stepper(case, "reference")
+    calls[TORCH] = lambda: double_backward.update(case)
+    exact = step(calls["trpo_fast reference"])
+
+    def error(call: Callable[[], object]) -> float:
+        return relative_error(step(call), exact)
+
+    lines = [
+        measured(
+            Line("update", str(case.size), name),
+            call,
+            reset,
+            partial(error, call),
+            case.obs.is_cuda,
+        )
+        for name, call in calls.items()
+    ]
     reset()
-    ours("reference")()
-    flat = torch.nn.utils.parameters_to_vector
-    exact = flat(case.policy.parameters()).detach().double() - case.theta.double()
-    lines = []
-    for name, call in calls.items():
-        reset()
-        call()
-        step = flat(case.policy.parameters()).detach() - case.theta
-        error = error_of(step, exact, 100 * tolerance_of(name))
-        lines.append(Line("update", str(case.size), name, *times(call, reset), error))
-    reset()
+    return lines
+
+
+def lines_of(size: Size, device: torch.device) -> list[Line]:
+    """Both operations at one size; a size that cannot even be prepared is a line."""
+    lines: list[Line] = []
+    try:
+        case = on_device(case_of(size), device)
+        lines += product_lines(case)
+        lines += update_lines(case)
+    except FAILURES as failure:
+        lines.append(Line("all", str(size), "preparation", failure=in_words(failure)))
     return lines
 
 
 def show(lines: list[Line]) -> None:
     print(
-        f"{'operation':<9} {'size':<18} {'contender':<22} {'kernel us':>10} {'call us':>10} error"
+        f"{'operation':<9} {'size':<18} {'contender':<22} {'kernel us':>10} {'call us':>10} "
+        f"{'error':>8}  beside torch"
     )
-    slowest = {(x.operation, x.size): x.call_us for x in lines if x.contender.startswith("torch")}
+    torch_us = {(x.operation, x.size): x.call_us for x in lines if x.contender == TORCH}
     for x in lines:
-        ratio = slowest[x.operation, x.size] / x.call_us
-        print(
-            f"{x.operation:<9} {x.size:<18} {x.contender:<22} {x.kernel_us:>10.1f} "
-            f"{x.call_us:>10.1f} {x.error:.1e}  {ratio:.1f}x"
-        )
+        start = f"{x.operation:<9} {x.size:<18} {x.contender:<22}"
+        if x.call_us is None:
+            print(f"{start} {x.failure}")
+            continue
+        kernel = "" if x.kernel_us is None else f"{x.kernel_us:.1f}"
+        peer = torch_us.get((x.operation, x.size))
+        ratio = "" if peer is None else f"{peer / x.call_us:.1f}x"
+        print(f"{start} {kernel:>10} {x.call_us:>10.1f} {x.error:>8.1e}  {ratio}")
 
 
-def main() -> None:
-    """Measure every size and print the table last."""
+def read(paths: list[Path]) -> tuple[dict[str, Any], list[Line]]:
+    """The facts of the first file and the lines of all; a file that is missing counts for none."""
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    lines = [Line(**line) for one in found for line in one.pop("lines")]
+    return (found[0] if found else {}), lines
+
+
+def facts_of(device: torch.device) -> dict[str, Any]:
+    core = _native.cuda()[0]
+    name = torch.cuda.get_device_properties(0).name if device.type == "cuda" else "dry run, no GPU"
+    return {"device": name, "torch": torch.__version__, **({} if core is None else core.facts())}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, or show what was measured; 1 where a line failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="write the lines and the device as JSON")
-    parser.add_argument("--rows-limit", type=int, help="leave out sizes with more rows")
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("torch finds no CUDA device: nothing can be timed here")
-    core, error = _native.cuda()
-    if core is None:
-        sys.exit(str(error))
-    lines = []
-    for size in SIZES:
-        if args.rows_limit is not None and size.rows > args.rows_limit:
-            continue
-        case = on_device(case_of(size))
-        lines += product_lines(case) + update_lines(case)
-    properties = torch.cuda.get_device_properties(0)
-    facts = {"device": properties.name, "torch": torch.__version__, **core.facts()}
+    parser.add_argument("--only", type=int, choices=range(len(SIZES)), help="one of the sizes")
+    parser.add_argument("--show", type=Path, nargs="*", help="measure nothing: a table of files")
+    parser.add_argument("--dry-run", action="store_true", help="a tiny size on the CPU")
+    args = parser.parse_args(arguments)
+    if args.show is not None:
+        facts, lines = read(args.show)
+    else:
+        device = torch.device("cpu" if args.dry_run else "cuda")
+        if not args.dry_run and not torch.cuda.is_available():
+            sys.exit("torch finds no CUDA device: nothing can be timed here; --dry-run needs none")
+        if not args.dry_run and _native.cuda()[0] is None:
+            sys.exit(str(_native.cuda()[1]))
+        chosen = SIZES if args.only is None else (SIZES[args.only],)
+        sizes = (DRY_SIZE,) if args.dry_run else chosen
+        facts, lines = facts_of(device), [line for size in sizes for line in lines_of(size, device)]
     if args.out is not None:
         args.out.write_text(json.dumps({**facts, "lines": [asdict(x) for x in lines]}, indent=1))
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     show(lines)
+    return int(not lines or any(line.failure for line in lines))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

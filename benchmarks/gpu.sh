@@ -1,57 +1,98 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go and under eight minutes: builds the module for this device,
-# runs the CUDA tests on it, the small cases under compute-sanitizer, and every GPU benchmark, whose
-# table comes last. Installs nothing: it needs CUDA's nvcc, and a Python with torch for CUDA, numba,
-# pybind11, scikit-build-core, cmake, ninja, gymnasium, safetensors and pytest.
+# runs the CUDA tests on it, every GPU benchmark, and small cases under compute-sanitizer where that
+# is installed. Every stage has its time, none stops the others, and the table of all benchmarks
+# comes last. Installs nothing: it needs CUDA's nvcc, and a Python with torch for CUDA, numba,
+# pybind11, scikit-build-core, cmake, gymnasium, safetensors and pytest.
 #
 #   benchmarks/gpu.sh [directory for logs and results, default build/gpu]
+#   DRY_RUN=1 benchmarks/gpu.sh [directory]      without a device, as far as that goes
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=$(mkdir -p "${1:-build/gpu}" && cd "${1:-build/gpu}" && pwd)
+out=$(mkdir -p "${1:-build/gpu}" && cd "${1:-build/gpu}" && pwd) || exit 1
 PYTHON=${PYTHON:-python3}
-export PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$PATH" PYTHONUNBUFFERED=1
-failed=0
+DRY_RUN=${DRY_RUN:-}
+LIMIT=470 BUILD_LIMIT=200 # seconds, of all stages together and of the build
+[ -n "$DRY_RUN" ] && LIMIT=3000 BUILD_LIMIT=2000
+PYTHON=$("$PYTHON" -c 'import sys; print(sys.executable)') || exit 1
+# pip's cmake and ninja lie beside the Python that has them.
+export PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$(dirname "$PYTHON"):$PATH" PYTHONUNBUFFERED=1
+summary=()
 
-step() {
-  printf '\n=== %s (%d s so far)\n' "$1" "$SECONDS"
+# stage NAME SECONDS COMMAND...: runs it to a log of that name, for so long or as long as is left.
+stage() {
+  local name=$1 seconds=$2 started=$SECONDS status word
+  shift 2
+  [ $((LIMIT - SECONDS)) -lt "$seconds" ] && seconds=$((LIMIT - SECONDS))
+  printf '\n=== %s (%d s so far)\n' "$name" "$SECONDS"
+  if [ "$seconds" -lt 5 ]; then
+    summary+=("$name: left out, no time left")
+    return 124
+  fi
+  timeout --kill-after=10 "$seconds" "$@" >"$out/$name.log" 2>&1
+  status=$?
+  tail -n 15 "$out/$name.log"
+  case $status in
+    0) word=ok ;;
+    124 | 137) word="FAILED, ran out of its $seconds s" ;;
+    *) word="FAILED with status $status" ;;
+  esac
+  summary+=("$name: $word ($((SECONDS - started)) s)")
+  return "$status"
 }
 
-step "device"
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || exit 1
-arch=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 1
+if [ -n "$DRY_RUN" ]; then
+  arch=90
+else
+  stage device 20 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  arch=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 1
+fi
 
-step "build for compute capability $arch"
 build=$out/cmake-$arch
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DTRPO_FAST_CUDA=ON \
-  -DTRPO_FAST_CUDA_ARCHITECTURES="$arch" -DPython_EXECUTABLE="$("$PYTHON" -c 'import sys; print(sys.executable)')" \
-  -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" >"$out/cmake.log" 2>&1 &&
-  cmake --build "$build" >"$out/build.log" 2>&1 || { tail -40 "$out/cmake.log" "$out/build.log"; exit 1; }
+generator=()
+command -v ninja >/dev/null && generator=(-G Ninja)
+stage configure 40 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release \
+  -DTRPO_FAST_CUDA=ON -DTRPO_FAST_CUDA_ARCHITECTURES="$arch-real" -DPython_EXECUTABLE="$PYTHON" \
+  -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)"
+stage build "$BUILD_LIMIT" cmake --build "$build" -j "$(nproc)"
 # A package of its own, so that nothing in this checkout or in an installed one is mixed with it.
 rm -rf "$out/package" && mkdir -p "$out/package" && cp -r trpo_fast "$out/package/"
+rm -f "$out"/package/trpo_fast/_core*.so
 cp "$build"/_core*.so "$out/package/trpo_fast/"
-export PYTHONPATH="$out/package:$PWD/benchmarks" TRPO_FAST_REQUIRE_NATIVE=1
-cuobjdump --dump-resource-usage "$out"/package/trpo_fast/_core_cuda*.so 2>/dev/null |
-  grep -A1 -E '(policy|tiled)_kernel' | tee "$out/resources.log"
+export PYTHONPATH="$out/package:$PWD/benchmarks" PYTHONSAFEPATH=1 TRPO_FAST_REQUIRE_NATIVE=1
+command -v cuobjdump >/dev/null &&
+  cuobjdump --dump-resource-usage "$out"/package/trpo_fast/_core_cuda*.so 2>/dev/null |
+  grep -A1 -E '(policy|tiled)_kernel' >"$out/resources.log"
 
-step "tests on the device"
-timeout 150 "$PYTHON" -m pytest -p no:cacheprovider -W default -q -x tests/backends/test_parity.py \
+stage tests 90 "$PYTHON" -m pytest -p no:cacheprovider -W default -q tests/backends/test_parity.py \
   tests/backends/test_cuda.py tests/backends/test_cuda_tiles.py \
-  tests/backends/test_cuda_rollout.py -k "cuda and not emulated" 2>&1 | tee "$out/tests.log" | tail -15
-[ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
+  tests/backends/test_cuda_tensor_panels.py tests/backends/test_cuda_rollout.py \
+  -k "cuda and not emulated"
+
+# A process a size: what one breaks on the device, the next does not see.
+results=()
+if [ -n "$DRY_RUN" ]; then
+  results+=("$out/lines-dry.json")
+  stage benchmark-dry 60 "$PYTHON" benchmarks/gpu.py --dry-run --out "${results[0]}"
+else
+  rm -f "$out"/lines-*.json
+  for size in 0 1 2 3 4 5; do
+    results+=("$out/lines-$size.json")
+    stage "benchmark-$size" 45 "$PYTHON" benchmarks/gpu.py --only "$size" --out "$out/lines-$size.json"
+  done
+fi
 
 for tool in memcheck racecheck synccheck; do
-  step "compute-sanitizer $tool, small cases"
-  timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/gpu_small.py \
-    >"$out/$tool.log" 2>&1
-  status=$?
-  tail -3 "$out/$tool.log"
-  if [ "$status" -ne 0 ]; then
-    echo "$tool ended with status $status (124: ran out of its minute); see $out/$tool.log"
-    failed=1
+  if ! command -v compute-sanitizer >/dev/null; then
+    summary+=("$tool: left out, compute-sanitizer is not installed")
+  elif [ -z "$DRY_RUN" ]; then
+    stage "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/gpu_small.py
   fi
 done
 
-step "benchmarks"
-timeout 180 "$PYTHON" benchmarks/gpu.py --out "$out/gpu.json" 2>&1 | tee "$out/benchmarks.log" || failed=1
-printf '\n=== done after %d s, %s\n' "$SECONDS" "$([ $failed -eq 0 ] && echo all green || echo 'SOMETHING FAILED, see above')"
-exit $failed
+printf '\n=== results\n'
+"$PYTHON" benchmarks/gpu.py --show "${results[@]}"
+printf '\n=== %d s, logs in %s\n' "$SECONDS" "$out"
+printf '%s\n' "${summary[@]}"
+printf '%s\n' "${summary[@]}" | grep -q FAILED && exit 1
+exit 0

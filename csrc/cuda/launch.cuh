@@ -6,8 +6,20 @@
 
 namespace trpo_fast::cuda {
 
+// Lets a kernel have all shared memory of a block. Always the same number: one that followed the
+// launch could be lowered by another thread before that launch.
 template <class T>
-void launch_cooperative(void (*kernel)(ProblemArgs<T>), const ProblemArgs<T>& args, void* stream) {
+void allow_shared_memory(void (*kernel)(ProblemArgs<T>), int device) {
+  const int bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        "reserving shared memory for the policy update");
+}
+
+template <class T>
+void launch_cooperative(void (*kernel)(ProblemArgs<T>), const ProblemArgs<T>& args, int device,
+                        void* stream) {
+  const OnDevice scope(device);
+  allow_shared_memory(kernel, device);
   void* arguments[] = {const_cast<ProblemArgs<T>*>(&args)};
   check(cudaLaunchCooperativeKernel(kernel, dim3(unsigned(args.plan.blocks)), dim3(kThreads),
                                     arguments, args.plan.shared_bytes,
@@ -15,22 +27,12 @@ void launch_cooperative(void (*kernel)(ProblemArgs<T>), const ProblemArgs<T>& ar
         "launching the policy update");
 }
 
-template <class T, int kRows, bool kTensorCores = false>
-void launch_rows(const ProblemArgs<T>& args, int device, void* stream) {
-  const OnDevice scope(device);
-  const auto kernel = policy_kernel<T, kRows, kTensorCores>;
-  const int bytes = int(args.plan.shared_bytes);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-        "reserving shared memory for the policy update");
-  launch_cooperative<T>(kernel, args, stream);
-}
-
 template <bool kTensorCores>
 void launch_panels(const ProblemArgs<float>& args, int device, void* stream) {
   if (args.plan.panel_rows == kSmallPanelRows) {
-    launch_rows<float, kSmallPanelRows, kTensorCores>(args, device, stream);
+    launch_cooperative(policy_kernel<float, kSmallPanelRows, kTensorCores>, args, device, stream);
   } else {
-    launch_rows<float, kPanelRows, kTensorCores>(args, device, stream);
+    launch_cooperative(policy_kernel<float, kPanelRows, kTensorCores>, args, device, stream);
   }
 }
 

@@ -20,14 +20,18 @@ class OnDevice {
  public:
   explicit OnDevice(int index) {
     check(cudaGetDevice(&before_), "asking for the current CUDA device");
-    check(cudaSetDevice(index), "choosing the CUDA device");
+    changed_ = before_ != index;  // choosing a device makes a context there
+    if (changed_) check(cudaSetDevice(index), "choosing the CUDA device");
   }
-  ~OnDevice() { (void)cudaSetDevice(before_); }
+  ~OnDevice() {
+    if (changed_) (void)cudaSetDevice(before_);
+  }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 inline int attribute(cudaDeviceAttr which, int device) {

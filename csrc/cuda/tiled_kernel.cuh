@@ -16,17 +16,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
 }
 
 template <class T>
-void reserve_tiles(std::size_t bytes) {
-  check(cudaFuncSetAttribute(tiled_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             int(bytes)),
-        "reserving shared memory for the update of a wide policy");
-}
-
-template <class T>
 int tiled_blocks_each(int device, int actions) {
   const OnDevice scope(device);
   const std::size_t bytes = tiled_shared_bytes(actions, sizeof(T));
-  reserve_tiles<T>(bytes);
+  allow_shared_memory(tiled_kernel<T>, device);
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, tiled_kernel<T>, kThreads, bytes),
         "asking how many blocks fit a multiprocessor");
@@ -35,9 +28,7 @@ int tiled_blocks_each(int device, int actions) {
 
 template <class T>
 void launch_in_tiles(const ProblemArgs<T>& args, int device, void* stream) {
-  const OnDevice scope(device);
-  reserve_tiles<T>(args.plan.shared_bytes);
-  launch_cooperative(tiled_kernel<T>, args, stream);
+  launch_cooperative(tiled_kernel<T>, args, device, stream);
 }
 
 }  // namespace trpo_fast::cuda
