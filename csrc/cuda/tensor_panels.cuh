@@ -7,12 +7,12 @@
 #pragma once
 
 #include "fisher_vector_product.cuh"
-#include "tensor_cores.cuh"
+#include "tensor_operands.cuh"
 
 namespace trpo_fast::cuda {
 
 template <Products kHow>
-class TensorPanels : public BlockScalars<float> {
+class TensorPanels : public BlockScalars<float>, TensorOperands<kHow> {
  public:
   using Element = float;
   static constexpr int kPanel = kTensorRows;
@@ -59,24 +59,15 @@ class TensorPanels : public BlockScalars<float> {
   }
 
  private:
-  static constexpr int kTiles = kTensorTiles, kRowTiles = kTensorRowTiles, kStride = kTensorStride;
-  static constexpr bool kBf16 = kHow != Products::tf32;
-  static constexpr bool kSplit = kHow == Products::bf16x3;
-  static constexpr int kParts = kSplit ? 2 : 1;
-  static constexpr int kStepTiles = kBf16 ? 2 : 1;  // tiles that a fragment's depth covers
-  static constexpr int kSteps = kTiles / kStepTiles;
-  static constexpr int kWordRows = kBf16 ? 8 : 16;  // of a row tile in shared memory
-  static constexpr int kRun = 5;  // neighbouring tiles of a weight gradient in a warp's registers
+  using Operands = TensorOperands<kHow>;
+  using Operand = typename Operands::Operand;
+  using Rows = typename Operands::Rows;
+  using Operands::across, Operands::add_step, Operands::clear, Operands::each_element;
+  using Operands::fragment, Operands::group, Operands::lane, Operands::multiply_staged;
+  using Operands::kBf16, Operands::kParts, Operands::kRowTiles, Operands::kRun, Operands::kSteps;
+  using Operands::kStepTiles, Operands::kStride, Operands::kTiles, Operands::kWordRows;
+  using Operands::pack_operand, Operands::put_word, Operands::tile_of, Operands::warp;
 
-  // Sums of a warp's rows as multiply_add leaves them: of row g = lane / 4 of a row tile columns
-  // 2 (lane % 4) and the next, then the same of row g + 8.
-  struct Rows {
-    float x[kRowTiles][kTiles][4];
-  };
-  // Of one step of depth, high parts and low ones.
-  struct Operand {
-    FragmentA part[kParts];
-  };
   struct Panel {
     const BlockRows<float>& rows;
     Index first;
@@ -97,41 +88,6 @@ class TensorPanels : public BlockScalars<float> {
   // Where low parts lie behind the high ones.
   __device__ int staged_part() const { return args.plan.staged * kWordRows * kStride; }
   __device__ Word* staged_deltas() const { return staged_inputs() + kParts * staged_part(); }
-
-  __device__ static int warp() { return int(threadIdx.x) / 32; }
-  __device__ static int lane() { return int(threadIdx.x) % 32; }
-  __device__ static int group() { return lane() / 4; }
-  __device__ static int across() { return lane() % 4; }
-  // A warp's row tiles are dealt as cards, so that a small panel has work for many.
-  __device__ static int tile_of(int i) { return warp() + kWarps * i; }
-
-  __device__ static void put_word(Word* to, int low, float even, float odd) {
-    if constexpr (kBf16) {
-      const Word high = bf16_pair(even, odd);
-      *to = high;
-      if (kSplit) to[low] = bf16_pair(even - low_of(high), odd - high_of(high));
-    } else {
-      *to = tf32_word(even);
-    }
-  }
-
-  // The words of a right operand, element(depth, column): for every step of depth and pair of
-  // column tiles the four of each lane. Depth is numbered as `fragment` numbers it.
-  template <class Element>
-  __device__ static void pack_operand(Word* to, int steps, int pairs, Element&& element) {
-    const int size = steps * pairs * kPairWords;
-    for (int i = threadIdx.x; i < size; i += kThreads) {
-      const int half = i % 2, of = i / 4 % 32, block = i / kPairWords;
-      const int column = 16 * (block % pairs) + 8 * (i / 2 % 2) + of / 4;
-      const int step = block / pairs;
-      if constexpr (kBf16) {
-        const int depth = 16 * step + 8 * half + 2 * (of % 4);
-        put_word(to + i, size, element(depth, column), element(depth + 1, column));
-      } else {
-        put_word(to + i, size, element(8 * step + 2 * (of % 4) + half, column), 0);
-      }
-    }
-  }
 
   __device__ void pack(const float* v, bool weights) const {
     Index forward = 0, backward = 0;
@@ -157,73 +113,6 @@ class TensorPanels : public BlockScalars<float> {
       forward += size.forward;
       backward += size.backward;
     }
-  }
-
-  // The left operand of a step: of one tile (tf32, the second is not read) or of two neighbours.
-  // tf32: words t and t + 4 of the depth are columns 2 t and 2 t + 1. bf16: pairs in their order.
-  __device__ __forceinline__ static Operand fragment(const float (&first)[4],
-                                                     const float (&second)[4]) {
-    if constexpr (kBf16) {
-      const FragmentA high{{bf16_pair(first[0], first[1]), bf16_pair(first[2], first[3]),
-                            bf16_pair(second[0], second[1]), bf16_pair(second[2], second[3])}};
-      if constexpr (kSplit) {
-        const auto rest = [&](int word, float even, float odd) {
-          return bf16_pair(even - low_of(high.x[word]), odd - high_of(high.x[word]));
-        };
-        return {{high,
-                 {{rest(0, first[0], first[1]), rest(1, first[2], first[3]),
-                   rest(2, second[0], second[1]), rest(3, second[2], second[3])}}}};
-      } else {
-        return {{high}};
-      }
-    } else {
-      return {
-          {{{tf32_word(first[0]), tf32_word(first[2]), tf32_word(first[1]), tf32_word(first[3])}}}};
-    }
-  }
-
-  // sums += left right, one step of depth; right: that step's words, low parts `low` behind.
-  __device__ __forceinline__ static void add_step(Rows& sums, const Operand (&left)[kRowTiles],
-                                                  const Word* right, int low, int pairs) {
-#pragma unroll
-    for (int p = 0; p < kTiles / 2; ++p) {
-      if (p >= pairs) break;
-      const Word* const at = right + p * kPairWords + 4 * lane();
-      const Vec4<Word> high = load4(at);
-      Vec4<Word> rest{};
-      if (kSplit) rest = load4(at + low);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const FragmentB b{{high.x[2 * j], high.x[2 * j + 1]}};
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          float (&to)[4] = sums.x[i][2 * p + j];
-          if constexpr (kSplit) {
-            multiply_add<kBf16>(to, left[i].part[1], b);
-            multiply_add<kBf16>(to, left[i].part[0], {{rest.x[2 * j], rest.x[2 * j + 1]}});
-          }
-          multiply_add<kBf16>(to, left[i].part[0], b);
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ static void clear(Rows& rows) {
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) rows.x[i][j][e] = 0;
-      }
-    }
-  }
-
-  // body(element of `quad`, row of the panel, column of the tile) for what a lane has of a tile.
-  template <class Body>
-  __device__ __forceinline__ static void each_element(int tile, Body&& body) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) body(e, 16 * tile + group() + 8 * (e / 2), 2 * across() + e % 2);
   }
 
   // [a_{l-1}, 1], columns from 8 j on, of a row tile; 0 beyond.
@@ -480,40 +369,13 @@ class TensorPanels : public BlockScalars<float> {
 #pragma unroll
         for (int e = 0; e < 4; ++e) sums[j][e] = before.x[e];
       }
-      multiply_staged(sums, 16 * row, 8 * start, count, staged * kWordRows);
+      multiply_staged(sums, staged_deltas() + 16 * row, staged_inputs() + 8 * start, staged_part(),
+                      count, staged * kWordRows);
 #pragma unroll
       for (int j = 0; j < kRun; ++j) {
         if (j >= count) break;
         store4(to + j * kTileSums, Vec4<float>{{sums[j][0], sums[j][1], sums[j][2], sums[j][3]}});
       }
-    }
-  }
-
-  __device__ __forceinline__ void multiply_staged(float (&sums)[kRun][4], int out, int in,
-                                                  int count, int word_rows) const {
-    const Word* left = staged_deltas() + across() * kStride + out + group();
-    const Word* right = staged_inputs() + across() * kStride + in + group();
-    const int low = staged_part();
-    for (int k = 0; k < word_rows; k += kFragmentDepth) {
-      Operand a;
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        const Word* const at = left + part * low;
-        a.part[part] = {{at[0], at[8], at[4 * kStride], at[4 * kStride + 8]}};
-      }
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        if (j >= count) break;
-        const Word* const at = right + 8 * j;
-        const FragmentB b{{at[0], at[4 * kStride]}};
-        if constexpr (kSplit) {
-          multiply_add<kBf16>(sums[j], a.part[1], b);
-          multiply_add<kBf16>(sums[j], a.part[0], {{at[low], at[low + 4 * kStride]}});
-        }
-        multiply_add<kBf16>(sums[j], a.part[0], b);
-      }
-      left += kFragmentDepth * kStride;
-      right += kFragmentDepth * kStride;
     }
   }
 
