@@ -64,7 +64,8 @@ command -v cuobjdump >/dev/null &&
   cuobjdump --dump-resource-usage "$out"/package/trpo_fast/_core_cuda*.so 2>/dev/null |
   grep -A1 -E '(policy|tiled)_kernel' >"$out/resources.log"
 
-stage tests 90 "$PYTHON" -m pytest -p no:cacheprovider -W default -q tests/backends/test_parity.py \
+# Tests of the device alone: what is emulated elsewhere would take the stage's time.
+TRPO_FAST_EMULATION="$out/none" stage tests 90 "$PYTHON" -m pytest -p no:cacheprovider -W default -q tests/backends/test_parity.py \
   tests/backends/test_cuda.py tests/backends/test_cuda_tiles.py \
   tests/backends/test_cuda_tensor_panels.py tests/backends/test_cuda_rollout.py \
   -k "cuda and not emulated"

@@ -26,6 +26,7 @@ def main() -> None:
             (33, (128,), {}),
             (150, (270,), {}),
             (150, (140,), {"precision": precision}),
+            (600, (64, 33), {"precision": precision}),
             (70, (9, 130), {"preconditioner": "kfac"}),
         )
         for rows, hidden, options in cases:

@@ -233,10 +233,11 @@ def test_a_preconditioner_that_is_not_positive_ends_the_solve() -> None:
 
 @needs_device
 @pytest.mark.parametrize("precision", ["fp32", *BOUNDS])
-def test_a_wide_product_on_the_device(precision: str) -> None:
+@pytest.mark.parametrize("hidden", [(300, 270), (64, 64)], ids=["tiles", "panels"])
+def test_a_product_on_the_device(precision: str, hidden: tuple[int, ...]) -> None:
     case = BY_NAME["gaussian"]
-    policy = make_policy(case, (300, 270), dtype=torch.float32)
-    exact = make_policy(case, (300, 270))
+    policy = make_policy(case, hidden, dtype=torch.float32)
+    exact = make_policy(case, hidden)
     exact.load_state_dict(policy.state_dict())
     data = make_data(policy, case, 1000)
     if precision != "fp32" and torch.cuda.get_device_capability() < (8, 0):
