@@ -5,6 +5,7 @@
 // missing.
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 
 #include "../../csrc/cpu/conjugate_gradient.h"
 #include "../../csrc/cpu/dispatch.h"
