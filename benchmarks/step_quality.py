@@ -99,7 +99,8 @@ STOPPED = ours("trpo_fast, K-FAC", "stopped", preconditioner="kfac", cg_progress
 class Quality:
     """Q of any direction at one sample, in float64."""
 
-    def __init__(self, sample: Sample) -> None:
+    def __init__(self, sample: Sample, damping: float = DAMPING) -> None:
+        self.damping = damping
         self.obs = sample.obs.double()
         self.policy = copy.deepcopy(sample.policy).double()
         self.g = _gradient(self.policy, sample)
@@ -107,7 +108,7 @@ class Quality:
             self.policy,
             self.obs,
             self.g,
-            damping=DAMPING,
+            damping=damping,
             cg_iters=1000,
             cg_tol=EXACT_TOL,
             preconditioner="kfac",
@@ -117,7 +118,7 @@ class Quality:
 
     def __call__(self, x: Tensor) -> float:
         x = x.double()
-        Ax = fisher_vector_product(self.policy, self.obs, x, damping=DAMPING)
+        Ax = fisher_vector_product(self.policy, self.obs, x, damping=self.damping)
         return float(self.g @ x) / math.sqrt(float(x @ Ax)) / self.best
 
 

@@ -13,10 +13,11 @@ from trpo_fast.options import Options
 INPUT_ROWS = 8192
 # Rows that G is made of: with 256 the first iterations gain a little less, with 2048 hardly more.
 OUTPUT_ROWS = 1024
-# Most updates that use the same G: beyond, an iteration or two more are needed.
+# Most updates that use the same G: beyond, three iterations more are needed.
 REFRESH = 5
-# A new G may cost so many products an update.
-REFRESH_PRODUCTS = 0.125
+# A new G may cost so many products an update: a little less, at what they really cost beside each
+# other, than the iteration that a G of the update before costs (benchmarks/factor_quality.py).
+REFRESH_PRODUCTS = 0.4
 # Products that K-FAC must save to pay for its statistics: of ten, four are usually left.
 PAYS_BELOW = 4.0
 # Flop of a product below which there is nothing to save: plain iterations take microseconds.
