@@ -3,11 +3,17 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "amx.h"
+
 namespace trpo_fast {
 namespace {
 
 std::vector<const KernelTable*> available_tables() {
-  std::vector<const KernelTable*> tables{&dense_kernels_baseline()};
+  std::vector<const KernelTable*> tables;
+#if defined(TRPO_FAST_EMULATED_AMX)
+  for (const KernelTable* table : emulated_kernels()) tables.push_back(table);
+#endif
+  tables.push_back(&dense_kernels_baseline());
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     tables.push_back(&dense_kernels_avx2());
@@ -17,6 +23,9 @@ std::vector<const KernelTable*> available_tables() {
       if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&dense_kernels_avx512_bf16());
     }
   }
+#endif
+#if defined(TRPO_FAST_AMX)
+  if (amx_refusal().empty()) tables.push_back(&dense_kernels_amx_bf16());
 #endif
   return tables;
 }
@@ -32,7 +41,8 @@ const KernelTable& choose() {
   }
   throw std::runtime_error("TRPO_FAST_ISA is \"" + std::string(wanted) +
                            "\", which this CPU or build cannot run; use one of: " + names +
-                           "; or unset it to take the best");
+                           "; or unset it to take the best" +
+                           (std::string(wanted) == "amx_bf16" ? ": " + amx_refusal() : ""));
 }
 
 }  // namespace

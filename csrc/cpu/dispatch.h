@@ -15,4 +15,8 @@ const KernelTable& dense_kernels();
 // The instruction sets built in that this CPU can run, best last.
 std::vector<std::string> available_isas();
 
+// Those of the tests' builds, on a model of a CPU: tests/native/emulation. Only named, never
+// chosen.
+std::vector<const KernelTable*> emulated_kernels();
+
 }  // namespace trpo_fast
