@@ -8,8 +8,9 @@ TRAIN_STEPS ?= 200000
 TRAIN_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8
 CUDA_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
-# "": the best that the machine has.
-SANITIZE_ISAS ?= baseline ""
+# emulated_amx: baseline, but for the one product that AMX computes, on a model of its tiles; "": the
+# best that the machine has.
+SANITIZE_ISAS ?= emulated_amx ""
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamps
@@ -57,7 +58,7 @@ $(STAMP)/emulation: $(STAMP)/build-tools $(NATIVE_SOURCES) $(EMULATION_SOURCES)
 	$(BIN)/cmake --build build/emulation
 	@touch $@
 
-emulation: $(STAMP)/emulation  ## build the CUDA kernels as host code, for the tests
+emulation: $(STAMP)/emulation  ## build the CUDA kernels as host code, and AMX on a model, for the tests
 
 test: $(STAMP)/native $(STAMP)/emulation $(STAMP)/extra-test,mujoco  ## run the test suite; the native module must load
 	TRPO_FAST_REQUIRE_EMULATION=1 TRPO_FAST_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -67,6 +68,7 @@ sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and 
 	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_WERROR=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(BIN)/cmake --build build/sanitize
 	build/sanitize/cuda_driver
+	build/sanitize/amx_driver
 	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
 
 cuda: $(STAMP)/build-tools  ## compile the CUDA kernels for every architecture, warnings as errors

@@ -53,6 +53,18 @@ def test_forced_instruction_set_is_reported(run_python) -> None:
     assert "vax" in unknown["error"]
 
 
+@pytest.mark.skipif(_native.core is None, reason="the native module is not built")
+@pytest.mark.parametrize("refusal", ["", "its products are wrong on this machine"])
+def test_amx_that_stays_idle_is_a_hint(monkeypatch: pytest.MonkeyPatch, refusal: str) -> None:
+    monkeypatch.delenv("TRPO_FAST_ISA", raising=False)
+    monkeypatch.setattr(_native.core, "cpu_has_amx", lambda: True)
+    monkeypatch.setattr(_native.core, "amx_refusal", lambda: refusal)
+    report = doctor.doctor_report()
+    assert f"AMX: {refusal or 'may be used'}" in doctor.format_report(report)
+    hints = [hint for hint in report["hints"] if "AMX" in hint]
+    assert [refusal in hint for hint in hints] == ([True] if refusal else [])
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_vectorization_is_recommended(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
     modules = ("json",) if installed else ("no_such_module_anywhere",)

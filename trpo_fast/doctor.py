@@ -89,6 +89,7 @@ def format_report(report: dict[str, Any]) -> str:
         isas = ", ".join(native["isas"])
         lines.append(f"native      {native['path']}")
         lines.append(f"            instruction set: {native['isa']}{forced}; available: {isas}")
+        lines.append(f"            AMX: {native['amx'] or 'may be used'}")
     else:
         lines.append("native      not available: the pure-torch code is used")
     built = f"built for {cuda['torch_build']}" if cuda["torch_build"] else "a CPU build"
@@ -120,8 +121,9 @@ def _version(distribution: str) -> str | None:
 
 def _native_facts() -> dict[str, Any]:
     core, error = _native.core, _native.load_error
-    isa, isas = None, []
+    isa, isas, amx = None, [], None
     if core is not None:
+        amx = core.amx_refusal()
         try:
             isa, isas = core.isa(), list(core.available_isas())
         except RuntimeError as refused:  # TRPO_FAST_ISA names what this CPU cannot run
@@ -132,6 +134,8 @@ def _native_facts() -> dict[str, Any]:
         "isa": isa,
         "isas": isas,
         "isa_forced": os.environ.get("TRPO_FAST_ISA"),
+        "amx": amx,
+        "amx_idle": core is not None and core.cpu_has_amx() and bool(amx),
         "error": error,
     }
 
@@ -216,6 +220,11 @@ def _hints(report: dict[str, Any]) -> list[str]:
     hints = []
     if report["native"]["error"]:
         hints.append(report["native"]["error"])
+    if report["native"]["amx_idle"] and not report["native"]["isa_forced"]:
+        hints.append(
+            f"This CPU has AMX, which is not used: {report['native']['amx']}. Products of "
+            'precision="bf16" are computed by AVX512-BF16 instead: right, but more slowly'
+        )
     missing = [name for name, version in report["packages"].items() if version is None]
     if missing:
         hints.append(f"Core dependencies are missing: pip install {' '.join(missing)}")

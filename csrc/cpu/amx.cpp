@@ -57,13 +57,23 @@ std::string refusal() {
   if (!system_permits_tiles()) {
     return std::string("the operating system refuses the tiles: ") + std::strerror(errno);
   }
-  if (!pair_product_is_right(dense_kernels_amx_bf16().bf16.product)) {
+  if (!pair_product_is_right(amx_bf16_product)) {
     return "its products are wrong on this machine; please report it with the CPU's name";
   }
   return "";
 }
 
 }  // namespace
+
+const KernelTable& dense_kernels_amx_bf16() {
+  static const KernelTable table = [] {
+    KernelTable made = dense_kernels_avx512_bf16();
+    made.isa = "amx_bf16";
+    made.bf16.product = amx_bf16_product;
+    return made;
+  }();
+  return table;
+}
 
 bool cpu_has_amx() {
   static const bool has = has_instructions();

@@ -3,7 +3,13 @@
 
 #include <string>
 
+#include "dense_kernels.h"
+
 namespace trpo_fast {
+
+// Those of avx512_bf16, but for the one product that tiles compute.
+const KernelTable& dense_kernels_amx_bf16();
+void amx_bf16_product(const PairProduct& p);
 
 // Empty where it may, else why not, in words. Asks Linux for the permission and multiplies a few
 // matrices to see that the answers are right: once, at the first call. Neither happens where

@@ -115,6 +115,5 @@ const KernelTable& dense_kernels_baseline();
 const KernelTable& dense_kernels_avx2();
 const KernelTable& dense_kernels_avx512();
 const KernelTable& dense_kernels_avx512_bf16();
-const KernelTable& dense_kernels_amx_bf16();
 
 }  // namespace trpo_fast

@@ -14,7 +14,7 @@ std::vector<const KernelTable*> available_tables() {
   for (const KernelTable* table : emulated_kernels()) tables.push_back(table);
 #endif
   tables.push_back(&dense_kernels_baseline());
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TRPO_FAST_BASELINE_ONLY)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     tables.push_back(&dense_kernels_avx2());
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&

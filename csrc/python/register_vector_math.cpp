@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "../cpu/amx.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/finite.h"
 #include "gil.h"
@@ -68,6 +69,8 @@ void register_vector_math(py::module_& m) {
         py::arg("read"));
   m.def("isa", [] { return std::string(dense_kernels().isa); });
   m.def("bf16_instruction", [] { return dense_kernels().bf16.instruction; });
+  m.def("amx_refusal", [] { return amx_refusal(); });
+  m.def("cpu_has_amx", cpu_has_amx);
   m.def("available_isas", [] {
     py::list names;
     for (const std::string& name : available_isas()) names.append(name);
