@@ -20,7 +20,8 @@ struct PairCase {
 // wrong; infinity where something is not finite, or written where nothing belongs.
 double pair_product_error(void (*product)(const PairProduct&), const PairCase& c);
 
-// Whether a product is right on a few dozen shapes, among them every kind of edge. A millisecond.
+// Whether a product is right on a few dozen shapes, among them every kind of edge: four million
+// multiplications in float64.
 bool pair_product_is_right(void (*product)(const PairProduct&));
 
 }  // namespace trpo_fast
