@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import RunPython
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from toy_environments import Raising, Scripted, Walk
@@ -341,7 +341,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_do_not_outlive_a_killed_parent(run_python: RunPython) -> None:
+def test_workers_do_not_outlive_a_killed_parent(run_python: Callable[..., Any]) -> None:
     done = run_python(ORPHANS)
     assert done.returncode == -signal.SIGKILL
     pids = [int(pid) for pid in done.stdout.split()]
@@ -366,7 +366,7 @@ make_vector_env("HalfCheetah-v5", num_envs=4, seed=0)
 """
 
 
-def test_mujocos_warnings_about_a_model_are_not_repeated(run_python: RunPython) -> None:
+def test_mujocos_warnings_about_a_model_are_not_repeated(run_python: Callable[..., Any]) -> None:
     pytest.importorskip("mujoco")
     done = run_python(COPIES)
     assert done.returncode == 0

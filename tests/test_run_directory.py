@@ -117,6 +117,17 @@ def test_a_forked_worker_does_not_keep_the_directory_in_use(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_a_copy_of_the_locked_file_left_open_elsewhere_keeps_nobody_out(tmp_path):
+    directory = RunDirectory(tmp_path)
+    lock = directory.claim()
+    copy = os.dup(lock._file.fileno())  # as in a child that was forked this moment
+    try:
+        lock.release()
+        directory.claim().release()
+    finally:
+        os.close(copy)
+
+
 def test_a_file_system_without_locks_locks_nothing(tmp_path, monkeypatch):
     def unserved(*_):
         raise OSError(errno.ENOLCK, "No locks available")

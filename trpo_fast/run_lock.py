@@ -37,12 +37,20 @@ class RunLock:
         try:
             self._take()
         except BaseException:
-            self.release()
+            self.leave()
             raise
         _held.add(self)
 
     def release(self) -> None:
         """Let others have it; again is harmless."""
+        if not self._file.closed and fcntl is not None:
+            # A child forked a moment ago may not have closed its copy yet, which would keep it.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the file alone, as a forked child must: unlocking it would unlock the parent's."""
         self._file.close()
 
     def _take(self) -> None:
@@ -67,7 +75,7 @@ _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 def _let_go() -> None:
     """In a forked child: a worker that outlives its training must not keep the directory locked."""
     for lock in _held:
-        lock.release()
+        lock.leave()
 
 
 if hasattr(os, "register_at_fork"):
