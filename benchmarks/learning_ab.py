@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/learning_ab.py
 
 trains HalfCheetah for 1,000,000 and Hopper for 500,000 steps, the first two arms with six seeds,
-the others with three on HalfCheetah alone, keeps the numbers in benchmarks/results/learning_ab.json
-and writes docs/assets/learning-ab.png and the table of docs/preconditioning.md. Runs whose numbers
-are there already are not repeated.
+the others with three on HalfCheetah alone, keeps the numbers in
+benchmarks/results/learning_ab.json and writes docs/assets/learning-ab.png and the table of
+docs/preconditioning.md. Runs whose numbers are there already are not repeated; --draw trains none
+and shows every run there is.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines = [f"| environment | steps | solve |{heads} mean |", "|---" * (len(SEEDS) + 4) + "|"]
     for task in TASKS:
         for arm in arms_of(task):
-            scores = [score(results, task, arm, seed) for seed in seeds_of(task, arm)]
-            found = [f"{value:.0f}" for value in scores]
-            cells = " | ".join(found + [""] * (len(SEEDS) - len(found)))
-            lines.append(f"| {task.env} | {task.steps:,} | {arm} | {cells} | {mean(scores):.0f} |")
+            scores = scores_of(results, task, arm)
+            cells = " | ".join(f"{scores[seed]:.0f}" if seed in scores else "" for seed in SEEDS)
+            average = f"{mean(scores.values()):.0f}" if scores else ""
+            lines.append(f"| {task.env} | {task.steps:,} | {arm} | {cells} | {average} |")
     return "\n".join(lines)
 
 
-def score(results: Sequence[dict[str, Any]], task: Task, arm: str, seed: int) -> float:
-    found = next(r for r in results if key_of(r) == (task.env, arm, seed))
-    return float(found["mean"])
+def scores_of(results: Sequence[dict[str, Any]], task: Task, arm: str) -> dict[int, float]:
+    """By seed, of the runs there are."""
+    return {r["seed"]: float(r["mean"]) for r in results if (r["env"], r["arm"]) == (task.env, arm)}
 
 
 def key_of(result: dict[str, Any]) -> tuple[str, str, int]:
