@@ -11,8 +11,9 @@ from trpo_fast.options import Options
 # Rows that A is made of, anew at every update: observations have heavy tails, and what A has not
 # seen costs an iteration (docs/preconditioning.md).
 INPUT_ROWS = 8192
-# Rows that G is made of: with 256 the first iterations gain a little less, with 2048 hardly more.
-OUTPUT_ROWS = 1024
+# Rows that G is made of: with 256 the first iterations gain a little less, with more nothing that
+# pays (docs/preconditioning.md).
+OUTPUT_ROWS = 512
 # Most updates that use the same G: beyond, three iterations more are needed.
 REFRESH = 5
 # A new G may cost so many products an update: a little less, at what they really cost beside each
