@@ -46,7 +46,7 @@ CHOICES = (
     Choice("as it is"),
     *(Choice(f"A of {n} rows", input_rows=n) for n in (1024, 2048, 4096)),
     Choice("A of all rows", input_rows=ALL),
-    *(Choice(f"G of {n} rows", output_rows=n) for n in (256, 512, 2048, 4096)),
+    *(Choice(f"G of {n} rows", output_rows=n) for n in (256, 1024, 2048, 4096)),
     *(Choice(f"fisher_fraction={f}", {"fisher_fraction": f}) for f in (0.75, 0.5, 0.25)),
     *(Choice(p, {"precision": p}) for p in ("fp32", "bf16")),
 )
