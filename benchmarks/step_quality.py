@@ -256,6 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     numbers = options.out / "benchmarks" / "results" / "step_quality.json"
+    docs = options.out / "docs"
+    for folder in (numbers.parent, docs / "assets"):
+        folder.mkdir(parents=True, exist_ok=True)
     results = json.loads(numbers.read_text()) if numbers.exists() else {}
     for run in (run for run in RUNS if options.only in run.path.name):
         for sample in samples_of(run):
@@ -265,7 +268,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in results[name]:
                 print(f"  {row['name']:<22}{row['label']:>16}  {row['q']:.3f}  {row['ms']:9.2f} ms")
     left = [f"{name}: {point}" for name, rows in results.items() for point in dominated(rows)]
-    docs = options.out / "docs"
     (docs / "step-quality.md").write_text(page(results))
     picture(results, docs / "assets" / "step-quality.png")
     numbers.write_text(json.dumps(results, indent=1) + "\n")

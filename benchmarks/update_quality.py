@@ -6,7 +6,10 @@ For a batch of a real training run (rollouts.py) the peers do one update with te
 trpo_fast the same with ten plain ones, and with as many preconditioned ones as reach at least
 the quality Q (step_quality.py) of those ten. Nobody is charged for a critic. K-FAC's statistics are
 renewed as in training: a time is the median over whole intervals of the mean in one, as the peers'
-is that over updates.
+is that over updates. All take turns, each after a call off the clock, so that a busy machine is
+busy for everyone; a ratio is that of the medians, with the lowest and highest of a turn. It prints
+the table of docs/preconditioning.md and keeps its numbers in
+benchmarks/results/update_quality.json.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import peer_sb3
 import peer_tianshou
@@ -33,54 +36,70 @@ from trpo_fast.network import Network, network_of
 
 Q_ROUNDING = 5e-4
 TARGETS = ("HalfCheetah-v5-25000", "Ant-v5-4096")
+PEERS = {"sb3-contrib": peer_sb3, "tianshou": peer_tianshou}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "K-FAC, fp32": {"precision": "fp32"},
+    "K-FAC, bf16": {"precision": "bf16"},
+}
+DEFAULT = "K-FAC, bf16"  # what "auto" takes where the CPU has the instruction
+# torch's own threads spin for some milliseconds after their last work.
+PAUSE = 0.1
 
 
-def seconds_of(call: Callable[[], object], reset: Callable[[], None], rounds: int) -> list[float]:
-    taken = []
-    for _ in range(rounds):
-        reset()
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return taken
+class Contender(NamedTuple):
+    """Whose updates are timed: ``calls`` of them make one figure, their mean."""
+
+    update: Callable[[], object]
+    reset: Callable[[], None]
+    calls: int
+    rounds: int
+
+    def turn(self) -> list[float]:
+        """Milliseconds of each round."""
+        time.sleep(PAUSE)
+        taken = [self._round() for _ in range(self.rounds + 1)]
+        return taken[1:]
+
+    def _round(self) -> float:
+        seconds = []
+        for _ in range(self.calls):
+            self.reset()
+            start = time.perf_counter()
+            self.update()
+            seconds.append(time.perf_counter() - start)
+        return 1e3 * mean(seconds)
 
 
-def peer_seconds(module: Any, sample: Sample, rounds: int) -> float:
+def peer(module: Any, sample: Sample, rounds: int) -> Contender:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peer's, of its own dependencies
         candidate = module.Peer(case_of(sample))
         call = candidate.update()
 
-        def update() -> None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it says so when it backtracks
-                call()
+    def update() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says so when it backtracks
+            call()
 
-        seconds_of(update, candidate.reset, 1)
-        return median(seconds_of(update, candidate.reset, rounds))
+    return Contender(update, candidate.reset, 1, rounds)
 
 
-def our_seconds(sample: Sample, rounds: int, **options: Any) -> float:
-    """The median over whole intervals of the statistics, each interval's mean; not the first."""
+def ours(sample: Sample, rounds: int, **options: Any) -> Contender:
     theta = torch.cat([p.detach().reshape(-1) for p in sample.policy.parameters()])
     optimizer = TRPOOptimizer(sample.policy, max_kl=MAX_KL, damping=DAMPING, cg_tol=0, **options)
     network = network_of(sample.policy)
     assert isinstance(network, Network)
-    interval = refresh_interval(network, sample.run.rows)
 
     def reset() -> None:
         torch.nn.utils.vector_to_parameters(theta.clone(), sample.policy.parameters())
 
     def update() -> None:
         optimizer.step(obs=sample.obs, actions=sample.actions, advantages=sample.advantages)
+        result = optimizer.last_result
+        assert result is not None
+        assert result.accepted, result.status
 
-    seconds_of(update, reset, interval)
-    taken = [mean(seconds_of(update, reset, interval)) for _ in range(rounds)]
-    result = optimizer.last_result
-    reset()
-    assert result is not None
-    assert result.accepted, result.status
-    return median(taken)
+    return Contender(update, reset, refresh_interval(network, sample.run.rows), rounds)
 
 
 def enough_iterations(
@@ -110,21 +129,21 @@ def enough_iterations(
     return None
 
 
-def measure(sample: Sample, variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Milliseconds of everyone's update at one sample."""
+def measure(sample: Sample, turns: int) -> dict[str, dict[str, Any]]:
+    """By contender: milliseconds of every turn's median, CG iterations and Q."""
     quality = Quality(sample)
-    rounds = 3 if max(sample.run.hidden) > 512 else 15
-    row: dict[str, Any] = {
-        "sb3-contrib": 1e3 * peer_seconds(peer_sb3, sample, rounds),
-        "tianshou": 1e3 * peer_seconds(peer_tianshou, sample, rounds),
-        "plain": 1e3 * our_seconds(sample, rounds, preconditioner="none"),
-    }
-    for options in variants:
+    wide = max(sample.run.hidden) > 512
+    rounds = 1 if wide else 3
+    contenders = {name: peer(module, sample, rounds) for name, module in PEERS.items()}
+    contenders["plain CG"] = ours(sample, rounds, preconditioner="none")
+    rows: dict[str, dict[str, Any]] = {name: {"iterations": CG_ITERS} for name in contenders}
+    for name, options in VARIANTS.items():
         found = enough_iterations(sample, quality, **options)
         if found is None:
             continue
-        iters, reached, row["q of 10 plain"] = found
-        taken = our_seconds(
+        iters, reached, rows["plain CG"]["q"] = found
+        rows[name] = {"iterations": iters, "q": reached}
+        contenders[name] = ours(
             sample,
             rounds,
             preconditioner="kfac",
@@ -132,12 +151,44 @@ def measure(sample: Sample, variants: Sequence[dict[str, Any]]) -> dict[str, Any
             cg_progress_tol=0.0,
             **options,
         )
-        row[named(options)] = {"ms": 1e3 * taken, "iterations": iters, "q": reached}
-    return row
+    for row in rows.values():
+        row["ms"] = []
+    for _ in range(turns):
+        for name, contender in contenders.items():
+            rows[name]["ms"].append(median(contender.turn()))
+        contenders["plain CG"].reset()
+    return rows
 
 
-def named(options: dict[str, Any]) -> str:
-    return ", ".join(["K-FAC", *(f"{name}={value}" for name, value in options.items())])
+def time_text(row: dict[str, Any]) -> str:
+    ms = median(row["ms"])
+    return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms"
+
+
+def variant_text(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not reached"
+    return f"{row['iterations']}, {row['q']:.3f}, {time_text(row)}"
+
+
+def ratio_text(peer_row: dict[str, Any], row: dict[str, Any]) -> str:
+    each = [theirs / own for theirs, own in zip(peer_row["ms"], row["ms"], strict=True)]
+    whole = median(peer_row["ms"]) / median(row["ms"])
+    return f"{whole:.1f}x ({min(each):.1f}-{max(each):.1f})"
+
+
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Markdown, a row a batch: iterations, Q and time, then the peers' times by our default's."""
+    head = ["batch", "Q of 10 plain", *PEERS, "plain CG", *VARIANTS]
+    head += [f"{name} / {DEFAULT}" for name in PEERS]
+    lines = [head, ["---"] * len(head)]
+    for name, rows in results.items():
+        cells = [name, f"{rows['plain CG']['q']:.3f}"]
+        cells += [time_text(rows[of]) for of in (*PEERS, "plain CG")]
+        cells += [variant_text(rows.get(of)) for of in VARIANTS]
+        cells += [ratio_text(rows[of], rows[DEFAULT]) for of in PEERS]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,24 +196,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
     parser.add_argument("--only", metavar="TEXT", default="", help="runs of this name")
+    parser.add_argument("--turns", type=int, default=5, help="of every contender")
     options = parser.parse_args(arguments)
-    precisions = ["fp32", "bf16"]
     numbers = options.out / "benchmarks" / "results" / "update_quality.json"
+    numbers.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(numbers.read_text()) if numbers.exists() else {}
     for run in RUNS:
         if not run.path.name.startswith(TARGETS) or options.only not in run.path.name:
             continue
         for sample in samples_of(run):
             name = title(run, sample.update)
-            variants = [{"precision": p} for p in precisions]
-            results[name] = row = measure(sample, variants)
-            print(name)
-            for key, value in row.items():
-                print(f"  {key:<22}{value}")
-            ours = [value["ms"] for value in row.values() if isinstance(value, dict)]
-            for peer in ("sb3-contrib", "tianshou"):
-                print(f"  {peer} / ours: {row[peer] / min(ours):.1f}x", flush=True)
+            results[name] = measure(sample, options.turns)
+            print(name, json.dumps(results[name], indent=1), flush=True)
     numbers.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
 
 
 if __name__ == "__main__":
