@@ -6,6 +6,7 @@ trpo_fast does: one answer a step, in which the pool's threads wait. "halves" is
 asynchronous mode: whichever 32 environments are ready first are answered while the others are
 stepped, so the threads never wait, but there are twice as many answers. It runs on and on: where it
 had to end a rollout, environments that are behind may be fewer than the 32 that EnvPool waits for.
+Then "together" without a pause, with more threads than cores, and with threads bound to cores.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ import numpy as np
 
 ENVS, STEPS = 64, 128
 PAUSES = (0, 20, 40, 60)  # microseconds
+CORES = len(os.sched_getaffinity(0))
+THREADS = (
+    {"num_threads": CORES + 1},
+    {"num_threads": 2 * CORES},
+    {"num_threads": CORES, "thread_affinity_offset": 0},
+)
 Array = np.ndarray[Any, Any]
 
 
@@ -30,17 +37,17 @@ def busy(microseconds: int) -> None:
         pass
 
 
-def make(env_id: str, batch: int) -> Any:
+def make(env_id: str, batch: int, **options: int) -> Any:
     import envpool
 
-    threads = len(os.sched_getaffinity(0))
+    options = {"num_threads": CORES, **options}
     return envpool.make(
-        env_id, env_type="gymnasium", num_envs=ENVS, batch_size=batch, seed=0, num_threads=threads
+        env_id, env_type="gymnasium", num_envs=ENVS, batch_size=batch, seed=0, **options
     )
 
 
-def together(env_id: str, actions: Array, pause: int) -> Callable[[], None]:
-    pool = make(env_id, ENVS)
+def together(env_id: str, actions: Array, pause: int, **options: int) -> Callable[[], None]:
+    pool = make(env_id, ENVS, **options)
     pool.reset()
     ids = pool.all_env_ids
 
@@ -84,14 +91,19 @@ def main(env_id: str = "HalfCheetah-v5", rounds: str = "10") -> None:
     print(f"{env_id}, {ENVS} environments x {STEPS} steps, ms: best (median)")
     for schedule in (together, halves):
         for pause in PAUSES:
-            rollout = schedule(env_id, actions, pause)
-            found = []
-            for _ in range(int(rounds) + 1):
-                began = time.perf_counter()
-                rollout()
-                found.append(1e3 * (time.perf_counter() - began))
-            least, middle = min(found[1:]), median(found[1:])
-            print(f"{schedule.__name__:9} pause {pause:3} us {least:8.1f} ({middle:.1f})")
+            label = f"{schedule.__name__:9} pause {pause:3} us"
+            show(label, schedule(env_id, actions, pause), int(rounds))
+    for options in THREADS:
+        show(str(options), together(env_id, actions, 0, **options), int(rounds))
+
+
+def show(label: str, rollout: Callable[[], None], rounds: int) -> None:
+    found = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        rollout()
+        found.append(1e3 * (time.perf_counter() - began))
+    print(f"{label} {min(found[1:]):8.1f} ({median(found[1:]):.1f})", flush=True)
 
 
 if __name__ == "__main__":
