@@ -106,3 +106,10 @@ sys.exit(main(["train", "CartPole-v1", "--total-steps", "512", "--num-envs", "2"
     assert result.returncode == 0, result.stderr
     assert (run_dir / "progress.csv").is_file()
     assert (run_dir / "learning_curve.png").is_file()
+
+
+def test_tests_and_benchmarks_can_run_in_one_call() -> None:
+    """pytest imports by the file's name alone: of two modules of one name it takes the first."""
+    paths = [p for name in ("tests", "benchmarks") for p in (ROOT / name).rglob("*.py")]
+    names = [path.name for path in paths if path.name != "conftest.py"]
+    assert not {name for name in names if names.count(name) > 1}

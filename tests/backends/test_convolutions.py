@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from generic_models import dense_fisher, linear_of
+from generic_cases import dense_fisher, linear_of
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torch.utils._python_dispatch import TorchDispatchMode

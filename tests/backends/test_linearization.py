@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from generic_models import MODELS, Model, dense_fisher, linear_of
+from generic_cases import MODELS, Model, dense_fisher, linear_of
 from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
