@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 import trpo_fast
+from trpo_fast._program import is_program
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -56,6 +60,43 @@ def test_package_is_marked_as_typed() -> None:
     package = Path(trpo_fast.__file__).parent
     assert (package / "py.typed").is_file()
     assert (package / "_core.pyi").is_file()
+
+
+@pytest.mark.parametrize("start", ["-m trpo_fast", "trpo-fast", "-c import trpo_fast"])
+def test_ctrl_c_while_the_program_imports_torch_ends_it_quietly(tmp_path: Path, start: str) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('went on')\n"
+    )
+    option, *rest = start.split(" ", 1)
+    script = Path(sys.executable).parent / option
+    command = [option, *rest] if rest else [str(script), "--version"]
+    result = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if start.startswith("-c"):  # a program of somebody else's
+        assert "KeyboardInterrupt" in result.stderr
+    else:
+        assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "original"),
+    [
+        (["-m", "--version"], ["python", "-X", "dev", "-m", "pip", "--version"]),
+        (["-m", "trpo_fast"], ["python", "-m", "pytest", "trpo_fast"]),
+        (["-c"], ["python", "-c", "import trpo_fast"]),
+        (["trpo-fast/train.py"], ["python", "trpo-fast/train.py"]),
+        ([""], ["python"]),
+        ([], []),
+    ],
+)
+def test_other_programs_keep_their_signals(arguments: list[str], original: list[str]) -> None:
+    assert not is_program(arguments, original)
 
 
 def test_import_is_light(run_python) -> None:

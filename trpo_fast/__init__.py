@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trpo_fast import _program  # noqa: F401 (first: it is for the time of the imports)
 from trpo_fast.agent import TRPO
 from trpo_fast.distributions import MaskedCategorical, MultiCategorical
 from trpo_fast.errors import FallbackWarning
