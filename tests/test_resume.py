@@ -16,7 +16,11 @@ from training_process import (
     train,
 )
 
-from trpo_fast import cli
+from trpo_fast import TRPO, cli
+from trpo_fast.agent_state import state_of
+from trpo_fast.checkpoint import load_checkpoint
+from trpo_fast.logger import ProgressFileError
+from trpo_fast.run_directory import RunDirectory
 from trpo_fast.time_budget import COLUMNS as TIME_COLUMNS
 
 # What the wall clock decides.
@@ -60,6 +64,43 @@ def test_resuming_an_older_checkpoint_computes_the_lost_rows_again(tmp_path):
     assert iterations(parts) == list(range(1, 9))
     assert train(parts, 640) == 0  # with the saved options
     assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(tmp_path, trained):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    saving = ("--save-every", "1", "--keep-checkpoints", "3")
+    assert train(whole, 640, *saving) == 0
+    assert train(run, 512, *saving) == 0
+    directory = RunDirectory(run)
+    older, *newer = directory.rolling()
+    with TRPO.load(older, run_dir=run) as agent:
+        if trained:
+            with pytest.warns(UserWarning, match=f"from step 384; .* as abandoned-{newer[0].name}"):
+                agent.learn(64, progress_bar=False)
+        else:
+            with pytest.warns(UserWarning, match="from step 384"):
+                agent._open_recorder(state_of(agent)).close()  # and killed in the first update
+    found = directory.latest()
+    assert found is not None
+    assert found[1]["progress"]["num_updates"] == 6 + trained
+    assert iterations(run) == list(range(1, 7 + trained))
+    abandoned = [file.with_name(f"abandoned-{file.name}") for file in newer]
+    assert [load_checkpoint(file)["progress"]["num_updates"] for file in abandoned] == [7, 8]
+    assert train(run, 640) == 0
+    assert_same_run(whole, run)
+
+
+def test_a_damaged_log_is_refused_before_checkpoints_are_left_behind(tmp_path):
+    assert train(tmp_path, 256, "--save-every", "1") == 0
+    directory = RunDirectory(tmp_path)
+    files = directory.rolling()
+    rows = directory.progress_file.read_bytes()
+    directory.progress_file.write_bytes(rows.replace(b"\n2,", b"\nx,"))
+    with TRPO.load(files[0], run_dir=tmp_path) as agent:
+        with pytest.raises(ProgressFileError):
+            agent.learn(64, progress_bar=False)
+    assert directory.rolling() == files
 
 
 def test_sigkill_at_any_time_loses_at_most_one_save_interval(tmp_path):
@@ -123,9 +164,7 @@ def test_an_interrupt_in_any_phase_leaves_a_whole_update(tmp_path, monkeypatch, 
     """The signal arrives deep inside each phase of the third update."""
     import os
 
-    from trpo_fast.agent import TRPO
     from trpo_fast.backends.value_fit import AdamFit
-    from trpo_fast.checkpoint import load_checkpoint
 
     options = {"num_envs": 2, "rollout_steps": 32, "hidden_sizes": (8,), "seed": 0}
     options |= {"eval_every": 64, "eval_episodes": 1, "save_every": 1}

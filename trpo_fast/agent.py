@@ -162,7 +162,7 @@ class TRPO:
             self._make_env(None)  # an environment that cannot be made again fails here
         callbacks = CallbackRunner(callback, self)
         boundary = agent_state.state_of(self)
-        self.recorder = recorder = self._open_recorder()
+        self.recorder = recorder = self._open_recorder(boundary)
         with (
             interrupt_guard() as guard,
             ProgressDisplay(target, self.num_timesteps, enabled=progress_bar) as display,
@@ -242,7 +242,7 @@ class TRPO:
             raise CheckpointError(f"the saved episodes cannot be replayed: {error}") from error
         self.pending_collector = None
 
-    def _open_recorder(self) -> RunRecorder | None:
+    def _open_recorder(self, boundary: Mapping[str, Any]) -> RunRecorder | None:
         directory = self.run_directory
         if directory is None:
             return None
@@ -253,6 +253,7 @@ class TRPO:
             directory,
             lock,
             agent_state.config_document(self),
+            boundary,
             save_every=self.config.save_every,
             keep=self.config.keep_checkpoints,
             last_iteration=self.progress.num_updates,
@@ -360,6 +361,8 @@ class TRPO:
             policy: the module, when the agent had one of the user's: only weights are in a file.
             value_function: likewise.
             run_dir: go on writing there; the run directory the file lies in may be named again.
+                Once `learn` goes on from an older checkpoint of it, the rows of later updates are
+                dropped, and newer checkpoints stay as `abandoned-...`, which no resume takes.
             changes: options that are to differ from the saved ones.
 
         Reading never runs code. Raises CheckpointError for a file that is damaged, or of another

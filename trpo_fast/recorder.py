@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trpo_fast.checkpoint import save_checkpoint
-from trpo_fast.logger import ITERATION, TIMESTEPS, Row, RunLogger
+from trpo_fast.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress
 from trpo_fast.plotting import PlotError, plot_runs
 from trpo_fast.run_directory import RunDirectory, RunDirectoryError
 from trpo_fast.run_lock import RunLock
@@ -30,9 +30,11 @@ class RunRecorder:
         directory: where to.
         lock: that the directory's `claim` gave; held until `close`.
         document: what config.json holds.
+        state: what the run goes on from. Rolling checkpoints and rows of later updates, where an
+            older one was loaded, are not of this run any more.
         save_every: updates between rolling checkpoints; 0 for none before the end.
         keep: rolling checkpoints kept.
-        last_iteration: updates done before (on resume); later rows in progress.csv are dropped.
+        last_iteration: updates done before (on resume).
         last_timesteps: steps done before.
     """
 
@@ -41,6 +43,7 @@ class RunRecorder:
         directory: RunDirectory,
         lock: RunLock,
         document: Mapping[str, Any],
+        state: State,
         *,
         save_every: int,
         keep: int,
@@ -56,6 +59,10 @@ class RunRecorder:
         self._lock = lock
         try:
             # The log first: where it is refused as damaged, nothing has been written.
+            if directory.newer_than(last_timesteps):
+                read_progress(directory.progress_file)
+                # Before later rows are dropped, so that no resume finds a checkpoint without them.
+                directory.go_back(state, last_timesteps)
             self._logger = RunLogger(
                 directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
             )

@@ -24,6 +24,8 @@ from trpo_fast.run_lock import LockedError, RunLock
 
 ROOT = Path("runs")
 MAX_CONFIG_BYTES = 2**20
+ROLLING = re.compile(r"step-(\d+)\.safetensors")
+ABANDONED = "abandoned-"
 
 
 class RunDirectoryError(ValueError):
@@ -80,19 +82,35 @@ class RunDirectory:
 
     def rolling(self) -> list[Path]:
         """The rolling checkpoints, oldest first."""
-        found = (
-            (int(match[1]), file)
-            for file in self.checkpoints.glob("step-*.safetensors")
-            if (match := re.fullmatch(r"step-(\d+)\.safetensors", file.name))
-        )
-        return [file for _, file in sorted(found)]
+        files = self.checkpoints.glob("step-*.safetensors")
+        return sorted((file for file in files if ROLLING.fullmatch(file.name)), key=_steps_of)
 
     def save(self, state: Mapping[str, Any], num_timesteps: int, keep: int) -> Path:
         """Write a rolling checkpoint and drop all but the newest `keep`. Raises OSError."""
-        path = save_checkpoint(self.checkpoints / f"step-{num_timesteps:012d}.safetensors", state)
+        path = save_checkpoint(self._rolling_file(num_timesteps), state)
         for old in [file for file in self.rolling() if file != path][: -(keep - 1) or None]:
             old.unlink(missing_ok=True)
         return path
+
+    def newer_than(self, num_timesteps: int) -> list[Path]:
+        """The rolling checkpoints of more steps than that, oldest first."""
+        return [file for file in self.rolling() if _steps_of(file) > num_timesteps]
+
+    def go_back(self, state: Mapping[str, Any], num_timesteps: int) -> None:
+        """Make `state` the newest rolling checkpoint; newer ones are kept as `abandoned-...`.
+
+        A resume would go on from them, and `save` drop its own before theirs. Raises OSError.
+        """
+        save_checkpoint(self._rolling_file(num_timesteps), state)
+        newer = self.newer_than(num_timesteps)
+        # The newest last: killed in between, this leaves the run as it was.
+        for file in newer:
+            file.replace(file.with_name(ABANDONED + file.name))
+        names = ", ".join(ABANDONED + file.name for file in newer)
+        warnings.warn(
+            f"{self.path} goes on from step {num_timesteps}; newer checkpoints are kept as {names}",
+            stacklevel=2,
+        )
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that loads, or None when there is none at all.
@@ -109,6 +127,9 @@ class RunDirectory:
         if failure is not None:
             raise failure
         return None
+
+    def _rolling_file(self, num_timesteps: int) -> Path:
+        return self.checkpoints / f"step-{num_timesteps:012d}.safetensors"
 
     def write_config(self, document: Mapping[str, Any]) -> None:
         """Write config.json."""
@@ -151,6 +172,11 @@ def last_run_directory(env_name: str, seed: int, root: Path = ROOT) -> RunDirect
     """The existing runs/ENV-sSEED-K with the highest K."""
     numbers = _numbers(env_name, seed, root)
     return RunDirectory(root / f"{_prefix(env_name, seed)}{max(numbers)}") if numbers else None
+
+
+def _steps_of(rolling: Path) -> int:
+    """The steps in a rolling checkpoint's name."""
+    return int(rolling.stem.removeprefix("step-"))
 
 
 def _prefix(env_name: str, seed: int) -> str:
