@@ -1,7 +1,7 @@
 """Which code serves: the registry of backends, and the forward pass they share.
 
 A backend is one module with a class that implements ``trust_region.Problem``. Every analytic
-backend's class is constructed alike:
+backend's class is a ``preconditioner.Preconditioned`` too, and constructed alike:
 
     SomeProblem(network, parameters, batch, options)
 
@@ -27,12 +27,12 @@ from torch import Tensor
 from trpo_fast import _native, network
 from trpo_fast.backends import cuda
 from trpo_fast.backends.cuda import CudaProblem
+from trpo_fast.backends.preconditioner import Preconditioned
 from trpo_fast.backends.reference import ReferenceProblem
 from trpo_fast.batch import Batch
 from trpo_fast.errors import say_once
 from trpo_fast.flat import FlatParameters
 from trpo_fast.options import Options
-from trpo_fast.trust_region import Problem
 
 Refusal = Callable[[network.Network, Batch, Options], str | None]
 
@@ -43,7 +43,7 @@ class Backend(NamedTuple):
     "auto" considers it only for parameters on ``device``; None is any.
     """
 
-    problem: Callable[[network.Network, FlatParameters, Batch, Options], Problem]
+    problem: Callable[[network.Network, FlatParameters, Batch, Options], Preconditioned]
     refusal: Refusal
     device: str | None = None
 
@@ -66,7 +66,7 @@ ANALYTIC = _analytic()
 
 def fused_problem(
     net: network.Network, parameters: FlatParameters, batch: Batch, options: Options
-) -> Problem:
+) -> Preconditioned:
     """The problem on the backend that the options name; "auto" takes the fastest that serves.
 
     Raises:

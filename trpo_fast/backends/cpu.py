@@ -24,7 +24,7 @@ from trpo_fast.backends.native_update import (
     update_options,
     update_result,
 )
-from trpo_fast.backends.preconditioner import Place, Preconditioner
+from trpo_fast.backends.preconditioner import KroneckerStatistics, Place, Preconditioner
 from trpo_fast.backends.preconditioner_cost import preconditioner_kind
 from trpo_fast.backends.rounding import ROUNDINGS
 from trpo_fast.backends.workspace import Workspace
@@ -124,7 +124,7 @@ def mlp_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
     return PackedForward(layers)(x)
 
 
-class CpuProblem:
+class CpuProblem(KroneckerStatistics):
     """A ``trust_region.Problem`` for a recognised network, served by the native module.
 
     Holds the batch's tensors and the workspace for the time of one update. The native side reads

@@ -7,10 +7,11 @@ old and come from a share of the rows.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -96,46 +97,39 @@ class Preconditioner:
         return z
 
 
-@runtime_checkable
-class Preconditioned(Protocol):
-    """A problem whose solve uses a preconditioner."""
+class Preconditioned(Problem, Protocol):
+    """What an analytic backend's problem is: its solve uses a preconditioner that is set."""
 
     preconditioner: Preconditioner | None
 
 
-@runtime_checkable
-class KroneckerStatistics(Protocol):
-    """A problem that computes K-FAC's factors itself, over its own rows."""
+class KroneckerStatistics(ABC):
+    """Computes K-FAC's factors. A problem that is one does so itself, over its own rows.
 
+    To be inherited from: asking whether a problem fits a Protocol costs tens of microseconds.
+    """
+
+    @abstractmethod
     def input_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
         """A of the layers in ``places``, over that many evenly strided rows of the Fisher's."""
 
+    @abstractmethod
     def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
         """G of the layers in ``places``, over that many evenly strided rows of the batch."""
 
+    @abstractmethod
     def inverse(self, factor: Tensor, damping: float) -> Tensor:
         """``(factor + damping I)^-1``, perhaps in slabs; LinAlgError where it is singular."""
 
 
 def precondition(
-    problem: Problem, curvature: Curvature, network: Network, batch: Batch, options: Options
+    problem: Preconditioned, curvature: Curvature, network: Network, batch: Batch, options: Options
 ) -> None:
-    """Give the problem the preconditioner that the options ask for, at theta_old.
-
-    Raises:
-        ValueError: one is named that the problem's backend does not use.
-    """
+    """Give the problem the preconditioner that the options ask for, at theta_old."""
     kind = preconditioner_kind(options, network, batch.rows, lasts=curvature.lasts)
     # On a device nothing is known yet of what "auto" would gain.
     if kind == "none" or (options.preconditioner == "auto" and problem.backend == "cuda"):
         return
-    if not isinstance(problem, Preconditioned):
-        if options.preconditioner == "auto":
-            return
-        raise ValueError(
-            f"preconditioner={kind!r} is not served by backend {problem.backend!r}; "
-            "use preconditioner='auto'"
-        )
     problem.preconditioner = curvature.preconditioner(
         kind, network, problem, batch, options.damping, options.fisher_fraction
     )
@@ -327,7 +321,7 @@ def _fits(statistic: object, shape: tuple[int, ...], key: Tensor) -> bool:
     )
 
 
-class _TorchStatistics:
+class _TorchStatistics(KroneckerStatistics):
     """The factors of any problem, in plain torch."""
 
     def __init__(self, network: Network, batch: Batch, fisher_fraction: float) -> None:
