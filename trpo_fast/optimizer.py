@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from trpo_fast import options as option_table
 from trpo_fast.adaptation import adapted_beta, adapted_damping
@@ -18,6 +17,7 @@ from trpo_fast.backends.generic import Evaluation, GenericProblem, Term
 from trpo_fast.backends.modules import module_terms
 from trpo_fast.backends.preconditioner import AGE, Curvature, precondition, refuse_generic
 from trpo_fast.batch import BatchReader, fused_batch
+from trpo_fast.closures import ClosureResult, read_closure
 from trpo_fast.errors import say_once
 from trpo_fast.flat import FlatParameters, all_finite
 from trpo_fast.modes import Draws, own_precision, twice_differentiable
@@ -25,19 +25,6 @@ from trpo_fast.network import UNDECIDED, Network, network_of
 from trpo_fast.optimizer_state import check_loaded, number
 from trpo_fast.options import Options
 from trpo_fast.trust_region import TrustRegionResult, update
-
-ClosureResult = tuple[Tensor, Distribution] | tuple[Tensor, Distribution, Tensor | None]
-# Keywords of torch's optimizers that ask for what a trust-region step cannot be.
-UNSERVED = {
-    "capturable": "whether a candidate is taken is decided on the host, so no step can be captured",
-    "differentiable": "the line search is no differentiable function of its inputs",
-    "foreach": "all parameters are one vector already",
-    "fused": "backend= names what computes the update",
-}
-CLOSURE_ADVICE = (
-    "the closure must return (loss, distribution) or (loss, distribution, weights): without the "
-    "policy's distribution there is no trust region"
-)
 
 
 class TRPOOptimizer(torch.optim.Optimizer):
@@ -138,7 +125,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         backend: str = "auto",
         **unserved: Any,
     ) -> None:
-        _refuse(unserved)
+        option_table.refuse_unserved(unserved)
         options = Options(
             max_kl=max_kl,
             damping=damping,
@@ -199,6 +186,14 @@ class TRPOOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name in option_table.NAMES:
                 group.setdefault(name, self.defaults[name])
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What ``torch.amp.GradScaler.step`` asks for before it does anything."""
+        raise RuntimeError(
+            "TRPOOptimizer takes no GradScaler: it neither reads nor writes .grad, so there is "
+            "nothing to unscale; call optimizer.step(...) itself"
+        )
 
     def step(  # type: ignore[override]
         self,
@@ -276,7 +271,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
 
         def evaluation() -> Evaluation:
             with draws.same():
-                return _read_closure(closure(), sign)
+                return read_closure(closure(), sign)
 
         problem = GenericProblem(
             parameters,
@@ -391,43 +386,3 @@ class TRPOOptimizer(torch.optim.Optimizer):
                 "step; load a good checkpoint"
             )
         return parameters
-
-
-def _read_closure(found: Any, sign: float) -> Evaluation:
-    """What a closure returned, checked; its loss times ``sign`` is to fall."""
-    if not (isinstance(found, tuple | list) and len(found) in (2, 3)):
-        raise TypeError(f"{CLOSURE_ADVICE}; got {type(found).__name__}")
-    loss, distribution, weights = (*found, None)[:3]
-    if not isinstance(loss, Tensor) or not isinstance(distribution, Distribution):
-        kinds = ", ".join(type(item).__name__ for item in found)
-        raise TypeError(f"{CLOSURE_ADVICE}; got ({kinds})")
-    if loss.numel() != 1:
-        raise ValueError(f"the closure's loss has shape {tuple(loss.shape)}, expected a scalar")
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise ValueError(
-            "the closure's loss has no graph to the parameters; compute it without no_grad, "
-            "detach or inference_mode"
-        )
-    if weights is not None:
-        if not isinstance(weights, Tensor) or weights.numel() == 0:
-            raise TypeError(
-                "the closure's weights must be a tensor like the distribution's batch_shape, got "
-                f"{'an empty one' if isinstance(weights, Tensor) else type(weights).__name__}"
-            )
-        low, high = (float(bound) for bound in weights.detach().aminmax())
-        if not (0 <= low <= high < float("inf") and high > 0):
-            raise ValueError(
-                f"the closure's weights lie in [{low}, {high}]; they must be finite, >= 0 and "
-                "not all 0"
-            )
-        weights = weights.detach()
-    return Evaluation(sign * loss.reshape(()), distribution, weights)
-
-
-def _refuse(keywords: dict[str, Any]) -> None:
-    """Raise for keywords that are none of ours; for torch's own, with the reason."""
-    for name, value in keywords.items():
-        if name not in UNSERVED:
-            raise TypeError(f"TRPOOptimizer() got an unexpected keyword argument {name!r}")
-        if value:
-            raise ValueError(f"TRPOOptimizer has no {name}: {UNSERVED[name]}")

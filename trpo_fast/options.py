@@ -16,6 +16,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "noise": ("eval", "fixed"),
     "backend": ("auto", "cpu", "cuda", "reference"),
 }
+# Keywords of torch's optimizers that ask for what a trust-region step cannot be.
+UNSERVED = {
+    "capturable": "whether a candidate is taken is decided on the host, so no step can be captured",
+    "differentiable": "the line search is no differentiable function of its inputs",
+    "foreach": "all parameters are one vector already",
+    "fused": "backend= names what computes the update",
+}
 GREATEST_COUNT = 2**31 - 1  # the native int
 # (lower limit, whether it is excluded, upper limit, whether it is excluded)
 LIMITS: dict[str, tuple[float, bool, float, bool]] = {
@@ -123,3 +130,12 @@ def check_number(name: str, value: object) -> None:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def refuse_unserved(keywords: dict[str, Any]) -> None:
+    """Raise for keywords that are none of ours; for torch's own, with the reason."""
+    for name, value in keywords.items():
+        if name not in UNSERVED:
+            raise TypeError(f"TRPOOptimizer() got an unexpected keyword argument {name!r}")
+        if value:
+            raise ValueError(f"TRPOOptimizer has no {name}: {UNSERVED[name]}")
