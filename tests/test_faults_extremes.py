@@ -45,6 +45,26 @@ def test_a_step_beyond_the_dtype_is_rejected(backend: str, constraint: str) -> N
 
 
 @every_backend
+def test_a_loss_that_is_not_finite_is_no_improvement(backend: str) -> None:
+    _, data, opt = setting(backend)
+    opt.step(**dict(data, old_log_prob=torch.full((24,), -1e4)))
+    result = result_of(opt)
+    assert result.status is Status.non_finite
+    assert not math.isfinite(result.loss_before)
+    assert result.actual_improvement == 0
+
+
+@every_backend
+@pytest.mark.parametrize("name", ["categorical", "bernoulli"])
+def test_a_natural_gradient_step_to_certainty_is_taken(backend: str, name: str) -> None:
+    """Its KL is finite, though probabilities round to 0 and 1."""
+    _, data, opt = setting(backend, BY_NAME[name], constraint="none", lr=1e4)
+    opt.step(**data)
+    assert result_of(opt).accepted
+    assert 100 < result_of(opt).kl < math.inf
+
+
+@every_backend
 @every_case
 def test_zero_gradient_is_a_no_op(backend: str, case: Case) -> None:
     policy, data, opt = setting(backend, case)

@@ -24,6 +24,7 @@ from torch.distributions import (
     kl_divergence,
     register_kl,
 )
+from torch.nn.functional import logsigmoid
 
 
 def check_action_mask(mask: Tensor, logits: Tensor, nvec: Sequence[int]) -> Tensor:
@@ -80,15 +81,35 @@ class MaskedCategorical(Categorical):
             raise ValueError(f"actions must lie in [0, {self._num_events})")
 
 
-def _kl_masked(p: Categorical, q: Categorical) -> Tensor:
+def _kl_categories(log_p: Tensor, log_q: Tensor) -> Tensor:
     # Where p is 0 the term is 0, in the value and in every derivative: -inf never meets -inf.
-    outside = p.logits == -torch.inf
-    log_p = p.logits.masked_fill(outside, 0.0)
-    log_q = q.logits.masked_fill(outside, 0.0)
-    return (p.probs * (log_p - log_q)).sum(-1)
+    outside = log_p == -torch.inf
+    log_ratio = log_p.masked_fill(outside, 0.0) - log_q.masked_fill(outside, 0.0)
+    return (log_p.exp() * log_ratio).sum(-1)
+
+
+def _kl_masked(p: Categorical, q: Categorical) -> Tensor:
+    return _kl_categories(p.logits, q.logits)
 
 
 register_kl(MaskedCategorical, MaskedCategorical)(_kl_masked)
+
+
+class _Bits(Bernoulli):
+    """Bernoulli variables whose KL is taken from logits.
+
+    torch's own is infinite once a probability rounds to 1, which is at a logit of 37.
+    """
+
+
+def _kl_bits(p: _Bits, q: _Bits) -> Tensor:
+    log_p, log_q = (
+        torch.stack([logsigmoid(-d.logits), logsigmoid(d.logits)], dim=-1) for d in (p, q)
+    )
+    return _kl_categories(log_p, log_q)
+
+
+register_kl(_Bits, _Bits)(_kl_bits)
 
 
 class MultiCategorical(Distribution):
@@ -233,8 +254,8 @@ def _detached_value(value: Any, memo: dict[int, Any]) -> Any:
 def in_double(distribution: Distribution) -> Distribution:
     """The same distribution in float64, where its type is known; else itself.
 
-    A KL near 0 is the difference of nearly equal terms: in float64 nothing of a float32 model is
-    lost to cancellation.
+    Between two of these a KL is finite though a probability rounds to 0 or 1. A KL near 0 is the
+    difference of nearly equal terms: in float64 nothing of a float32 model is lost to cancellation.
     """
     d: Any = distribution
     kind = type(distribution)
@@ -252,7 +273,7 @@ def in_double(distribution: Distribution) -> Distribution:
     if kind is MultiCategorical:
         return MultiCategorical(d.logits.double(), d.nvec, validate_args=False)
     if kind is Bernoulli and d._param is d.__dict__.get("logits"):
-        return Bernoulli(logits=d.logits.double(), validate_args=False)
+        return _Bits(logits=d.logits.double(), validate_args=False)
     if kind is MultivariateNormal:
         return MultivariateNormal(
             d.loc.double(), scale_tril=d.scale_tril.double(), validate_args=False

@@ -52,9 +52,19 @@ TRPO_FAST_HOST_DEVICE double softplus(double x) {
   return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
 }
 
-// log sum exp over the allowed logits of a block.
+// log sum exp over the allowed logits of a block, in two parts: added up, the lesser one would be
+// lost to the rounding of large logits, and with it what tells a probability from 1.
+struct LogNormalizer {
+  double top, rest;
+};
+
+TRPO_FAST_HOST_DEVICE double normalized(double logit, const LogNormalizer& by) {
+  return (logit - by.top) - by.rest;
+}
+
 template <class T>
-TRPO_FAST_HOST_DEVICE double log_normalizer(const T* logits, const std::uint8_t* mask, Index n) {
+TRPO_FAST_HOST_DEVICE LogNormalizer log_normalizer(const T* logits, const std::uint8_t* mask,
+                                                   Index n) {
   double top = -INFINITY;
   for (Index i = 0; i < n; ++i) {
     // Written so that a NaN logit is not skipped.
@@ -64,7 +74,7 @@ TRPO_FAST_HOST_DEVICE double log_normalizer(const T* logits, const std::uint8_t*
   for (Index i = 0; i < n; ++i) {
     if (mask == nullptr || mask[i]) sum += std::exp(double(logits[i]) - top);
   }
-  return top + std::log(sum);
+  return {top, std::log(sum)};
 }
 
 template <class T>
@@ -91,7 +101,7 @@ TRPO_FAST_HOST_DEVICE double log_prob(const Head& head, const T* o, const Gaussi
       for (Index a = 0; a < head.actions; ++a) {
         const Index n = head.nvec[a], chosen = action.category[a * action.stride];
         const bool allowed = mask == nullptr || mask[chosen];
-        total += allowed ? double(o[chosen]) - log_normalizer(o, mask, n) : -INFINITY;
+        total += allowed ? normalized(double(o[chosen]), log_normalizer(o, mask, n)) : -INFINITY;
         o += n;
         if (mask != nullptr) mask += n;
       }
@@ -133,10 +143,10 @@ TRPO_FAST_HOST_DEVICE void log_prob_gradient(const Head& head, const T* o,
     case HeadKind::multi_categorical:
       for (Index a = 0; a < head.actions; ++a) {
         const Index n = head.nvec[a], chosen = action.category[a * action.stride];
-        const double normalizer = log_normalizer(o, mask, n);
+        const LogNormalizer normalizer = log_normalizer(o, mask, n);
         for (Index i = 0; i < n; ++i) {
           const bool allowed = mask == nullptr || mask[i];
-          const double p = allowed ? std::exp(double(o[i]) - normalizer) : 0;
+          const double p = allowed ? std::exp(normalized(double(o[i]), normalizer)) : 0;
           delta[i] = T(coefficient * (double(i == chosen) - p));
         }
         o += n;
@@ -205,12 +215,12 @@ TRPO_FAST_HOST_DEVICE double row_kl(const Head& head, const T* first, const T* s
     case HeadKind::multi_categorical:
       for (Index a = 0; a < A; ++a) {
         const Index n = head.nvec[a];
-        const double first_normalizer = log_normalizer(first, mask, n);
-        const double second_normalizer = log_normalizer(second, mask, n);
+        const LogNormalizer first_normalizer = log_normalizer(first, mask, n);
+        const LogNormalizer second_normalizer = log_normalizer(second, mask, n);
         for (Index i = 0; i < n; ++i) {
           if (mask != nullptr && !mask[i]) continue;
-          total += category_kl(double(first[i]) - first_normalizer,
-                               double(second[i]) - second_normalizer);
+          total += category_kl(normalized(double(first[i]), first_normalizer),
+                               normalized(double(second[i]), second_normalizer));
         }
         first += n;
         second += n;
@@ -255,10 +265,10 @@ TRPO_FAST_HOST_DEVICE void metric_cache(const Head& head, const T* o, const std:
     case HeadKind::multi_categorical:
       for (Index a = 0; a < head.actions; ++a) {
         const Index n = head.nvec[a];
-        const double normalizer = log_normalizer(o, mask, n);
+        const LogNormalizer normalizer = log_normalizer(o, mask, n);
         for (Index i = 0; i < n; ++i) {
           const bool allowed = mask == nullptr || mask[i];
-          metric[i] = allowed ? T(std::exp(double(o[i]) - normalizer)) : T(0);
+          metric[i] = allowed ? T(std::exp(normalized(double(o[i]), normalizer))) : T(0);
         }
         o += n;
         metric += n;
@@ -295,15 +305,15 @@ TRPO_FAST_HOST_DEVICE void metric_root(const Head& head, const double* inv_std,
     case HeadKind::multi_categorical:
       for (Index a = 0; a < head.actions; ++a) {
         const Index n = head.nvec[a];
-        const double normalizer = log_normalizer(o, mask, n);
+        const LogNormalizer normalizer = log_normalizer(o, mask, n);
         double sum = 0;
         for (Index i = 0; i < n; ++i) {
           if (mask == nullptr || mask[i])
-            sum += std::exp(0.5 * (double(o[i]) - normalizer)) * signs[i];
+            sum += std::exp(0.5 * normalized(double(o[i]), normalizer)) * signs[i];
         }
         for (Index i = 0; i < n; ++i) {
           const bool allowed = mask == nullptr || mask[i];
-          const double root = allowed ? std::exp(0.5 * (double(o[i]) - normalizer)) : 0;
+          const double root = allowed ? std::exp(0.5 * normalized(double(o[i]), normalizer)) : 0;
           o[i] = T(root * (double(signs[i]) - root * sum));
         }
         o += n;

@@ -18,12 +18,12 @@ struct RowNoise {
 template <class T>
 TRPO_FAST_HOST_DEVICE Index draw_category(const T* logits, const std::uint8_t* mask, Index n,
                                           double u) {
-  const double normalizer = log_normalizer(logits, mask, n);
+  const LogNormalizer normalizer = log_normalizer(logits, mask, n);
   double cumulative = 0;
   Index last = 0;
   for (Index i = 0; i < n; ++i) {
     if (mask != nullptr && !mask[i]) continue;
-    const double p = std::exp(double(logits[i]) - normalizer);
+    const double p = std::exp(normalized(double(logits[i]), normalizer));
     if (p == 0) continue;
     cumulative += p;
     last = i;

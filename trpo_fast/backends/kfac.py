@@ -115,8 +115,7 @@ def output_draw(network: Network, outputs: Tensor, signs: Tensor, mask: Tensor |
             1,
         )
     if head.kind == "bernoulli":
-        s = torch.sigmoid(outputs)
-        return (s * (1 - s)).sqrt() * signs
+        return (torch.sigmoid(outputs) * torch.sigmoid(-outputs)).sqrt() * signs
     if head.kind == "gaussian":
         assert network.log_std_row is not None  # noqa: S101
         return torch.exp(-network.log_std_row) * signs

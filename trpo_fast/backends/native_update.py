@@ -54,7 +54,7 @@ def update_result(figures: Sequence[float], backend: str) -> TrustRegionResult:
         loss_before=before,
         loss_after=after,
         expected_improvement=expected,
-        actual_improvement=before - after,
+        actual_improvement=before - after if status is Status.accepted else 0.0,
         step_size=step,
         backtracks=int(backtracks),
         cg_iters=int(cg_iters),

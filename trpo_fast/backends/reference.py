@@ -20,6 +20,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from trpo_fast.backends.rounding import EXACT, ROUNDINGS, Rounding
 from trpo_fast.batch import Batch, batch_rows
+from trpo_fast.distributions import in_double
 from trpo_fast.flat import FlatParameters, strided_rows
 from trpo_fast.network import ACTIVATIONS, Head, Layer, Network, forward, head_distribution
 from trpo_fast.options import Options
@@ -191,7 +192,7 @@ def _chunks(batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
 def _distribution(network: Network, outputs: Tensor, part: Batch) -> Distribution:
     """The policy in float64, in which a KL near 0 loses nothing that matters."""
     log_std = None if network.log_std_row is None else network.log_std_row.double()
-    return head_distribution(network.head, outputs.double(), log_std, part.action_mask)
+    return in_double(head_distribution(network.head, outputs.double(), log_std, part.action_mask))
 
 
 def _log_prob(distribution: Distribution, part: Batch) -> Tensor:
@@ -243,8 +244,8 @@ def _head_metric(network: Network, outputs: Tensor, part: Batch) -> Callable[[Te
 
         return categorical
     if head.kind == "bernoulli":
-        s = torch.sigmoid(outputs)
-        return lambda u: s * (1 - s) * u
+        variance = torch.sigmoid(outputs) * torch.sigmoid(-outputs)  # p (1 - p), not cancelled
+        return lambda u: variance * u
     if head.kind == "gaussian":
         assert network.log_std_row is not None  # noqa: S101
         inverse = torch.exp(-2 * network.log_std_row)  # 1 / sigma^2
