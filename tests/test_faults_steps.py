@@ -7,7 +7,14 @@ import warnings
 
 import pytest
 import torch
-from optimizer_cases import GAUSSIAN, assert_usable, every_backend, result_of, setting
+from optimizer_cases import (
+    GAUSSIAN,
+    assert_usable,
+    every_backend,
+    optimizer,
+    result_of,
+    setting,
+)
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from update_cases import (
@@ -211,3 +218,20 @@ def test_the_fallback_is_said_once() -> None:
     assert "NeverSeen" in str(caught[0].message)
     assert caught[0].filename == __file__
     assert any("NeverSeen" in text for text in _said)
+
+
+@every_backend
+@pytest.mark.parametrize("how", ["layer", "assign"])
+def test_a_parameter_that_was_replaced_is_named(backend: str, how: str) -> None:
+    policy, data, opt = setting(backend)
+    if how == "layer":
+        policy.body[0] = torch.nn.Linear(*reversed(policy.body[0].weight.shape))
+    else:
+        state = {name: t.clone() for name, t in policy.state_dict().items()}
+        policy.load_state_dict(state, assign=True)
+    before = bits(policy)
+    name = "body.0.weight" if how == "layer" else "log_std"
+    with pytest.raises(ValueError, match=rf"{name} was replaced .* make a new TRPOOptimizer"):
+        opt.step(**data)
+    assert same_bits(policy, before)
+    assert_usable(optimizer(policy, backend), data)

@@ -227,7 +227,8 @@ class TRPOOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: an input of a wrong shape or device, or not finite, named with its index;
-                an empty batch; an invalid option. The parameters are untouched.
+                an empty batch; an invalid option; a parameter that the module no longer has. The
+                parameters are untouched.
             IndexError: a discrete action out of range.
             TypeError: neither or both forms, or a closure without a distribution.
         """
@@ -295,6 +296,8 @@ class TRPOOptimizer(torch.optim.Optimizer):
         batch = reader.batch(actions, advantages, old_log_prob, action_mask)
         network = self._recognise(batch.obs, batch.action_mask)
         if isinstance(network, Network):
+            if any(t.requires_grad and id(t) not in parameters.place for t in network.tensors()):
+                _refuse_replaced(self.module, parameters)
             width = network.layers[0].weight.shape[1]
             fused = fused_batch(batch, network.head, width, parameters.dtype)
             problem = fused_problem(network, parameters, fused, options)
@@ -308,6 +311,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
         if options.backend != "auto":
             raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
         refuse_generic(options, network)
+        _refuse_replaced(self.module, parameters)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
         terms, fisher_terms = module_terms(self.module, batch, options)
         with twice_differentiable(self.module, options.noise):
@@ -386,3 +390,14 @@ class TRPOOptimizer(torch.optim.Optimizer):
                 "step; load a good checkpoint"
             )
         return parameters
+
+
+def _refuse_replaced(module: nn.Module, parameters: FlatParameters) -> None:
+    """Raise where the module no longer has one of the parameters that are stepped."""
+    own = {id(p) for p in module.parameters()}
+    for p, name in zip(parameters.tensors, parameters.names, strict=True):
+        if id(p) not in own:
+            raise ValueError(
+                f"{name} was replaced after the optimizer was made, as by a new layer or by "
+                "load_state_dict(assign=True): make a new TRPOOptimizer of the policy as it is"
+            )
