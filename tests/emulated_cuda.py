@@ -9,6 +9,7 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,11 @@ needs_emulation = pytest.mark.skipif(
 
 
 class EmulatedProblem(CudaProblem):
-    """``CudaProblem`` on CPU tensors."""
+    """``CudaProblem`` on CPU tensors, in a workspace whose every word is NaN."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._memory.fill_(0xFF)
 
     def _core(self) -> ModuleType:
         assert emulated is not None

@@ -71,6 +71,12 @@ std::size_t scalar_bytes(int panel_rows, int actions, std::size_t element) {
   return scalar_doubles(panel_rows, actions) * sizeof(double) + scalar_elements(actions) * element;
 }
 
+std::size_t panel_bytes(const NetworkPlan& network, int panel_rows, int actions,
+                        std::size_t element) {
+  const std::size_t row = std::size_t(3 * panel_stride(network.widest)) * element;
+  return std::size_t(panel_rows) * row + scalar_bytes(panel_rows, actions, element);
+}
+
 // Whether a warp's registers hold a row of every layer for tensor cores.
 bool narrow(const NetworkPlan& network) {
   for (int l = 0; l < network.count; ++l) {
@@ -114,6 +120,12 @@ void plan_tensor_cores(LaunchPlan& plan, const NetworkPlan& network, Products pr
 
 }  // namespace
 
+bool fits_panels(const NetworkPlan& network, int actions, std::size_t element,
+                 const DeviceLimits& device) {
+  return panel_bytes(network, kSmallPanelRows, actions, element) <=
+         std::size_t(device.shared_bytes);
+}
+
 bool fits_tensor_panels(const NetworkPlan& network, int actions, const DeviceLimits& device,
                         Products products) {
   const std::size_t scalars = scalar_bytes(kPanelRows, actions, sizeof(float));
@@ -127,17 +139,16 @@ LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std:
   const std::size_t limit = std::size_t(device.shared_bytes);
   const std::size_t vector = std::size_t(network.packed) * element;
   const std::size_t weights = std::size_t(2 * network.packed + network.backward) * element;
-  const std::size_t row = std::size_t(3 * panel_stride(network.widest)) * element;
   const auto panels = [&](int panel_rows) {
-    return std::size_t(panel_rows) * row + scalar_bytes(panel_rows, actions, element);
+    return panel_bytes(network, panel_rows, actions, element);
   };
   const bool large = element == sizeof(float) && panels(kPanelRows) <= limit &&
                      rows >= Index(kPanelRows) * device.multiprocessors;
   LaunchPlan plan{};
   plan.panel_rows = large ? kPanelRows : kSmallPanelRows;
   const std::size_t scalars = scalar_bytes(plan.panel_rows, actions, element);
-  std::size_t others = std::size_t(plan.panel_rows) * row;
   plan.shared_bytes = panels(plan.panel_rows);
+  std::size_t others = plan.shared_bytes - scalars;
   if (plan.shared_bytes > limit) {
     throw std::invalid_argument("the network needs " + std::to_string(plan.shared_bytes) +
                                 " bytes of shared memory a block, the device has " +

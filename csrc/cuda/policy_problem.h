@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include "../common/heads.h"
@@ -195,7 +196,10 @@ std::size_t tiled_shared_bytes(int actions, std::size_t element);
 // device's shared memory is too small.
 LaunchPlan launch_plan(const NetworkPlan& network, Index rows, int actions, std::size_t element,
                        const DeviceLimits& device, Products products);
-// Whether launch_plan serves tensor cores; what it does not goes to tiles.
+// Whether launch_plan serves, with each element's own products and with tensor cores; what it does
+// not goes to tiles.
+bool fits_panels(const NetworkPlan& network, int actions, std::size_t element,
+                 const DeviceLimits& device);
 bool fits_tensor_panels(const NetworkPlan& network, int actions, const DeviceLimits& device,
                         Products products);
 
@@ -293,5 +297,7 @@ template <class T>
 int tiled_blocks_each(int device, int actions);
 
 DeviceLimits device_limits(int device);
+// Why these kernels cannot run on the device; empty: they can.
+std::string device_error(int device);
 
 }  // namespace trpo_fast::cuda

@@ -42,17 +42,18 @@ __device__ double surrogate_rows(const P& panels, const BlockRows<T>& rows, Inde
   return -gain;
 }
 
-// The state-independent log std's gradient, one thread an action: sum of gain (z^2 - 1).
+// The state-independent log std's gradient, a thread's actions: sum of gain (z^2 - 1).
 template <class P, class T = typename P::Element>
 __device__ void log_std_rows(const P& panels, const BlockRows<T>& rows, Index first) {
   const ProblemArgs<T>& a = panels.args;
-  const int i = threadIdx.x;
-  if (a.head_kind != HeadKind::gaussian || i >= a.actions) return;
-  for (int r = 0; r < panels.panel_rows(rows, first); ++r) {
-    const double mean = panels.outputs()[r * panels.stride + i];
-    const double z =
-        (double(a.real_actions[(first + r) * a.actions + i]) - mean) * panels.inv_std[i];
-    panels.log_std_sums[i] += panels.gains[r] * (z * z - 1);
+  if (a.head_kind != HeadKind::gaussian) return;
+  for (int i = threadIdx.x; i < a.actions; i += kThreads) {
+    for (int r = 0; r < panels.panel_rows(rows, first); ++r) {
+      const double mean = panels.outputs()[r * panels.stride + i];
+      const double z =
+          (double(a.real_actions[(first + r) * a.actions + i]) - mean) * panels.inv_std[i];
+      panels.log_std_sums[i] += panels.gains[r] * (z * z - 1);
+    }
   }
 }
 

@@ -284,12 +284,15 @@ class TiledProblem {
     p.to_stride = layer.out_padded;
     p.finish = Finish::add;
     p.first = chunk.begin == 0;
-    p.terms[p.term_count++] = {inputs_of(chunk, l) + first * net_.cache_width,
-                               net_.cache_width,
-                               true,
-                               buffer(l) + first * panels.stride,
-                               panels.stride,
-                               end - first};
+    // A chunk can have fewer rows than there are splits.
+    if (first < end) {
+      p.terms[p.term_count++] = {inputs_of(chunk, l) + first * net_.cache_width,
+                                 net_.cache_width,
+                                 true,
+                                 buffer(l) + first * panels.stride,
+                                 panels.stride,
+                                 end - first};
+    }
     run_tiles(p, products, taken, panels.end);
   }
 

@@ -7,7 +7,7 @@
 
 namespace trpo_fast::cuda {
 
-// One left times right. Every column count and stride is a multiple of four.
+// One left times right. Every column count and stride is a multiple of four, and no depth is 0.
 template <class T>
 struct Term {
   const T* left;  // [rows, depth], or [depth, rows] where left_by_depth

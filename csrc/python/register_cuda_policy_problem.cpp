@@ -145,9 +145,11 @@ class BoundCudaProblem {
     const Index log_std = args["log_std"].cast<Index>(), unused = args["unused"].cast<Index>();
     a_.network = cuda::network_plan(shapes, log_std, unused, tiled_);
     read_products(args);
-    const bool tensor_cores = a_.products != cuda::Products::exact && !tiled_;
     const int actions = args["action_dim"].cast<int>();
-    if (tensor_cores && !cuda::fits_tensor_panels(a_.network, actions, limits_, a_.products)) {
+    const bool fits = a_.products == cuda::Products::exact
+                          ? cuda::fits_panels(a_.network, actions, sizeof(T), limits_)
+                          : cuda::fits_tensor_panels(a_.network, actions, limits_, a_.products);
+    if (!tiled_ && !fits) {
       tiled_ = true;
       a_.network = cuda::network_plan(shapes, log_std, unused, tiled_);
     }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cuda_device import needs_device, on_device
 from emulated_cuda import KIB, EmulatedProblem, EmulatedTiles, emulated, needs_emulation
+from gymnasium import spaces
 from test_cuda import assert_same_update, run
 from test_precision import BOUNDS as CPU_BOUNDS
 from test_precision import relative
@@ -63,15 +64,36 @@ def test_every_head_is_updated_as_by_the_reference(case: Case, weighted: bool) -
 
 
 @needs_emulation
-@pytest.mark.parametrize("fraction", [1.0, 0.99, 0.4])
-def test_rows_beyond_a_chunk_and_their_splits_are_added(fraction: float) -> None:
+@pytest.mark.parametrize(
+    ("rows", "fraction"),
+    # The last two have fewer rows in a chunk than there are splits.
+    [(8300, 1.0), (8300, 0.99), (8300, 0.4), (8193, 1.0), (8300, 2e-4)],
+)
+def test_rows_beyond_a_chunk_and_their_splits_are_added(rows: int, fraction: float) -> None:
     assert_same_update(
         BY_NAME["gaussian"],
         Options(cg_iters=2, fisher_fraction=fraction),
         (8,),
         problem_class=EmulatedTiles,
-        rows=8300,
+        rows=rows,
     )
+
+
+@needs_emulation
+def test_a_gaussian_of_more_actions_than_a_block_has_threads() -> None:
+    case = Case("wide", spaces.Box(-2.0, 3.0, (300,)), {"log_std_init": -0.3})
+    assert_same_update(case, Options(cg_iters=3), (5,))
+
+
+@needs_emulation
+@pytest.mark.parametrize(("shared", "tiled"), [(99, True), (227, False)])
+def test_panels_that_a_device_has_no_room_for_go_to_tiles(shared: int, tiled: bool) -> None:
+    case = BY_NAME["gaussian"]
+    emulated.set_device(3, shared * KIB)
+    policy = make_policy(case, (256,))
+    network, batch = recognised(policy, make_data(policy, case))
+    assert EmulatedProblem(network, flat_of(policy), batch, Options()).in_tiles == tiled
+    assert_same_update(case, Options(cg_iters=3), (256,))
 
 
 @needs_emulation

@@ -49,7 +49,7 @@ def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     device = weight.device
     if device.type != "cuda" or batch.obs.device.type != "cuda":
         return f"the parameters are on {device}, and it serves CUDA devices"
-    core, error = _native.cuda()
+    core, error = _native.cuda_on(device.index or 0)
     if core is None:
         return error
     capability = torch.cuda.get_device_capability(device)
@@ -74,8 +74,9 @@ def shape_refusal(network: Network) -> str | None:
 def in_tiles(network: Network, options: Options) -> bool:
     """Whether layers must be computed in tiles by the whole grid, not in panels by a block.
 
-    Panels end at ``PANEL_WIDTH``, and know no preconditioner. With tensor cores they end earlier:
-    the native side goes to tiles by itself where their operands do not fit shared memory.
+    Panels end at ``PANEL_WIDTH``, and know no preconditioner. With little shared memory or with
+    tensor cores they end earlier: the native side goes to tiles by itself where a panel, or the
+    operands of tensor cores, do not fit.
     """
     widest = max(layer.weight.shape[0] for layer in network.layers)
     return widest > PANEL_WIDTH or options.preconditioner in ("diagonal", "kfac")
