@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,3 +124,20 @@ def test_missing_native_module_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report["native"]["isa"] is None
     assert "the module is gone; run make build" in report["hints"]
     assert "pure-torch code is used" in doctor.format_report(report)
+
+
+@pytest.mark.parametrize(("error", "usable"), [("no kernel image", False), ("", True)])
+def test_kernels_that_a_device_cannot_run_are_named(
+    monkeypatch: pytest.MonkeyPatch, error: str, usable: bool
+) -> None:
+    facts = {"runtime": 13000, "driver": 13000, "devices": 1, "error": None}
+    core = SimpleNamespace(facts=lambda: facts, device_error=lambda index: error)
+    monkeypatch.setattr(_native, "cuda", lambda: (core, None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    card = SimpleNamespace(name="a card", major=7, minor=5, total_memory=2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    report = doctor.doctor_report()
+    assert report["cuda"]["kernels"]["usable"] == usable
+    hinted = any("unusable on device 0: no kernel image" in hint for hint in report["hints"])
+    assert hinted != usable

@@ -10,6 +10,7 @@ PreconditionerArg: TypeAlias = tuple[TensorArg, TensorArg, list[tuple[int, bool]
 SolveOptions: TypeAlias = dict[str, float | PreconditionerArg | None]
 
 def facts() -> dict[str, Any]: ...
+def device_error(device: int) -> str: ...
 def plan(
     layers: Sequence[tuple[int, int, int, float]],
     log_std: int,

@@ -13,6 +13,7 @@ from functools import cache
 from types import ModuleType
 
 INSTALL_LINE = "pip install --force-reinstall --no-deps --no-cache-dir trpo-fast"
+_served: set[int] = set()  # devices that the CUDA kernels run on
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -44,6 +45,18 @@ def cuda() -> tuple[ModuleType | None, str | None]:
         "CUDA's bin directory on PATH and reinstall (in a checkout: make build)"
     )
     return None, " ".join(message.split())
+
+
+def cuda_on(device: int) -> tuple[ModuleType | None, str | None]:
+    """The same for one device: a driver can be too old for the kernels, or a device not theirs."""
+    module, error = cuda()
+    if module is None or device in _served:
+        return module, error
+    error = module.device_error(device)
+    if error:
+        return None, error.rstrip(".")
+    _served.add(device)
+    return module, None
 
 
 core: ModuleType | None

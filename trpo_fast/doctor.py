@@ -173,7 +173,12 @@ def _kernel_facts() -> dict[str, Any]:
     elif not torch.cuda.is_available():
         state += "unusable: this torch does not reach the device"
     else:
-        state += f"usable with a driver for CUDA {driver}"
+        errors = [core.device_error(index) for index in range(torch.cuda.device_count())]
+        broken = [f"device {i}: {error}" for i, error in enumerate(errors) if error]
+        if broken:
+            state += f"unusable on {'; '.join(broken)}"
+        else:
+            state += f"usable with a driver for CUDA {driver}"
     return {
         "built": True,
         "driver": driver,

@@ -55,6 +55,7 @@ py::dict plan(const std::vector<std::tuple<Index, Index, int, double>>& layers, 
 
 void register_cuda_device(py::module_& m) {
   m.def("facts", &facts);
+  m.def("device_error", &cuda::device_error, py::arg("device"));
   m.def("plan", &plan, py::arg("layers"), py::arg("log_std"), py::arg("unused"), py::arg("rows"),
         py::arg("actions"), py::arg("element"), py::arg("multiprocessors"), py::arg("shared_bytes"),
         py::arg("blocks_each") = 0, py::arg("products") = 0);

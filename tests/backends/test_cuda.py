@@ -282,6 +282,20 @@ def test_the_module_loads_without_a_driver_and_gives_facts() -> None:
     assert (facts["devices"] > 0) or facts["error"]
 
 
+@needs_emulation
+def test_a_device_that_cannot_run_the_kernels_is_refused_until_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_native, "cuda", lambda: (emulated, None))
+    monkeypatch.setattr(_native, "_served", set())
+    emulated.fail_next_launch(1)
+    assert _native.cuda_on(0) == (None, "its kernels do not load there: invalid argument")
+    assert _native.cuda_on(0) == (emulated, None)
+    emulated.fail_next_launch(1)
+    assert _native.cuda_on(0) == (emulated, None)  # not asked again
+    assert emulated.device_error(0) == "its kernels do not load there: invalid argument"
+
+
 @needs_device
 def test_the_optimizer_steps_a_policy_on_the_device() -> None:
     case = BY_NAME["gaussian"]

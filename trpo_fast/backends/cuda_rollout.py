@@ -62,7 +62,7 @@ def gae(
     """``compute_gae`` for tensors on one CUDA device, which the caller has checked for kind.
 
     One kernel on the current stream, without waiting for it. In plain torch where the kernels are
-    not built.
+    not built, or not for this device.
 
     Raises:
         TypeError: devices or dtypes that are not served.
@@ -84,7 +84,7 @@ def gae(
             "a step was truncated but final_values is None. Pass final_values [T, B] with V of the "
             "episode's last observation in that place"
         )
-    core = core or _native.cuda()[0]
+    core = core or _native.cuda_on(rewards.device.index or 0)[0]
     final = moved.get("final_values")
     if core is None:
         return gae_in_torch(
@@ -158,7 +158,9 @@ def serves_forward(layers: Sequence[Layer]) -> bool:
     weight = layers[0].weight
     fits = len(layers) <= MAX_LAYERS and weight.numel() > 0
     kinds = (torch.float32, torch.float64)
-    return fits and weight.is_cuda and weight.dtype in kinds and _native.cuda()[0] is not None
+    if not (fits and weight.is_cuda and weight.dtype in kinds):
+        return False
+    return _native.cuda_on(weight.device.index or 0)[0] is not None
 
 
 class DeviceForward:
