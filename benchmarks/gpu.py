@@ -5,9 +5,11 @@
     python benchmarks/gpu.py --dry-run                      the same steps on the CPU, one tiny size
 
 Every line is one operation at one size, in one process: microseconds as the median of repeated
-calls. "kernel" is the device's own time by CUDA events; "call" is the wall clock around the Python
-call with a synchronisation, checks included. The peer is torch.autograd twice through the mean KL
-(``double_backward.py``), in float32 without TF32. What fails is a line too, and the rest goes on.
+calls. "kernel" is between CUDA events: of a product the device's own time; an update waits for the
+device in between, so that parts of the host's checks are in. "call" is the wall clock around the
+Python call with a synchronisation, checks included. The peer is torch.autograd twice through the
+mean KL (``double_backward.py``), in float32 without TF32. What fails is a line too, and the rest
+goes on.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,8 @@ SIZES = (
     Size(8192, 17, 6, 64),
 )
 DRY_SIZE = Size(500, 11, 3, 32)
-WARM_UP = 3
-SECONDS = 0.3  # of one measurement
+PAUSE_CYCLES = 1_000_000  # half a millisecond, more than a launch takes the host
+SECONDS = 0.2  # of one measurement, of its warm-up, and of that by events
 # Relative error of a product; also the step's, which CG amplifies, times 100.
 TOLERANCE = {"fp32": 3e-5, "tf32": 2**-10, "bf16": 2**-7, "bf16x3": 2**-15}
 TORCH = "torch double backward"
@@ -81,31 +83,44 @@ def times(
 ) -> tuple[float | None, float]:
     """Median microseconds of ``call``: between CUDA events, and on the wall."""
 
-    def synchronize() -> None:
+    def prepared() -> None:
+        reset()
         if cuda:
             torch.cuda.synchronize()
 
-    for _ in range(WARM_UP):
-        reset()
-        call()
-    kernel: list[float] = []
-    wall: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(wall) < 3:
-        reset()
-        synchronize()
-        first, last = (torch.cuda.Event(enable_timing=True) if cuda else None for _ in range(2))
+    def on_the_wall() -> float:
+        prepared()
         start = time.perf_counter()
-        if first is not None:
-            first.record()
         call()
-        if last is not None:
-            last.record()
-        synchronize()
-        wall.append((time.perf_counter() - start) * 1e6)
-        if first is not None and last is not None:
-            kernel.append(first.elapsed_time(last) * 1e3)
+        if cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) * 1e6
+
+    def between_events() -> float:
+        prepared()
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # The device waits, so that the events do not measure how long the host takes to launch.
+        torch.cuda._sleep(PAUSE_CYCLES)
+        first.record()
+        call()
+        last.record()
+        torch.cuda.synchronize()
+        return float(first.elapsed_time(last)) * 1e3
+
+    for _ in repeats():  # an idle device also has to raise its clocks
+        on_the_wall()
+    wall = [on_the_wall() for _ in repeats()]
+    kernel = [between_events() for _ in repeats()] if cuda else []
     return statistics.median(kernel) if cuda else None, statistics.median(wall)
+
+
+def repeats() -> Iterator[None]:
+    """As many turns as ``SECONDS`` have room for, and three at least."""
+    end = time.perf_counter() + SECONDS
+    turns = 0
+    while turns < 3 or time.perf_counter() < end:
+        turns += 1
+        yield
 
 
 def measured(
@@ -115,7 +130,7 @@ def measured(
     error_of: Callable[[], float],
     cuda: bool,
 ) -> Line:
-    """``line`` with its figures; or with what failed, which the other contenders outlive.
+    """``line`` with its figures, a wrong answer's too; or with what failed.
 
     ``error_of`` makes one call and compares.
     """
@@ -125,13 +140,13 @@ def measured(
     try:
         reset()
         error = error_of()
-        if not error <= allowed:
-            wrong = f"wrong answer: relative error {error:.3g}, allowed {allowed:.3g}"
-            return replace(line, error=error, failure=wrong)
         kernel, wall = times(call, reset, cuda)
     except FAILURES as failure:
         return replace(line, failure=in_words(failure))
-    return replace(line, kernel_us=kernel, call_us=wall, error=error)
+    wrong = None
+    if not error <= allowed:
+        wrong = f"wrong answer: relative error {error:.3g}, allowed {allowed:.3g}"
+    return replace(line, kernel_us=kernel, call_us=wall, error=error, failure=wrong)
 
 
 def in_words(failure: Exception) -> str:
@@ -142,8 +157,12 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def problem_of(case: Case, precision: str = "fp32") -> Any | None:
-    """The case on its device's native backend; None where that does not serve it."""
+def problem_of(case: Case, precision: str = "fp32") -> Any:
+    """The case on its device's native backend.
+
+    Raises:
+        ValueError: that does not serve it.
+    """
     parameters = FlatParameters(list(case.policy.parameters()), [])
     reader = BatchReader(case.obs, None, dtype=torch.float32, device=case.obs.device)
     batch = reader.batch(case.actions, case.advantages, case.log_prob, None)
@@ -152,47 +171,64 @@ def problem_of(case: Case, precision: str = "fp32") -> Any | None:
     fused = fused_batch(batch, network.head, case.size.obs, torch.float32)
     options = Options(precision=precision)
     backend = ANALYTIC[backend_of(case)]
-    if backend.refusal(network, fused, options) is not None:
-        return None
+    refusal = backend.refusal(network, fused, options)
+    if refusal is not None:
+        raise ValueError(refusal)
     return backend.problem(network, parameters, fused, options)
+
+
+def served(case: Case) -> dict[str, str]:
+    """The precisions, each with its contender's name; on the CPU without those it refuses."""
+    found = {}
+    for precision in TOLERANCE:
+        if not case.obs.is_cuda:
+            try:
+                problem_of(case, precision)
+            except ValueError:
+                continue
+        found[precision] = f"trpo_fast {backend_of(case)} {precision}"
+    return found
 
 
 def backend_of(case: Case) -> str:
     return case.obs.device.type
 
 
-def product_lines(case: Case) -> list[Line]:
+def product_lines(case: Case) -> Iterator[Line]:
     exact = fisher_vector_product(
         double_policy(case, case.theta.cpu()).to(case.obs.device),
         case.obs.double(),
         case.vector.double(),
         backend="reference",
     )
-    calls: dict[str, Callable[[], Tensor]] = {}
-    for precision in TOLERANCE:
-        problem = problem_of(case, precision)
-        if problem is not None:
-            name = f"trpo_fast {backend_of(case)} {precision}"
-            calls[name] = partial(problem.fisher_product, case.vector)
-    calls["trpo_fast reference"] = lambda: fisher_vector_product(
-        case.policy, case.obs, case.vector, backend="reference"
-    )
     torch_product = double_backward.fisher(case)
-    calls[TORCH] = lambda: torch_product(case.vector) - DAMPING * case.vector
+    # The peers first: a kernel that breaks the context takes what follows with it.
+    calls: dict[str, Callable[[], Tensor]] = {
+        TORCH: lambda: torch_product(case.vector) - DAMPING * case.vector,
+        "trpo_fast reference": lambda: fisher_vector_product(
+            case.policy, case.obs, case.vector, backend="reference"
+        ),
+    }
+    for precision, name in served(case).items():
+        calls[name] = product_of(case, precision)
 
     def error(call: Callable[[], Tensor]) -> float:
         return relative_error(call(), exact)
 
-    return [
-        measured(
+    for name, call in calls.items():
+        yield measured(
             Line("product", str(case.size), name),
             call,
             lambda: None,
             partial(error, call),
             case.obs.is_cuda,
         )
-        for name, call in calls.items()
-    ]
+
+
+def product_of(case: Case, precision: str) -> Callable[[], Tensor]:
+    """A product with one problem, made at the first call."""
+    problem = cache(partial(problem_of, case, precision))
+    return lambda: problem().fisher_product(case.vector)
 
 
 def stepper(case: Case, backend: str, precision: str = "fp32") -> Callable[[], object]:
@@ -215,7 +251,7 @@ def stepper(case: Case, backend: str, precision: str = "fp32") -> Callable[[], o
     )
 
 
-def update_lines(case: Case) -> list[Line]:
+def update_lines(case: Case) -> Iterator[Line]:
     def reset() -> None:
         # Not vector_to_parameters: it makes the parameters views of theta.
         parameters = list(case.policy.parameters())
@@ -230,42 +266,42 @@ def update_lines(case: Case) -> list[Line]:
         moved = torch.nn.utils.parameters_to_vector(case.policy.parameters()).detach()
         return moved.double() - case.theta.double()
 
-    calls: dict[str, Callable[[], object]] = {}
-    for precision in TOLERANCE:
-        if problem_of(case, precision) is not None:
-            name = f"trpo_fast {backend_of(case)} {precision}"
-            calls[name] = stepper(case, backend_of(case), precision)
-    calls["trpo_fast reference"] = stepper(case, "reference")
-    calls[TORCH] = lambda: double_backward.update(case)
+    calls: dict[str, Callable[[], object]] = {
+        TORCH: lambda: double_backward.update(case),
+        "trpo_fast reference": stepper(case, "reference"),
+    }
+    for precision, name in served(case).items():
+        calls[name] = stepper(case, backend_of(case), precision)
     exact = step(calls["trpo_fast reference"])
 
     def error(call: Callable[[], object]) -> float:
         return relative_error(step(call), exact)
 
-    lines = [
-        measured(
+    for name, call in calls.items():
+        yield measured(
             Line("update", str(case.size), name),
             call,
             reset,
             partial(error, call),
             case.obs.is_cuda,
         )
-        for name, call in calls.items()
-    ]
     reset()
-    return lines
 
 
-def lines_of(size: Size, device: torch.device) -> list[Line]:
+def lines_of(size: Size, device: torch.device) -> Iterator[Line]:
     """Both operations at one size; a size that cannot even be prepared is a line."""
-    lines: list[Line] = []
     try:
         case = on_device(case_of(size), device)
-        lines += product_lines(case)
-        lines += update_lines(case)
+        yield from product_lines(case)
+        yield from update_lines(case)
     except FAILURES as failure:
-        lines.append(Line("all", str(size), "preparation", failure=in_words(failure)))
-    return lines
+        yield Line("all", str(size), "preparation", failure=in_words(failure))
+
+
+def save(path: Path, facts: dict[str, Any], lines: list[Line]) -> None:
+    whole = path.with_suffix(".part")  # a process that is ended here leaves the file before
+    whole.write_text(json.dumps({**facts, "lines": [asdict(x) for x in lines]}, indent=1))
+    whole.replace(path)
 
 
 def show(lines: list[Line]) -> None:
@@ -282,7 +318,8 @@ def show(lines: list[Line]) -> None:
         kernel = "" if x.kernel_us is None else f"{x.kernel_us:.1f}"
         peer = torch_us.get((x.operation, x.size))
         ratio = "" if peer is None else f"{peer / x.call_us:.1f}x"
-        print(f"{start} {kernel:>10} {x.call_us:>10.1f} {x.error:>8.1e}  {ratio}")
+        wrong = "" if x.failure is None else f"  {x.failure}"
+        print(f"{start} {kernel:>10} {x.call_us:>10.1f} {x.error:>8.1e}  {ratio}{wrong}")
 
 
 def read(paths: list[Path]) -> tuple[dict[str, Any], list[Line]]:
@@ -316,9 +353,12 @@ def main(arguments: list[str] | None = None) -> int:
             sys.exit(str(_native.cuda()[1]))
         chosen = SIZES if args.only is None else (SIZES[args.only],)
         sizes = (DRY_SIZE,) if args.dry_run else chosen
-        facts, lines = facts_of(device), [line for size in sizes for line in lines_of(size, device)]
-    if args.out is not None:
-        args.out.write_text(json.dumps({**facts, "lines": [asdict(x) for x in lines]}, indent=1))
+        facts, lines = facts_of(device), []
+        for size in sizes:
+            for line in lines_of(size, device):
+                lines.append(line)
+                if args.out is not None:  # after each: the next one may hang
+                    save(args.out, facts, lines)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     show(lines)
     return int(not lines or any(line.failure for line in lines))

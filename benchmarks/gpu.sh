@@ -2,8 +2,8 @@
 # Everything that needs a GPU, in one go and under eight minutes: builds the module for this device,
 # runs the CUDA tests on it, every GPU benchmark, and small cases under compute-sanitizer where that
 # is installed. Every stage has its time, none stops the others, and the table of all benchmarks
-# comes last. Installs nothing: it needs CUDA's nvcc, and a Python with torch for CUDA, numba,
-# pybind11, scikit-build-core, cmake, gymnasium, safetensors and pytest.
+# comes last. Installs nothing: it needs CUDA's nvcc, a C++ compiler, and a Python with its headers,
+# torch for CUDA, numba, pybind11, cmake, gymnasium, safetensors and pytest. CMAKE_ARGS goes to cmake.
 #
 #   benchmarks/gpu.sh [directory for logs and results, default build/gpu]
 #   DRY_RUN=1 benchmarks/gpu.sh [directory]      without a device, as far as that goes
@@ -18,6 +18,21 @@ PYTHON=$("$PYTHON" -c 'import sys; print(sys.executable)') || exit 1
 # pip's cmake and ninja lie beside the Python that has them.
 export PATH="${CUDA_HOME:-/usr/local/cuda}/bin:$(dirname "$PYTHON"):$PATH" PYTHONUNBUFFERED=1
 summary=()
+
+# What would only show when the device's time is spent.
+for tool in cmake nvcc; do
+  command -v "$tool" >/dev/null || { echo "$tool is not on PATH"; exit 1; }
+done
+"$PYTHON" - <<'END' || exit 1
+import importlib.util, pathlib, sys, sysconfig
+needed = ("torch", "numba", "pybind11", "gymnasium", "safetensors", "pytest")
+missing = [name for name in needed if importlib.util.find_spec(name) is None]
+if not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
+    print("Python.h is not beside this Python: the build will not find it without CMAKE_ARGS")
+if missing:
+    sys.exit("this Python lacks " + ", ".join(missing))
+import trpo_fast
+END
 
 # stage NAME SECONDS COMMAND...: runs it to a log of that name, for so long or as long as is left.
 stage() {
@@ -53,22 +68,24 @@ generator=()
 command -v ninja >/dev/null && generator=(-G Ninja)
 stage configure 40 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release \
   -DTRPO_FAST_CUDA=ON -DTRPO_FAST_CUDA_ARCHITECTURES="$arch-real" -DPython_EXECUTABLE="$PYTHON" \
-  -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)"
+  -DCMAKE_CUDA_FLAGS=-lineinfo -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" ${CMAKE_ARGS:-}
 stage build "$BUILD_LIMIT" cmake --build "$build" -j "$(nproc)"
 # A package of its own, so that nothing in this checkout or in an installed one is mixed with it.
 rm -rf "$out/package" && mkdir -p "$out/package" && cp -r trpo_fast "$out/package/"
 rm -f "$out"/package/trpo_fast/_core*.so
 cp "$build"/_core*.so "$out/package/trpo_fast/"
-export PYTHONPATH="$out/package:$PWD/benchmarks" PYTHONSAFEPATH=1 TRPO_FAST_REQUIRE_NATIVE=1
+export PYTHONPATH="$out/package:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+export TRPO_FAST_REQUIRE_NATIVE=1
 command -v cuobjdump >/dev/null &&
   cuobjdump --dump-resource-usage "$out"/package/trpo_fast/_core_cuda*.so 2>/dev/null |
   grep -A1 -E '(policy|tiled)_kernel' >"$out/resources.log"
 
 # Tests of the device alone: what is emulated elsewhere would take the stage's time.
-TRPO_FAST_EMULATION="$out/none" stage tests 90 "$PYTHON" -m pytest -p no:cacheprovider -W default -q tests/backends/test_parity.py \
-  tests/backends/test_cuda.py tests/backends/test_cuda_tiles.py \
-  tests/backends/test_cuda_tensor_panels.py tests/backends/test_cuda_rollout.py \
-  -k "cuda and not emulated"
+export TRPO_FAST_EMULATION="$out/none"
+pytest=("$PYTHON" -m pytest -p no:cacheprovider -W default -o faulthandler_timeout=30 -q)
+stage tests 60 "${pytest[@]}" tests/backends/test_cuda.py tests/backends/test_cuda_tiles.py \
+  tests/backends/test_cuda_rollout.py
+stage parity 90 "${pytest[@]}" tests/backends/test_parity.py -k "cuda and not emulated"
 
 # A process a size: what one breaks on the device, the next does not see.
 results=()
@@ -87,7 +104,12 @@ for tool in memcheck racecheck synccheck; do
   if ! command -v compute-sanitizer >/dev/null; then
     summary+=("$tool: left out, compute-sanitizer is not installed")
   elif [ -z "$DRY_RUN" ]; then
-    stage "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/gpu_small.py
+    options=(--tool "$tool" --kernel-name kns=trpo_fast --error-exitcode 9)
+    # Calls that torch makes to find out what a driver can do fail as they may.
+    [ "$tool" = memcheck ] && options+=(--report-api-errors no)
+    # Without torch's cache every tensor has bounds of its own.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 50 compute-sanitizer "${options[@]}" \
+      "$PYTHON" benchmarks/gpu_small.py 35
   fi
 done
 
