@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -398,3 +400,47 @@ def test_options_edited_between_updates_count() -> None:
     model.learn(64)
     assert 0 < model.last_result.kl <= 1e-5
     assert model.logger.name_to_value["train/is_line_search_success"] == 1.0
+
+
+# gSDE's exploration matrix has a graph in sb3-contrib too.
+@pytest.mark.parametrize("name", [name for name in ENVS if not name.startswith("gsde")])
+def test_a_trained_policy_can_be_copied_and_pickled(name: str) -> None:
+    policy, env, keywords = ENVS[name]
+    model = made(TRPO, env(), policy, **keywords).learn(64)
+    copied = copy.deepcopy(model.policy)
+    for key, p in copied.named_parameters():
+        assert torch.equal(p, policy_of(model)[key])
+    assert pickle.loads(pickle.dumps(model.policy)) is not None
+
+
+def test_a_copied_model_goes_on_with_its_own_policy() -> None:
+    model = made(TRPO, "CartPole-v1").learn(64)
+    before = policy_of(model)
+    copied = copy.deepcopy(model)
+    copied.learn(64)
+    assert all(torch.equal(p, before[key]) for key, p in policy_of(model).items())
+    assert any(not torch.equal(p, before[key]) for key, p in policy_of(copied).items())
+
+
+def test_the_update_itself_leaves_batch_statistics_alone() -> None:
+    keywords = {"policy_kwargs": {"features_extractor_class": Noisy}, "n_critic_updates": 0}
+    model = made(TRPO, "Pendulum-v1", **keywords).learn(64)
+    assert model.last_result.accepted
+    assert int(model.policy.features_extractor.body[1].num_batches_tracked) == 0
+
+
+def test_a_single_row_left_by_sub_sampling_is_not_normalised() -> None:
+    model = made(TRPO, "CartPole-v1", sub_sampling_factor=64).learn(64)
+    assert model.last_result.accepted
+    assert all(p.isfinite().all() for p in policy_of(model).values())
+
+
+def test_no_warning_of_torchs_reaches_the_user() -> None:
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Converting a tensor")
+            made(TRPO, "Pendulum-v1").learn(64)
+    finally:
+        torch.set_warn_always(always)

@@ -20,6 +20,7 @@ from trpo_fast import _native
 from trpo_fast.backends.linearization import depends_on
 from trpo_fast.distribution_parts import parts_of
 from trpo_fast.gae import compute_gae
+from trpo_fast.modes import twice_differentiable
 from trpo_fast.network import layers_of
 from trpo_fast.optimizer import TRPOOptimizer
 from trpo_fast.trust_region import TrustRegionResult
@@ -91,7 +92,7 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         self.logger.record("train/explained_variance", explained)
         self.logger.record("train/is_line_search_success", float(result.accepted))
         if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", float(self.policy.log_std.exp().mean()))
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _step_policy(self, rollout: Any) -> TrustRegionResult:
@@ -105,7 +106,7 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
             bijector = self.policy.action_dist.bijector
             actions = bijector.inverse(actions)
             old_log_prob = old_log_prob + bijector.log_prob_correction(actions).sum(1)
-        if self.normalize_advantage:
+        if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         optimizer = self._trust_region()
         optimizer.step(
@@ -224,9 +225,12 @@ def _critic_parameters(policy: Any, observations: Any) -> list[nn.Parameter]:
     A trunk shared with the policy stays inside the trust region.
     """
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        distribution = Actor(policy)(_rows(observations, slice(0, 2)))
-    parts = parts_of(distribution)
+    actor, rows = Actor(policy), _rows(observations, slice(0, 2))
+    with twice_differentiable(policy):
+        with torch.enable_grad():
+            parts = parts_of(actor(rows))
+        with torch.no_grad():
+            actor(rows)  # SB3 keeps its last distribution: one with a graph could not be copied
     assert parts is not None  # noqa: S101
     outputs = [t for t in parts.tensors if t.requires_grad]
     by_policy = depends_on(outputs, parameters)
