@@ -88,7 +88,9 @@ def test_factories_for_every_kind_of_environment():
         environment_factory("CartPole-v1", {"render_mode": "rgb_array"})(),
         environment_factory(gymnasium.make("CartPole-v1"), {})(),
         environment_factory(lambda length: Walk(length=length), {"length": 3})(),
+        environment_factory(gymnasium.spec("CartPole-v1"), {"render_mode": "rgb_array"})(),
     ]
+    assert made[4].render_mode == "rgb_array"
     assert made[0].spec.id == made[2].spec.id == "CartPole-v1"
     assert made[1].render_mode == "rgb_array"
     assert made[3].length == 3

@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from trpo_fast.acting import BadObservationError
 from trpo_fast.environments import (
@@ -129,10 +130,11 @@ def environment_factory(env: Any, env_kwargs: dict[str, Any]) -> EnvFactory:
     def make() -> gymnasium.Env[Any, Any]:
         with model_warnings_once(environment_name(env)):
             made: gymnasium.Env[Any, Any]
-            made = gymnasium.make(env, **env_kwargs) if isinstance(env, str) else env(**env_kwargs)
+            named = isinstance(env, str | EnvSpec)
+            made = gymnasium.make(env, **env_kwargs) if named else env(**env_kwargs)
             return made
 
-    if isinstance(env, str):
+    if isinstance(env, str | EnvSpec):
         return make
     if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) and callable(env):
         return make
