@@ -16,6 +16,7 @@ from torch.distributions import (
     Independent,
     MultivariateNormal,
     Normal,
+    Pareto,
     TransformedDistribution,
 )
 from torch.distributions.transforms import TanhTransform
@@ -109,6 +110,26 @@ class TestGenericModels:
         torch.manual_seed(0)
         module, obs = Other(), torch.randn(30, OBS_WIDTH)
         self.step_and_check(module, obs, module(obs).sample())
+
+    def test_a_candidate_that_moves_the_support_off_an_action_is_refused(self) -> None:
+        class Heavy(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(OBS_WIDTH, 2)
+
+            def forward(self, obs: Tensor) -> Distribution:
+                scale, alpha = self.linear(obs).exp().unbind(1)
+                return Pareto(scale, alpha)  # its actions are at least scale
+
+        torch.manual_seed(0)
+        module, obs = Heavy(), torch.randn(30, OBS_WIDTH)
+        actions = module(obs).sample()
+        before = [p.detach().clone() for p in module.parameters()]
+        optimizer = TRPOOptimizer(module)
+        optimizer.step(obs=obs, actions=actions, advantages=torch.randn(30))
+        assert optimizer.last_result is not None
+        assert not optimizer.last_result.accepted
+        assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
 
     def test_a_distribution_that_holds_the_parameters_themselves(self) -> None:
         class Aliased(nn.Module):

@@ -21,6 +21,7 @@ from trpo_fast.options import Options
 from trpo_fast.trust_region import Solution, conjugate_gradient
 
 Rows = tuple[Distribution, Tensor | None]  # distribution and weights of some rows
+CANDIDATE_REFUSED = ("to satisfy the constraint", "to be within the support")
 NOISE = 1e-6  # a KL(theta, theta) that rounding explains, in nats
 
 
@@ -156,8 +157,9 @@ class GenericProblem:
                 error.add_note("Candidates are tried under no_grad: a closure calls no backward().")
             raise
         except ValueError as error:
-            # torch's own check of a distribution's parameters: the candidate is not finite.
-            if "to satisfy the constraint" not in str(error):
+            # torch's own checks: of a distribution's parameters (the candidate is not finite), and
+            # of the actions, which a support that moves with the parameters may lose.
+            if not any(text in str(error) for text in CANDIDATE_REFUSED):
                 raise
             return float("nan"), float("nan")
         finally:
