@@ -74,6 +74,11 @@ stage build "$BUILD_LIMIT" cmake --build "$build" -j "$(nproc)"
 rm -rf "$out/package" && mkdir -p "$out/package" && cp -r trpo_fast "$out/package/"
 rm -f "$out"/package/trpo_fast/_core*.so
 cp "$build"/_core*.so "$out/package/trpo_fast/"
+cat >"$out/package/sitecustomize.py" <<'END'
+import sys
+# An editable install of this checkout comes before PYTHONPATH.
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
+END
 export PYTHONPATH="$out/package:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 export TRPO_FAST_REQUIRE_NATIVE=1
 command -v cuobjdump >/dev/null &&
