@@ -345,3 +345,19 @@ def test_a_narrow_locale_and_no_color_are_survived():
     assert done.returncode == 0, done.stderr
     assert b"progress.csv" in done.stdout
     assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_an_instruction_set_that_is_none_is_a_mistake(command):
+    done = subprocess.run(
+        program(command, "CartPole-v1"),
+        env=os.environ | {"TRPO_FAST_ISA": "vax"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert 'TRPO_FAST_ISA is "vax"' in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("runs").exists()

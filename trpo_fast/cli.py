@@ -131,6 +131,7 @@ def _add_eval(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    _check_instruction_set()
     given = agent_options(options)
     mujoco_warnings.show_once(options.env_id)
     agent = _resumed(options, given) if options.resume else None
@@ -153,6 +154,18 @@ def _train(options: argparse.Namespace) -> int:
     if options.profile:
         _say(f"time in this call\n{budget_table(agent.time_budget)}")
     return code
+
+
+def _check_instruction_set() -> None:
+    """ConfigError where TRPO_FAST_ISA names what this CPU or build cannot run."""
+    from trpo_fast import _native
+    from trpo_fast.config import ConfigError
+
+    try:
+        if _native.core is not None:
+            _native.core.isa()
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _fresh(options: argparse.Namespace, given: dict[str, Any]) -> TRPO:
@@ -229,6 +242,7 @@ def _eval(options: argparse.Namespace) -> int:
     from trpo_fast.agent import TRPO
     from trpo_fast.checkpoint import load_checkpoint
 
+    _check_instruction_set()
     path = _checkpoint_of(options.run_dir, best=options.best)
     # One environment tells the spaces; the episodes are played in others.
     described = load_checkpoint(path).get("agent")
