@@ -71,7 +71,11 @@ def train(args: Args) -> list[float]:
         vectorization_mode="sync",
         vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP},
     )
-    space = envs.single_action_space
+    space, kinds = envs.single_action_space, gymnasium.spaces
+    if not isinstance(envs.single_observation_space, kinds.Box) or not isinstance(
+        space, kinds.Box | kinds.Discrete
+    ):
+        raise SystemExit(f"{args.env_id}: this serves Box observations, Box or Discrete actions")
     policy = Policy(envs)
     critic = perceptron(int(np.prod(envs.single_observation_space.shape)), 1)
     policy_optimizer = TRPOOptimizer(policy, max_kl=args.max_kl, damping=args.damping)

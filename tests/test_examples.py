@@ -53,3 +53,9 @@ def test_the_single_file_serves_boxes_too() -> None:
     arguments = ["--env-id", "Pendulum-v1", "--total-timesteps", "1024", "--num-envs", "2"]
     printed = run("cleanrl_style.py", *arguments)
     assert "accepted" in printed
+
+
+@pytest.mark.slow
+def test_the_single_file_refuses_other_spaces_in_words() -> None:
+    with pytest.raises(AssertionError, match="FrozenLake-v1: this serves Box observations"):
+        run("cleanrl_style.py", "--env-id", "FrozenLake-v1", "--num-envs", "2")
