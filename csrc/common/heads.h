@@ -108,8 +108,9 @@ TRPO_FAST_HOST_DEVICE double log_prob(const Head& head, const T* o, const Gaussi
       break;
     case HeadKind::bernoulli:
       for (Index a = 0; a < head.actions; ++a) {
-        const double x = double(action.real[a * action.stride]);
-        total += x * double(o[a]) - softplus(double(o[a]));
+        // 0 or 1, so that log p and log (1 - p) keep their digits where they are nearly 0
+        const bool one = action.real[a * action.stride] > T(0.5);
+        total -= softplus(one ? -double(o[a]) : double(o[a]));
       }
       break;
   }
@@ -156,8 +157,11 @@ TRPO_FAST_HOST_DEVICE void log_prob_gradient(const Head& head, const T* o,
       break;
     case HeadKind::bernoulli:
       for (Index a = 0; a < head.actions; ++a) {
-        const double p = std::exp(-softplus(-double(o[a])));
-        delta[a] = T(coefficient * (double(action.real[a * action.stride]) - p));
+        // 1 - p or -p, without the difference
+        const bool one = action.real[a * action.stride] > T(0.5);
+        const double slope =
+            one ? std::exp(-softplus(double(o[a]))) : -std::exp(-softplus(-double(o[a])));
+        delta[a] = T(coefficient * slope);
       }
       break;
   }

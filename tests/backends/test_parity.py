@@ -281,6 +281,27 @@ def test_a_gradient_does_not_depend_on_what_all_logits_have_in_common(
 
 
 @every_backend
+def test_the_gradient_and_loss_of_bits_that_are_all_but_certain(backend: Backend) -> None:
+    """log p is -e^-33: what is left of it decides whether a candidate is an improvement."""
+    policy, _, data = pair(BY_NAME["bernoulli"], torch.float64)
+    last = policy.body[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(33.0)
+    data["actions"] = torch.ones_like(data["actions"])
+    data |= {"advantages": torch.ones_like(data["advantages"]), "old_log_prob": None}
+    problem = backend.build(policy, data, Options())
+    before, g = problem.gradient()
+    if problem.backend != "generic":  # whose log_prob is torch's
+        assert g[-3:].tolist() == pytest.approx([math.exp(-33)] * 3, rel=1e-12)
+    theta = problem.parameters.read()
+    theta[-3:] += 1
+    after, _ = problem.evaluate(theta)
+    # Three bits, each log p from -e^-33 to -e^-34
+    assert before - after == pytest.approx(3 * (math.exp(-33) - math.exp(-34)), abs=1e-15, rel=0)
+
+
+@every_backend
 @every_dtype
 def test_the_fisher_product_of_bits_that_are_all_but_certain(
     backend: Backend, dtype: torch.dtype

@@ -218,7 +218,8 @@ def _score(network: Network, outputs: Tensor, part: Batch) -> tuple[Tensor, Tens
         )
         return chosen - probabilities(head, outputs, part.action_mask), None
     if head.kind == "bernoulli":
-        return actions - torch.sigmoid(outputs), None
+        # 1 - p or -p, without the difference
+        return torch.where(actions > 0.5, torch.sigmoid(-outputs), -torch.sigmoid(outputs)), None
     if head.kind == "gaussian":
         assert network.log_std_row is not None  # noqa: S101
         inverse = torch.exp(-network.log_std_row.double())  # 1 / sigma
