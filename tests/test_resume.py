@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from training_process import (
@@ -103,6 +104,12 @@ def test_a_damaged_log_is_refused_before_checkpoints_are_left_behind(tmp_path):
     assert directory.rolling() == files
 
 
+def saved_updates(directory):
+    """The updates that the newest checkpoint holds; 0 before the first one."""
+    found = RunDirectory(directory).latest()
+    return found[1]["progress"]["num_updates"] if found else 0
+
+
 def test_sigkill_at_any_time_loses_at_most_one_save_interval(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps, every = 6400, 7
@@ -117,12 +124,65 @@ def test_sigkill_at_any_time_loses_at_most_one_save_interval(tmp_path):
         training.finish()
         rows = iterations(killed)
         assert rows == list(range(1, len(rows) + 1))
-        saved = final_state(killed)["progress"]["num_updates"] if len(rows) >= every else 0
-        assert saved >= len(rows) - every
+        assert saved_updates(killed) >= len(rows) - every
         reached.append(len(rows))
     assert train(killed, steps, "--save-every", str(every)) == 0
     assert_same_run(whole, killed)
     assert iterations(killed) == list(range(1, 101)), reached
+
+
+# One process after the other trains, and kills itself at one of its dealings with the disk.
+KILLED_AT_EACH_WRITE = """
+import itertools, os, pathlib, signal
+from training_process import train
+
+train(pathlib.Path(RUNS) / "0", 64)  # what is imported late is imported before the forks
+
+def killed_at(owner, name):
+    real = getattr(owner, name)
+    def deadly(*arguments, **keywords):
+        global moment
+        moment -= 1
+        if not moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **keywords)
+    setattr(owner, name, deadly)
+
+for call in itertools.count(1):
+    child = os.fork()
+    if not child:
+        moment = call
+        for owner, name in ((os, "fsync"), (pathlib.Path, "replace"), (pathlib.Path, "unlink")):
+            killed_at(owner, name)
+        os._exit(train(pathlib.Path(RUNS) / str(call), 640, "--save-every", "3"))
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        break
+print(call, status)
+"""
+
+
+def test_sigkill_at_each_write_loses_at_most_one_save_interval(tmp_path, run_python):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(whole, 640, "--save-every", "3") == 0
+    code = KILLED_AT_EACH_WRITE.replace("RUNS", repr(str(killed)))
+    done = run_python(code, PYTHONPATH=str(Path(__file__).parent))
+    calls, status = map(int, done.stdout.split()[-2:])
+    assert status == 0
+    # A row and its fsync for each of 10 updates, and three calls for each of 4 checkpoints.
+    assert calls > 22
+    reached = []
+    for call in range(1, calls):
+        run = killed / str(call)
+        rows = iterations(run)
+        assert rows == list(range(1, len(rows) + 1))
+        assert saved_updates(run) >= len(rows) - 3
+        reached.append((len(rows), saved_updates(run)))
+        assert train(run, 640, "--save-every", "3") == 0
+        assert_same_run(whole, run)
+        assert iterations(run) == list(range(1, 11))
+    # Between a row and its checkpoint as well, the first one included.
+    assert {(3, 0), (6, 3), (9, 6), (3, 3)} <= set(reached)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
