@@ -21,10 +21,15 @@ from trpo_fast import _native
 from trpo_fast.flat import all_finite
 from trpo_fast.network import Layer, layers_of
 from trpo_fast.threads import one_thread_if_small
+from trpo_fast.uncompiled import LightOptimizer
 
 # Row numbers that a fit draws before it begins: 8 MiB.
 ORDERS_AHEAD = 1 << 20
 Pass = tuple[float, int]  # summed squared error, rows refused
+
+
+class _Adam(LightOptimizer, torch.optim.Adam):
+    """torch.optim.Adam; what only holds the native fit's state needs no compiler."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Critic:
         ]
         if not self._parameters:
             raise ValueError("the value function has no parameter of its own to fit")
-        self._adam = torch.optim.Adam(self._parameters, lr=learning_rate, eps=1e-5, fused=True)
+        self._adam = _Adam(self._parameters, lr=learning_rate, eps=1e-5, fused=True)
 
     def fit(self, observations: Tensor, returns: Tensor, rng: np.random.Generator) -> CriticResult:
         """Regress the returns [N] on the observations [N, O], both as the networks see them.

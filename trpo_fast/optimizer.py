@@ -25,9 +25,10 @@ from trpo_fast.network import UNDECIDED, Network, network_of
 from trpo_fast.optimizer_state import check_loaded, number
 from trpo_fast.options import Options
 from trpo_fast.trust_region import TrustRegionResult, update
+from trpo_fast.uncompiled import LightOptimizer, uncompiled
 
 
-class TRPOOptimizer(torch.optim.Optimizer):
+class TRPOOptimizer(LightOptimizer):
     """Trust Region Policy Optimization as a torch optimizer (Schulman et al. 2015, 1502.05477).
 
     ::
@@ -195,6 +196,7 @@ class TRPOOptimizer(torch.optim.Optimizer):
             "nothing to unscale; call optimizer.step(...) itself"
         )
 
+    @uncompiled
     def step(  # type: ignore[override]
         self,
         closure: Callable[[], ClosureResult] | None = None,

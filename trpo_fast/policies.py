@@ -90,7 +90,8 @@ def perceptron(
     modules: list[nn.Module] = []
     for index, (n_in, n_out) in enumerate(pairwise(widths)):
         last = index == len(widths) - 2
-        linear = nn.utils.skip_init(nn.Linear, int(n_in), int(n_out))
+        with torch.random.fork_rng([]):  # what torch draws first is not kept
+            linear = nn.Linear(int(n_in), int(n_out))
         _initialise(linear, last_gain if last else math.sqrt(2), ortho_init, generator)
         modules.append(linear)
         if not last:
