@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from patience import PATIENCE
 
 # Timings do not matter here, and parallel test workers must not fight over the cores.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# The same examples every time, however slow the machine is at drawing them.
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
+# A shell's background jobs begin with Ctrl-C ignored, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -24,7 +39,7 @@ def run_python(tmp_path: Path) -> RunPython:
     ``run_python(code, NAME="value", OTHER=None)``: None removes a variable.
     """
 
-    def run(code: str, *, cwd: Path = tmp_path, timeout: float = 120, **variables: str | None):
+    def run(code: str, *, cwd: Path = tmp_path, timeout: float = PATIENCE, **variables: str | None):
         environment = {**os.environ, **{k: v for k, v in variables.items() if v is not None}}
         for name in [name for name, value in variables.items() if value is None]:
             environment.pop(name, None)

@@ -274,7 +274,7 @@ def made(make: Make, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def data_of(module: nn.Module, obs: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng([]):
         torch.manual_seed(3)
         actions = copy.deepcopy(module).eval()(obs).sample()
         advantages = torch.randn(len(obs))

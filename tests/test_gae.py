@@ -88,7 +88,7 @@ def assert_matches(case: Case, gamma: float, lam: float, dtype: Any) -> None:
 probability = st.sampled_from([0.0, 0.05, 0.3, 1.0])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     steps=st.integers(1, 40),
     envs=st.integers(1, 9),

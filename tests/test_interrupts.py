@@ -100,3 +100,15 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert not errors
+
+
+def test_a_second_signal_on_the_command_line_ends_the_process_at_once():
+    child = os.fork()
+    if not child:
+        try:
+            with interrupt_guard(command_line=True) as guard, guard.shielded():
+                interrupt()
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130

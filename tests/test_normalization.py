@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trpo_fast.normalization import ObservationNormalizer, ReturnScaler, RunningMeanStd
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6),
     offset=st.sampled_from([0.0, 5.0, 1e7]),

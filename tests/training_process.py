@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from patience import PATIENCE, wait_until
 
 from trpo_fast import cli
 from trpo_fast.logger import read_progress
@@ -21,8 +23,6 @@ TINY = [
     *("--num-envs", "2", "--rollout-steps", "32", "--hidden-sizes", "8"),
     *("--value-hidden-sizes", "8", "--critic-epochs", "1"),
 ]
-# How long a process may take to start (importing torch) on a busy machine.
-PATIENCE = 60.0
 
 
 def train(directory: Path, steps: int, *arguments: str, env: str = "CartPole-v1") -> int:
@@ -43,7 +43,8 @@ class Training:
         self.directory = directory
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trpo_fast", "train", env, *TINY, *common, *arguments],
-            env=os.environ | {"PYTHONPATH": path},
+            # Without bytecode: where its files may not grow, Python leaves half of one behind.
+            env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -53,28 +54,54 @@ class Training:
 
     def wait_for_rows(self, count: int) -> None:
         """Wait until progress.csv has this many rows, or the process has ended."""
-        deadline = time.monotonic() + PATIENCE
-        while len(rows_of(self.directory)) < count and self.process.poll() is None:
-            if time.monotonic() > deadline:
-                self.process.kill()
-                raise TimeoutError("the training does not get going")
-            time.sleep(0.005)
+        self._wait(lambda: len(rows_of(self.directory)) >= count)
+
+    def wait_for_file(self, path: Path) -> None:
+        """Wait until the file is there, or the process has ended."""
+        self._wait(path.exists)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        wait_until(lambda: done() or self.process.poll() is not None, self.kill)
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def finish(self) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
-        out, err = self.process.communicate(timeout=PATIENCE)
+        try:
+            out, err = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         return self.process.returncode, out, err
 
+    def kill(self) -> None:
+        """End every process of its session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def group_is_gone(self) -> bool:
-        """Whether no process of its session is left."""
-        try:
-            os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        """Whether no process of its session runs; one that nobody has waited for yet is no more."""
+        return not any(session == self.process.pid for session in map(_session, processes()))
+
+
+def processes() -> list[Path]:
+    """The directories in /proc of all processes."""
+    return [path for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def _session(process: Path) -> int | None:
+    """The session of a process, or None where it has ended."""
+    state, _, _, session = fields_of(process)[:4] or ("Z", "", "", "")
+    return None if state in "ZX" else int(session)
+
+
+def fields_of(process: Path) -> list[str]:
+    """What /proc says of a process: state, parent, group, session and more; [] once it is gone."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def rows_of(directory: Path) -> list[dict[str, str]]:

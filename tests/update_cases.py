@@ -99,7 +99,7 @@ def make_data(
         mask = torch.rand(rows, sum(policy.head.nvec), generator=generator) > 0.4
         for block in mask.split(list(policy.head.nvec), dim=1):
             block[:, 0] = True
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng([]):
         torch.manual_seed(seed)
         distribution = policy(obs, action_mask=mask)
         actions = distribution.sample()
