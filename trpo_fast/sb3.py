@@ -8,6 +8,8 @@ at random noise; dropout and batch normalisation are in eval mode for the step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,14 @@ except ImportError as error:
 
 # Of ours, what a saved model does not hold.
 CACHED = ("_policy_optimizer",)
+# sb3-contrib's names, which its users know, and what a step can be made of.
+IN_RANGE: dict[str, tuple[Callable[[float], bool], str]] = {
+    "target_kl": (lambda x: 0 < x < inf, "a finite number > 0"),
+    "cg_damping": (lambda x: 0 <= x < inf, "a finite number >= 0"),
+    "cg_max_steps": (lambda x: 1 <= x < inf, "a whole number >= 1"),
+    "line_search_max_iter": (lambda x: 1 <= x < inf, "a whole number >= 1"),
+    "line_search_shrinking_factor": (lambda x: 0 < x < 1, "a number between 0 and 1"),
+}
 
 
 class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
@@ -71,7 +81,8 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         """Update policy and value function from the rollout buffer.
 
         Raises:
-            ValueError: ``kl_definition`` is neither "joint" nor "sb3".
+            ValueError: ``kl_definition`` is neither "joint" nor "sb3"; an option of the step is
+                out of its range. Nothing has changed then.
         """
         if self.parity:
             super().train()
@@ -97,7 +108,7 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
 
     def _step_policy(self, rollout: Any) -> TrustRegionResult:
         """One trust-region step on every ``sub_sampling_factor``-th row of the shuffled rollout."""
-        rows = slice(None, None, self.sub_sampling_factor)
+        rows = slice(None, None, max(self.sub_sampling_factor, 1))
         actions, advantages = rollout.actions[rows], rollout.advantages[rows]
         old_log_prob = rollout.old_log_prob[rows]
         if isinstance(self.action_space, spaces.Discrete):
@@ -125,6 +136,9 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         if cached is None or not isinstance(known, Actor) or known.policy is not self.policy:
             cached = self._policy_optimizer = TRPOOptimizer(Actor(self.policy))
         terms = self._kl_terms()
+        for name, (fits, wanted) in IN_RANGE.items():
+            if not fits(getattr(self, name)):
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
         cached.param_groups[0].update(
             max_kl=float(self.target_kl) * terms,
             damping=float(self.cg_damping) * terms,
@@ -298,7 +312,8 @@ def _fit_natively(model: TRPO, values: Values, movable: list[nn.Parameter]) -> f
     fit.write_back()
     for parameter in own:
         optimizer.state[parameter]["step"].fill_(fit.steps)
-    return float(total / max(1, len(rows) * model.n_critic_updates))
+    fitted = len(rows) * model.n_critic_updates
+    return float(total / fitted) if fitted else float("nan")
 
 
 def _plain_adam(optimizer: torch.optim.Optimizer) -> bool:
