@@ -10,14 +10,20 @@ import torch
 from optimizer_cases import GAUSSIAN, closure_of, flat, result_of
 from torch import Tensor, nn
 from torch.distributions import (
+    AffineTransform,
     Beta,
     Categorical,
+    ComposeTransform,
     Distribution,
     Independent,
     MultivariateNormal,
     Normal,
     Pareto,
     TransformedDistribution,
+    Weibull,
+    Wishart,
+    kl,
+    kl_divergence,
 )
 from torch.distributions.transforms import TanhTransform
 from update_cases import (
@@ -110,6 +116,67 @@ class TestGenericModels:
         torch.manual_seed(0)
         module, obs = Other(), torch.randn(30, OBS_WIDTH)
         self.step_and_check(module, obs, module(obs).sample())
+
+    @pytest.mark.parametrize("kind", ["affine", "inverse", "composed", "weibull"])
+    def test_transforms_that_depend_on_the_parameters_are_refused(self, kind: str) -> None:
+        class Moving(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(OBS_WIDTH, 4)
+
+            def forward(self, obs: Tensor) -> Distribution:
+                mean, raw = self.linear(obs).chunk(2, dim=1)
+                if kind == "weibull":
+                    return Independent(Weibull(mean.exp(), raw.exp()), 1)
+                moving = AffineTransform(0.0, raw.exp())
+                transforms = {
+                    "affine": [moving, TanhTransform(cache_size=1)],
+                    "inverse": [moving.inv],
+                    "composed": [ComposeTransform([moving, TanhTransform()])],
+                }
+                return Independent(TransformedDistribution(Normal(mean, 1.0), transforms[kind]), 1)
+
+        torch.manual_seed(0)
+        module, obs = Moving(), torch.randn(30, OBS_WIDTH)
+        before = bits(module)
+        with pytest.raises(NotImplementedError, match=r"transforms of \w+ depend .*\.register_kl"):
+            TRPOOptimizer(module).step(
+                obs=obs, actions=module(obs).sample(), advantages=torch.randn(30)
+            )
+        assert same_bits(module, before)
+
+    @pytest.mark.filterwarnings("ignore:Singular sample")
+    def test_torchs_kl_of_wisharts_is_refused_and_ones_own_is_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Matrices(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(OBS_WIDTH, 2)
+
+            def forward(self, obs: Tensor) -> Distribution:
+                df, scale = self.linear(obs).exp().unbind(1)
+                return Wishart(5 + df, scale[:, None, None] * torch.eye(2))
+
+        torch.manual_seed(0)
+        module, obs = Matrices(), torch.randn(30, OBS_WIDTH)
+        data = {"obs": obs, "actions": module(obs).sample(), "advantages": torch.randn(30)}
+        p, q = Wishart(torch.tensor([6.0, 7.0]), torch.eye(2)), module(obs[:2])
+        assert bool((kl_divergence(p, q) < -0.1).any())  # no KL is
+        with pytest.raises(
+            NotImplementedError, match=r"Wishart .*\.register_kl"
+        ):
+            TRPOOptimizer(module).step(**data)
+
+        def gaussian(p: Wishart, q: Wishart) -> Tensor:
+            return (p.df - q.df).square() + (p.variance - q.variance).square().sum((1, 2))
+
+        monkeypatch.setitem(kl._KL_REGISTRY, (Wishart, Wishart), gaussian)
+        kl._KL_MEMOIZE.clear()
+        optimizer = TRPOOptimizer(module)
+        optimizer.step(**data)
+        kl._KL_MEMOIZE.clear()
+        assert result_of(optimizer).accepted
 
     def test_a_candidate_that_moves_the_support_off_an_action_is_refused(self) -> None:
         class Heavy(nn.Module):

@@ -24,7 +24,10 @@ from torch.distributions import (
     Normal,
     OneHotCategorical,
     Poisson,
+    Transform,
     TransformedDistribution,
+    Wishart,
+    kl,
     register_kl,
 )
 
@@ -88,6 +91,53 @@ def parts_of(distribution: Distribution) -> Parts | None:
 def _form(distribution: Any) -> str:
     """Which of probabilities and logits it was made of; the other is computed when asked for."""
     return "probs" if distribution._param is distribution.__dict__.get("probs") else "logits"
+
+
+def refuse_wrong_kl(distribution: Distribution, *, known: bool) -> None:
+    """Raise where torch's KL takes transforms for fixed that are not, or mixes rows.
+
+    Args:
+        distribution: Any.
+        known: Whether its KL depends on something; a subclass that has a KL of its own then is
+            trusted to have it right.
+
+    Raises:
+        NotImplementedError: a transform has a tensor that requires a gradient; a Wishart, which
+            torch gives the KL of all exponential families: it adds its second natural parameter's
+            terms over the batch, and so comes out negative.
+    """
+    d: Any = distribution
+    while isinstance(d, Independent):
+        d = d.base_dist
+    if isinstance(d, Wishart) and not any(issubclass(p, Wishart) for p, _ in kl._KL_REGISTRY):
+        raise NotImplementedError(
+            "torch's KL between Wishart distributions is wrong for more than one row; register one "
+            "for them with torch.distributions.register_kl"
+        )
+    if type(d) is not TransformedDistribution and (
+        known or not isinstance(d, TransformedDistribution)
+    ):
+        return
+    if _moves(d.transforms, set()):
+        raise NotImplementedError(
+            f"the transforms of {type(d).__name__} depend on the policy's parameters, and torch's "
+            "KL between transformed distributions takes them for fixed: let the base distribution "
+            "alone depend on them, or make a subclass of Distribution and register its KL with "
+            "torch.distributions.register_kl"
+        )
+
+
+def _moves(value: Any, seen: set[int]) -> bool:
+    """Whether a transform, or a part of one, has a tensor that requires a gradient."""
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, list | tuple):
+        return any(_moves(part, seen) for part in value)
+    if not isinstance(value, Transform) or id(value) in seen:  # a transform and its inverse
+        return False
+    seen.add(id(value))
+    kept = "_cached_x_y"  # the last value it was used on
+    return any(_moves(part, seen) for name, part in vars(value).items() if name != kept)
 
 
 class _SmoothLaplace(Laplace):

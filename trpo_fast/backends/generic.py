@@ -15,6 +15,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from trpo_fast.backends.convolutions import Convolutions
 from trpo_fast.backends.linearization import Linearization, linearize, slopes_of
+from trpo_fast.distribution_parts import refuse_wrong_kl
 from trpo_fast.distributions import detached, in_double
 from trpo_fast.flat import FlatParameters, strided_rows, weighted_mean
 from trpo_fast.options import Options
@@ -150,7 +151,7 @@ class GenericProblem:
                     loss += term.share * float(found.loss)
                     new = in_double(found.distribution)
                     hard = self.options.kl_direction == "old_new"
-                    rows = kl_divergence(*((old, new) if hard else (new, old)))
+                    rows = _kl_values(*((old, new) if hard else (new, old)))
                     kl += term.share * float(weighted_mean(rows, found.weights))
         except RuntimeError as error:
             if "does not require grad" in str(error):
@@ -185,7 +186,7 @@ class GenericProblem:
             if term.rows is None:
                 return
             again, weights = term.rows()
-            kl = float(weighted_mean(kl_divergence(old, in_double(again)), weights))
+            kl = float(weighted_mean(_kl_values(old, in_double(again)), weights))
             if kl > max(NOISE, 1e-2 * self.options.max_kl):
                 raise ValueError(
                     f"the policy gives another distribution each time it is called: "
@@ -203,13 +204,19 @@ def _depends_on(distribution: Distribution, tensors: Sequence[Tensor]) -> list[b
     return [slope is not None for slope in slopes]
 
 
+def _kl_values(p: Distribution, q: Distribution) -> Tensor:
+    """KL(p, q) ``[N]``, without a graph."""
+    with torch.enable_grad():  # torch differentiates the normaliser of some families for it
+        return kl_divergence(p, q).detach()
+
+
 def _mean_kl(
     old: Distribution, new: Distribution, weights: Tensor | None, fraction: float
 ) -> Tensor:
     """Mean of KL(old, new) over the rows, or over an evenly strided fraction of them.
 
     Raises:
-        NotImplementedError: torch has no KL registered for the type.
+        NotImplementedError: torch has no KL registered for the type, or a wrong one.
         ValueError: the new distribution has no graph, or the weights are not one for each row.
     """
     try:
@@ -220,6 +227,7 @@ def _mean_kl(
             f"no KL divergence is registered for {name}; register one with "
             "torch.distributions.register_kl"
         ) from error
+    refuse_wrong_kl(new, known=kl.requires_grad)
     if not kl.requires_grad:
         raise ValueError(
             "the distribution does not depend on any of the parameters; give the optimizer "
