@@ -163,9 +163,7 @@ class TestGenericModels:
         data = {"obs": obs, "actions": module(obs).sample(), "advantages": torch.randn(30)}
         p, q = Wishart(torch.tensor([6.0, 7.0]), torch.eye(2)), module(obs[:2])
         assert bool((kl_divergence(p, q) < -0.1).any())  # no KL is
-        with pytest.raises(
-            NotImplementedError, match=r"Wishart .*\.register_kl"
-        ):
+        with pytest.raises(NotImplementedError, match=r"Wishart .*\.register_kl"):
             TRPOOptimizer(module).step(**data)
 
         def gaussian(p: Wishart, q: Wishart) -> Tensor:
