@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import pytest
 import torch
-from agent_cases import small, weights
+from agent_cases import SMALL, small, weights
 from torch import nn
 
 from trpo_fast.agent import TRPO
@@ -87,6 +87,32 @@ def test_any_module_serves_as_a_policy(tmp_path):
         assert torch.equal(weights(loaded), weights(agent))
 
 
+@pytest.mark.filterwarnings("ignore:TRPOOptimizer takes the generic path")
+@pytest.mark.parametrize("custom", [False, True])
+@pytest.mark.parametrize("inside", ["making", "training", "loading"])
+def test_inference_mode_around_one_call_changes_nothing(tmp_path, inside, custom):
+    def trained(inside):
+        def mode(name):
+            return torch.inference_mode(mode=name == inside)
+
+        torch.manual_seed(0)
+        networks = {"policy": Mixture()} if custom else {}
+        with mode("making"):
+            agent = small(**networks)
+        with mode("training"):
+            agent.learn(64, progress_bar=False)
+        agent.learn(64, progress_bar=False)
+        path = agent.save(tmp_path / inside)
+        agent.close()
+        with mode("loading"):
+            loaded = TRPO.load(path, **networks)
+        with loaded:
+            loaded.learn(64, progress_bar=False)
+            return weights(loaded)
+
+    assert torch.equal(trained(inside), trained("nothing"))
+
+
 class Trunk(nn.Module):
     """Policy and value head on one trunk."""
 
@@ -117,8 +143,15 @@ def test_pitfall_12_the_critic_never_moves_a_shared_trunk():
     policy = Trunk()
     with pytest.warns(
         UserWarning, match="4 parameter tensors of the value function belong to the policy"
-    ):
-        agent = small(policy=policy, value_function=TrunkValue(policy))
+    ) as caught:
+        agent = TRPO(
+            "CartPole-v1",
+            num_envs=2,
+            rollout_steps=16,
+            policy=policy,
+            value_function=TrunkValue(policy),
+        )
+    assert caught[0].filename == __file__
     step, after_step = agent.optimizer.step, []
 
     def spy(**keywords):

@@ -37,6 +37,10 @@ ENTROPY_ROWS = 256
 CONSTANT_SHARE = 1e-6
 
 
+# What is made in inference mode could never be stepped outside it.
+_trainable = torch.inference_mode(mode=False)
+
+
 class Learner:
     """Everything an update reads and changes, and nothing about environments or files.
 
@@ -49,6 +53,7 @@ class Learner:
         value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
     """
 
+    @_trainable
     def __init__(
         self,
         config: Config,
@@ -98,6 +103,7 @@ class Learner:
             self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
         self.counters = {"train/unscaled_advantages": 0, "train/skipped_critic_rows": 0}
 
+    @_trainable
     def update(
         self, rollout: Rollout, rng: np.random.Generator, budget: TimeBudget | None = None
     ) -> dict[str, Any]:
@@ -255,6 +261,7 @@ class Learner:
         kept = self.optimizer.state_dict()["state"]
         return _cloned({str(index): entry for index, entry in kept.items()})
 
+    @_trainable
     def load_state_dict(self, state: Mapping[str, Any], *, keep: frozenset[str]) -> None:
         """Restore what `state_dict` gave; optimizer options named in `keep` stay as they are.
 
@@ -303,7 +310,7 @@ def shared_parameters(policy: nn.Module, value: nn.Module, width: int) -> list[n
             f"{len(shared)} parameter tensors of the value function belong to the policy: the "
             "trust-region step moves them, the critic's fit does not. Separate networks learn "
             "values better.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return shared
 
