@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import pytest
 import torch
-from agent_cases import SMALL, small, weights
+from agent_cases import small, weights
 from torch import nn
 
 from trpo_fast.agent import TRPO
