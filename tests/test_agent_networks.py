@@ -87,6 +87,21 @@ def test_any_module_serves_as_a_policy(tmp_path):
         assert torch.equal(weights(loaded), weights(agent))
 
 
+class OneHot(Mixture):
+    def forward(self, obs):
+        return torch.distributions.OneHotCategorical(logits=super().forward(obs).logits)
+
+
+@pytest.mark.filterwarnings("ignore:TRPOOptimizer takes the generic path")
+def test_actions_of_another_shape_than_the_spaces_are_named():
+    message = r"actions have shape \((2|1), 2\); Discrete\(2\) takes \((2|1),\): its forward"
+    with small(policy=OneHot()) as agent:
+        with pytest.raises(ValueError, match=message):
+            agent.learn(64, progress_bar=False)
+        with pytest.raises(ValueError, match=message):
+            agent.predict([0.0, 0.0, 0.0, 0.0])
+
+
 @pytest.mark.filterwarnings("ignore:TRPOOptimizer takes the generic path")
 @pytest.mark.parametrize("custom", [False, True])
 @pytest.mark.parametrize("inside", ["making", "training", "loading"])

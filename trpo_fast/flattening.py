@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -167,12 +168,19 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
     """The map from what ``distribution.sample()`` gave, [B, ...], to what ``env.step`` takes.
 
     It is the policy's own ``to_env`` where it has one. Otherwise Box actions are clipped to the
-    bounds (as Stable-Baselines3 does), and discrete ones shifted by the space's ``start``.
+    bounds (as Stable-Baselines3 does), and discrete ones shifted by the space's ``start``. It
+    raises ValueError where actions are not of the space's shape.
     """
     shape = tuple(space.shape or ())
+    size = math.prod(shape)
     to_env = getattr(policy, "to_env", None)
 
     def finish(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if array.size != len(array) * size:
+            raise ValueError(
+                f"the policy's actions have shape {array.shape}; {space} takes "
+                f"{(len(array), *shape)}: its forward must give a distribution over such actions"
+            )
         shaped: npt.NDArray[Any] = array.reshape(len(array), *shape)
         return shaped.astype(space.dtype, copy=False)
 
