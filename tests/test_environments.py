@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from patience import PATIENCE, wait_until
+from slow_environment import FOREVER
 from toy_environments import Raising, Scripted, Walk
+from training_process import runs
 
 from trpo_fast import env_pool
 from trpo_fast.environments import (
@@ -27,6 +30,7 @@ from trpo_fast.environments import (
     VectorEnvironment,
     make_vector_env,
 )
+from trpo_fast.episodes import episode_seed
 
 
 def observe(env: VectorEnvironment, steps: int = 20) -> list[np.ndarray]:
@@ -245,8 +249,6 @@ class RaisesAtIndexTwo(Raising):
     """Misbehaves only under the seed of environment 2 of seed 0."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        from trpo_fast.episodes import episode_seed
-
         if seed != episode_seed(0, 2, 0):
             self.at = 10**6
         return super().reset(seed=seed, options=options)
@@ -293,8 +295,6 @@ def test_a_worker_that_dies_is_named() -> None:
     env = make_vector_env(
         lambda: Dying(((9, "terminated"),)), num_envs=4, seed=1, vectorization="async"
     )
-    from trpo_fast.episodes import episode_seed
-
     doomed = [i for i in range(4) if episode_seed(1, i, 0) % 2 == 0]
     assert doomed
     processes = env.vector.processes
@@ -303,6 +303,25 @@ def test_a_worker_that_dies_is_named() -> None:
     ) as caught:
         observe(env)
     assert caught.value.env_index == doomed[0]
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_worker_that_is_dying_and_not_dead_yet_is_named() -> None:
+    """As the system ends a process: its files first, and the rest when it finds the time."""
+
+    class Dying(Scripted):
+        def step(self, action: Any) -> Any:
+            if self.np_random_seed == episode_seed(1, 2, 0):
+                for file in list(Path("/proc/self/fd").iterdir()):
+                    if file.is_socket():
+                        os.close(int(file.name))
+                time.sleep(FOREVER)
+            return super().step(action)
+
+    env = make_vector_env(Dying, num_envs=4, seed=1, vectorization="async")
+    processes = env.vector.processes
+    with pytest.raises(EnvironmentFault, match=r"environment 2 of .* process died"):
+        observe(env)
     assert not any(process.is_alive() for process in processes)
 
 
@@ -320,11 +339,10 @@ def test_an_exception_in_a_users_vector_environment_names_the_environment(kind: 
 def test_workers_ignore_ctrl_c_and_obey_terminate() -> None:
     env = make_vector_env(Scripted, num_envs=2, seed=0, vectorization="async")
     for process in env.vector.processes:
-        os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.2)
+        os.kill(process.pid, signal.SIGINT)  # there before it can answer anything
     assert len(observe(env)) == 21
     env.vector.processes[0].terminate()
-    env.vector.processes[0].join(5)
+    env.vector.processes[0].join(PATIENCE)
     assert env.vector.processes[0].exitcode == -signal.SIGTERM
     with pytest.raises(EnvironmentFault, match="environment 0"):
         observe(env)
@@ -346,18 +364,7 @@ def test_workers_do_not_outlive_a_killed_parent(run_python: Callable[..., Any]) 
     assert done.returncode == -signal.SIGKILL
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 3
-    deadline = time.monotonic() + 10
-    while any(_runs(pid) for pid in pids):
-        assert time.monotonic() < deadline, "worker processes outlived their parent"
-        time.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    wait_until(lambda: not any(runs(pid) for pid in pids))
 
 
 COPIES = """

@@ -82,26 +82,22 @@ class Training:
 
     def group_is_gone(self) -> bool:
         """Whether no process of its session runs; one that nobody has waited for yet is no more."""
-        return not any(session == self.process.pid for session in map(_session, processes()))
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+        return not any(session_of(pid) == self.process.pid for pid in pids)
 
 
-def processes() -> list[Path]:
-    """The directories in /proc of all processes."""
-    return [path for path in Path("/proc").iterdir() if path.name.isdecimal()]
-
-
-def _session(process: Path) -> int | None:
-    """The session of a process, or None where it has ended."""
-    state, _, _, session = fields_of(process)[:4] or ("Z", "", "", "")
+def session_of(pid: int) -> int | None:
+    """The session of a process; None once it has ended, whether or not it was waited for."""
+    try:
+        state, _, _, session, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
     return None if state in "ZX" else int(session)
 
 
-def fields_of(process: Path) -> list[str]:
-    """What /proc says of a process: state, parent, group, session and more; [] once it is gone."""
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+def runs(pid: int) -> bool:
+    """Whether a process has not ended."""
+    return session_of(pid) is not None
 
 
 def rows_of(directory: Path) -> list[dict[str, str]]:

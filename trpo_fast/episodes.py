@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import select
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -303,10 +304,9 @@ def guarded_worker(
 def blamed_environment(vector: Any, error: Exception) -> int | None:
     """Which environment of a vector not made here raised."""
     if isinstance(vector, AsyncVectorEnv):
-        pipes: list[Any] = vector.parent_pipes  # gymnasium puts None for a worker that raised
-        for env, process in enumerate(vector.processes):
-            process.join(0.1 if isinstance(error, (EOFError, OSError)) else 0)
-            if pipes[env] is None or process.exitcode is not None:
+        pipes: list[Any] = vector.parent_pipes
+        for env, pipe in enumerate(pipes):
+            if pipe is None or _is_hung_up(pipe):  # gymnasium puts None for a worker that raised
                 return env
         return None
     step: TracebackType | None = error.__traceback__
@@ -316,3 +316,13 @@ def blamed_environment(vector: Any, error: Exception) -> int | None:
             return int(local["i"])
         step = step.tb_next
     return None
+
+
+def _is_hung_up(pipe: Any) -> bool:
+    """Whether the process at the other end has ended.
+
+    A process that has ended leaves its pipe before anybody can see it ended.
+    """
+    poller = select.poll()
+    poller.register(pipe, 0)  # what is always told: that the other end is closed
+    return bool(poller.poll(0))
