@@ -11,7 +11,7 @@ class FallbackWarning(UserWarning):
     """Slower code serves than the one that was built for the case; the text says why."""
 
 
-def say_once(message: str, stacklevel: int = 4) -> None:
+def say_once(message: str, stacklevel: int = 5) -> None:
     """Warn of a fallback, once a process for each text."""
     if message not in _said:
         _said.add(message)
