@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -30,6 +32,14 @@ settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """No test's random numbers depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (what other libraries draw from)
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from trpo_fast import agent as agent_module
 from trpo_fast import cli
@@ -329,7 +330,7 @@ def test_a_closed_pipe_does_not_stop_a_training():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE
     )
     os.close(writer)
     assert done.stderr == ""
@@ -341,7 +342,9 @@ def test_a_narrow_locale_and_no_color_are_survived():
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "NO_COLOR": "1"}
     environment["PYTHONIOENCODING"] = "ascii"
     command = program("train", "CartPole-v1", *TINY, "--total-steps", "64", "--run-dir", "läuft")
-    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert b"progress.csv" in done.stdout
     assert b"\x1b" not in done.stdout
@@ -355,7 +358,7 @@ def test_an_instruction_set_that_is_none_is_a_mistake(command):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     assert 'TRPO_FAST_ISA is "vax"' in done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from optimizer_cases import GAUSSIAN, closure_of, flat, result_of
+from patience import PATIENCE
 from torch import Tensor, nn
 from torch.testing import assert_close
 from update_cases import (
@@ -197,9 +198,9 @@ def test_process_wide_settings_survive_threads_that_overlap() -> None:
     def run(index: int) -> None:
         def closure() -> tuple[Any, ...]:
             if torch.is_grad_enabled():
-                inside.wait(timeout=30)  # both steps have begun
+                inside.wait(timeout=PATIENCE)  # both steps have begun
                 if index == 1:
-                    assert first_is_done.wait(timeout=30)
+                    assert first_is_done.wait(timeout=PATIENCE)
                     assert not flash_sdp_enabled()
             return closures[index]()
 
@@ -214,7 +215,7 @@ def test_process_wide_settings_survive_threads_that_overlap() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join()
     assert not errors
     assert (flash_sdp_enabled(), mem_efficient_sdp_enabled()) == before
 

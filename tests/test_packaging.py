@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 import trpo_fast
 from trpo_fast._program import is_program
@@ -75,7 +76,7 @@ def test_ctrl_c_while_the_program_imports_torch_ends_it_quietly(tmp_path: Path, 
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     if start.startswith("-c"):  # a program of somebody else's

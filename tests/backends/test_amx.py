@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from trpo_fast import _native
 
@@ -43,7 +44,7 @@ def test_rounded_products_and_steps_by_tiles(tmp_path: Path) -> None:
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=4 * PATIENCE,
         check=False,
     )
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]

@@ -20,7 +20,16 @@ def test_it_is_aligned_and_large_enough(nbytes: int) -> None:
     assert made.address + nbytes <= start + made.memory.nbytes
 
 
-def test_memory_passes_from_one_user_to_the_next() -> None:
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[int, Tensor]:
+    """What is kept, nothing at first."""
+    gc.collect()  # or what other tests left would come in between
+    found: dict[int, Tensor] = {}
+    monkeypatch.setattr(workspace, "_SPARE", found)
+    return found
+
+
+def test_memory_passes_from_one_user_to_the_next(kept: dict[int, Tensor]) -> None:
     first, second = Workspace(SPARE_LEAST), Workspace(SPARE_LEAST)
     assert first.address != second.address
     addresses = {first.memory.data_ptr(), second.memory.data_ptr()}
@@ -30,14 +39,6 @@ def test_memory_passes_from_one_user_to_the_next() -> None:
     assert third.memory.data_ptr() in addresses
     assert third.address != first.address
     assert len({w.memory.data_ptr() for w in (first, third, other)}) == 3
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> dict[int, Tensor]:
-    """What is kept, nothing at first."""
-    found: dict[int, Tensor] = {}
-    monkeypatch.setattr(workspace, "_SPARE", found)
-    return found
 
 
 def sizes_of(kept: dict[int, Tensor]) -> list[int]:
