@@ -73,7 +73,7 @@ def test_on_the_command_line_a_fault_is_exit_1_with_the_environments_own_traceba
     arguments = ("--env-kwargs", "fault=raise", "at=100", "--vectorization", vectorization)
     training = Training(tmp_path, 1000, *arguments, env=ENV)
     code, _, err = training.finish()
-    assert code == 1
+    assert code == 1, err
     assert "ZeroDivisionError: broken on purpose" in err
     assert "faulty_environments.py" in err
     assert "environment 0" in err
@@ -123,7 +123,7 @@ def test_a_full_disk_does_not_end_the_training_and_the_exit_code_tells(tmp_path)
     before = {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
     training = Training(tmp_path, 320, "--save-every", "1", preexec_fn=limit_file_size)
     code, out, err = training.finish()
-    assert code == 1
+    assert code == 1, err
     assert "done: 320 steps" in out
     assert "warning: cannot write the checkpoint" in err
     assert "error: could not write" in err

@@ -57,8 +57,10 @@ class Training:
         self._wait(lambda: len(rows_of(self.directory)) >= count)
 
     def wait_for_file(self, path: Path) -> None:
-        """Wait until the file is there, or the process has ended."""
+        """Wait until the file is there; an error with what the process said if it ends before."""
         self._wait(path.exists)
+        if not path.exists():
+            raise AssertionError(self.finish())
 
     def _wait(self, done: Callable[[], bool]) -> None:
         wait_until(lambda: done() or self.process.poll() is not None, self.kill)
