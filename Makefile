@@ -11,6 +11,9 @@ CUDA_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
 # emulated_amx: baseline, but for the one product that AMX computes, on a model of its tiles; "": the
 # best that the machine has.
 SANITIZE_ISAS ?= emulated_amx ""
+# Runs a command at addresses that are not random, where the system lets it: where they are very random
+# (vm.mmap_rnd_bits=32) the AddressSanitizer of GCC 12 dies or loops at start-up every few runs.
+FIXED_ADDRESSES = $$(setarch -R true 2>/dev/null && echo setarch -R)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamps
@@ -24,6 +27,9 @@ CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp
 .DEFAULT_GOAL := help
 .PHONY: help build train emulation test sanitize cuda cross lint format bench smoke wheel ci clean
 .DELETE_ON_ERROR:
+# Two pips in one environment, or two builds in one directory, would spoil each other under make -j;
+# ninja uses all cores anyway.
+.NOTPARALLEL:
 
 help:  ## list the targets
 	@echo "trpo_fast: make TARGET"
@@ -67,9 +73,9 @@ sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and 
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/sanitize -G Ninja \
 	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_WERROR=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(BIN)/cmake --build build/sanitize
-	build/sanitize/cuda_driver
-	build/sanitize/amx_driver
-	for isa in $(SANITIZE_ISAS); do TRPO_FAST_ISA=$$isa build/sanitize/native_driver || exit 1; done
+	{ echo build/sanitize/cuda_driver; echo build/sanitize/amx_driver; \
+	  for isa in $(SANITIZE_ISAS); do echo "TRPO_FAST_ISA=$$isa build/sanitize/native_driver"; done; } | \
+	  xargs -P "$$(nproc)" -I DRIVER $(FIXED_ADDRESSES) sh -c DRIVER
 
 cuda: $(STAMP)/build-tools  ## compile the CUDA kernels for every architecture, warnings as errors
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/cuda -G Ninja -DTRPO_FAST_CUDA_ONLY=ON \
