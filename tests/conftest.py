@@ -31,6 +31,14 @@ settings.load_profile("suite")
 # A shell's background jobs begin with Ctrl-C ignored, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    # From Python 3.12 on, told or not after what other tests left running.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+    )
+
+
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
