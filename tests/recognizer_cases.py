@@ -291,8 +291,8 @@ def reason(module: nn.Module, obs: Tensor | None = None) -> str:
     return found
 
 
-def step(module: nn.Module, data: dict[str, Tensor]) -> TRPOOptimizer:
-    opt = TRPOOptimizer(module)
+def step(module: nn.Module, data: dict[str, Tensor], **options: Any) -> TRPOOptimizer:
+    opt = TRPOOptimizer(module, **options)
     opt.step(**data)
     assert opt.last_result is not None
     assert opt.last_result.accepted

@@ -33,10 +33,12 @@ from trpo_fast.network import UNDECIDED, Network, forward, layers_of, network_of
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
 
-def moved(policy: nn.Module, data: dict[str, Tensor], *, generic: bool = False) -> Tensor:
+def moved(
+    policy: nn.Module, data: dict[str, Tensor], *, generic: bool = False, **options: Any
+) -> Tensor:
     """What one step adds to the parameters, in float64; the policy itself is left alone."""
     before, policy = flat(policy), copy.deepcopy(policy)
-    opt = step(Wrapped2(policy) if generic else policy, data)
+    opt = step(Wrapped2(policy) if generic else policy, data, **options)
     assert opt.path == ("generic" if generic else "fused")
     return flat(policy).double() - before.double()
 
@@ -53,12 +55,13 @@ class TestRecognised:
         policy = made(RECOGNISED[name], torch.float32)
         data = data_of(policy, observations(dtype=torch.float32))
         doubles = {key: value.double() for key, value in data.items()}
-        exact = moved(copy.deepcopy(policy).double(), doubles, generic=True)
-        rounding = float((moved(policy, data, generic=True) - exact).norm())
-        assert rounding < 1e-2 * float(exact.norm())
-        # Ten iterations amplify rounding: two sound orders of summation may differ by this much.
-        bound = 2 * rounding + 1e-4 * float(exact.norm())
-        assert float((moved(policy, data) - exact).norm()) < bound
+        # Each further iteration amplifies the rounding, on another CPU another one.
+        few = {"cg_iters": 2}
+        exact = moved(copy.deepcopy(policy).double(), doubles, generic=True, **few)
+        rounding = float((moved(policy, data, generic=True, **few) - exact).norm())
+        assert rounding < 1e-5 * float(exact.norm())
+        bound = 2 * rounding + 1e-5 * float(exact.norm())
+        assert float((moved(policy, data, **few) - exact).norm()) < bound
 
     def test_it_is_left_as_it_was(self, name: str) -> None:
         policy = made(RECOGNISED[name]).train()
