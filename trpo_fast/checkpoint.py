@@ -177,6 +177,8 @@ def _plain(document: Any) -> bytes:
 def _checksum(tensor: Tensor) -> int:
     """Of an array's type, shape and bytes, laid out plainly."""
     kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    if not tensor.numel():
+        return kind  # an array without elements has no bytes to view
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, kind)
 
 

@@ -191,7 +191,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """The running episode's number (-1 before the first) and its actions so far [n, ...]."""
         self._pack()
         if not self._packed:
-            return self.episode, np.empty((0,))
+            return self.episode, _no_actions(self.env.action_space)
         self._packed = [np.concatenate(self._packed)]
         return self.episode, self._packed[0].copy()
 
@@ -214,6 +214,11 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             observation, _, terminated, truncated, info = self.step(action)
             over = terminated or truncated
         return observation, info, over
+
+
+def _no_actions(space: gym.Space[Any]) -> npt.NDArray[Any]:
+    """The actions ``[0, ...]`` of an episode that has just begun, as ``space`` has them."""
+    return np.empty((0, *(space.shape or ())), space.dtype)
 
 
 class LocalEnvironments(SyncVectorEnv):
