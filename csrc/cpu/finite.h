@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../common/layers.h"
+#include "common/layers.h"
 
 namespace trpo_fast {
 

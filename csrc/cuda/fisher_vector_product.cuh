@@ -3,7 +3,7 @@
 // never negative.
 #pragma once
 
-#include "surrogate_gradient.cuh"
+#include "cuda/surrogate_gradient.cuh"
 
 namespace trpo_fast::cuda {
 

@@ -1,8 +1,8 @@
 // Starts a cooperative kernel on a stream.
 #pragma once
 
-#include "policy_kernel.cuh"
-#include "runtime.h"
+#include "cuda/policy_kernel.cuh"
+#include "cuda/runtime.h"
 
 namespace trpo_fast::cuda {
 

@@ -1,7 +1,7 @@
 // One candidate of the line search: a forward pass, mean loss and mean KL together, nothing stored.
 #pragma once
 
-#include "surrogate_gradient.cuh"
+#include "cuda/surrogate_gradient.cuh"
 
 namespace trpo_fast::cuda {
 

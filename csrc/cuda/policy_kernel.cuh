@@ -1,7 +1,7 @@
 // The kernel: one cooperative launch does one task, and an update is one task.
 #pragma once
 
-#include "trust_region.cuh"
+#include "cuda/trust_region.cuh"
 
 namespace trpo_fast::cuda {
 

@@ -2,7 +2,7 @@
 // outputs, log-probabilities, the metric.
 #pragma once
 
-#include "panels.cuh"
+#include "cuda/panels/panels.cuh"
 
 namespace trpo_fast::cuda {
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from trpo_fast.backends.kfac import Block
     from trpo_fast.backends.preconditioner import Preconditioner
 
-# The order of Figure in csrc/cuda/policy_problem.h.
+# The order of Figure in csrc/cuda/plan.h.
 FIGURES = 12
-# kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/policy_problem.h.
+# kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/plan.h.
 MAX_LAYERS, PANEL_WIDTH, MAX_BLOCKS = 32, 256, 64
 # The order of Products there.
 PRODUCT_CODES = {"auto": 0, "fp32": 0, "tf32": 1, "bf16": 2, "bf16x3": 3}
@@ -120,7 +120,7 @@ def packed_map(
 
 
 class PackedPreconditioner(NamedTuple):
-    """A preconditioner's matrices as csrc/cuda/policy_problem.h lays them out."""
+    """A preconditioner's matrices as csrc/cuda/plan.h lays them out."""
 
     matrices: Tensor
     layers: list[tuple[int, bool]]  # where each layer's start, -1: it has none; in eigenbases
