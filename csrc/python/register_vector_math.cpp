@@ -3,9 +3,9 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/finite.h"
 #include "cpu/kernels/amx.h"
 #include "cpu/kernels/dispatch.h"
+#include "cpu/kernels/finite.h"
 #include "python/gil.h"
 #include "python/register.h"
 #include "python/tensor_arg.h"

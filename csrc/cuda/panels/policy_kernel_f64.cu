@@ -1,4 +1,4 @@
-#include "cuda/launch.cuh"
+#include "cuda/panels/policy_kernel.cuh"
 
 namespace trpo_fast::cuda {
 

@@ -1,7 +1,8 @@
-// The kernel for wide networks: one cooperative launch does one task, as policy_kernel does.
+// The kernel for wide networks, in tiles.
 #pragma once
 
 #include "cuda/launch.cuh"
+#include "cuda/tasks.cuh"
 #include "cuda/tiles/tiled_problem.cuh"
 
 namespace trpo_fast::cuda {

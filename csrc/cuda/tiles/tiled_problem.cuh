@@ -3,7 +3,10 @@
 // same interface as Problem's, so that conjugate gradients and the trust region are the same code.
 #pragma once
 
-#include "cuda/panels/problem.cuh"
+#include "cuda/fisher_vector_product.cuh"
+#include "cuda/grid.cuh"
+#include "cuda/line_search.cuh"
+#include "cuda/surrogate_gradient.cuh"
 #include "cuda/tiles/tiles.cuh"
 
 namespace trpo_fast::cuda {

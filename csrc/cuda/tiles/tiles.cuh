@@ -3,6 +3,7 @@
 // multiplied.
 #pragma once
 
+#include "cuda/block.cuh"
 #include "cuda/tensor_cores.cuh"
 
 namespace trpo_fast::cuda {

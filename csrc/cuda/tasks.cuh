@@ -1,4 +1,5 @@
-// The kernel: one cooperative launch does one task, and an update is one task.
+// What a cooperative launch does over a problem in panels or in tiles: one task, and an update is
+// one task.
 #pragma once
 
 #include "cuda/trust_region.cuh"
@@ -63,13 +64,6 @@ __device__ void run_task(Problem& problem) {
     case Task::update:
       return TrustRegion<Problem>(problem).update();
   }
-}
-
-template <class T, int kRows, bool kTensorCores>
-__global__ void __launch_bounds__(kThreads, 1)
-    policy_kernel(const __grid_constant__ ProblemArgs<T> a) {
-  Problem<T, kRows, kTensorCores> problem(a);
-  run_task(problem);
 }
 
 }  // namespace trpo_fast::cuda
