@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from trpo_fast.critic import Critic
-from trpo_fast.gae import compute_gae
-from trpo_fast.value_function import ValueFunction
+from trpo_fast.agent.critic import Critic
+from trpo_fast.networks.mlp import ValueFunction
+from trpo_fast.rollouts.gae import compute_gae
 
 STEPS, ENVS = 2048, 64
 ROWS, WIDTH = 8192, 17
