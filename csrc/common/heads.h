@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "activations.h"
+#include "common/activations.h"
 
 namespace trpo_fast {
 

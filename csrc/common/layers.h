@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "activations.h"
+#include "common/activations.h"
 
 namespace trpo_fast {
 

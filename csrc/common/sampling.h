@@ -1,7 +1,7 @@
 // Drawing one row's action from its network outputs and given noise.
 #pragma once
 
-#include "heads.h"
+#include "common/heads.h"
 
 namespace trpo_fast {
 

@@ -3,7 +3,7 @@
 // part of the Python interface.
 #pragma once
 
-#include "activations.h"
+#include "common/activations.h"
 
 namespace trpo_fast {
 

@@ -9,8 +9,8 @@
 #include <cmath>
 #include <limits>
 
-#include "../common/trust_region.h"
-#include "dense_kernels.h"
+#include "common/trust_region.h"
+#include "cpu/kernels/dense_kernels.h"
 
 namespace trpo_fast {
 

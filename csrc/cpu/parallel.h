@@ -2,7 +2,7 @@
 // the work into tasks by size alone, and a task does not know which thread runs it.
 #pragma once
 
-#include "../common/layers.h"
+#include "common/layers.h"
 
 namespace trpo_fast {
 

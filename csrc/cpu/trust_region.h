@@ -4,9 +4,9 @@
 
 #include <optional>
 
-#include "conjugate_gradient.h"
-#include "kfac.h"
-#include "policy_problem.h"
+#include "cpu/conjugate_gradient.h"
+#include "cpu/policy/policy_problem.h"
+#include "cpu/preconditioner/kfac.h"
 
 namespace trpo_fast {
 

@@ -6,7 +6,7 @@
 // (three where p does not fit shared memory).
 #pragma once
 
-#include "problem.cuh"
+#include "cuda/vectors.cuh"
 
 namespace trpo_fast::cuda {
 

@@ -10,15 +10,15 @@ if(NOT TRPO_FAST_CUDA IN_LIST cuda_modes)
   message(FATAL_ERROR "TRPO_FAST_CUDA is ${TRPO_FAST_CUDA}; use AUTO, ON or OFF")
 endif()
 
-set(cuda_host_sources csrc/cuda/policy_problem.cpp)
+set(cuda_host_sources csrc/cuda/plan.cpp)
 set(cuda_device_sources
   csrc/cuda/device_info.cu
   csrc/cuda/gae.cu
-  csrc/cuda/policy_kernel_f32.cu
-  csrc/cuda/policy_kernel_f64.cu
-  csrc/cuda/policy_kernel_tensor_cores.cu
-  csrc/cuda/tiled_kernel_f32.cu
-  csrc/cuda/tiled_kernel_f64.cu)
+  csrc/cuda/panels/policy_kernel_f32.cu
+  csrc/cuda/panels/policy_kernel_f64.cu
+  csrc/cuda/panels/policy_kernel_tensor_cores.cu
+  csrc/cuda/tiles/tiled_kernel_f32.cu
+  csrc/cuda/tiles/tiled_kernel_f64.cu)
 set(cuda_register_sources
   csrc/python/register_cuda_device.cpp
   csrc/python/register_cuda_gae.cpp
@@ -59,6 +59,7 @@ macro(trpo_fast_add_cuda)
     find_package(CUDAToolkit REQUIRED)
     message(STATUS "CUDA kernels: ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
     add_library(trpo_fast_cuda STATIC ${cuda_host_sources} ${cuda_device_sources})
+    target_include_directories(trpo_fast_cuda PUBLIC csrc)
     target_compile_options(trpo_fast_cuda PRIVATE
       $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
       $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${TRPO_FAST_WERROR}>>:-Werror=all-warnings>)
@@ -78,7 +79,7 @@ function(trpo_fast_add_emulation)
     LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
   add_library(trpo_fast_cuda_emulated STATIC
     ${cuda_host_sources} ${cuda_device_sources} tests/native/emulation/emulation.cpp)
-  target_include_directories(trpo_fast_cuda_emulated PUBLIC tests/native/emulation)
+  target_include_directories(trpo_fast_cuda_emulated PUBLIC csrc tests/native/emulation)
   target_link_libraries(trpo_fast_cuda_emulated PRIVATE trpo_fast_warnings)
   if(NOT TRPO_FAST_NATIVE_ONLY)
     find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)

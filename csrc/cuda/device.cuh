@@ -5,7 +5,7 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
-#include "policy_problem.h"
+#include "cuda/plan.h"
 
 namespace trpo_fast::cuda {
 

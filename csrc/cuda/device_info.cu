@@ -1,5 +1,5 @@
-#include "policy_problem.h"
-#include "runtime.h"
+#include "cuda/plan.h"
+#include "cuda/runtime.h"
 
 namespace trpo_fast::cuda {
 namespace {

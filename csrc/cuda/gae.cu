@@ -1,9 +1,9 @@
 // A thread an environment, from the last step to the first (Schulman et al. 2016, equation 16).
 // Each row is read as the warp's neighbours lie in memory; rows ahead are loaded before the
 // recursion needs them, since only the running advantage is a chain.
-#include "gae.h"
+#include "cuda/gae.h"
 
-#include "runtime.h"
+#include "cuda/runtime.h"
 
 namespace trpo_fast::cuda {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../common/layers.h"
+#include "common/layers.h"
 
 namespace trpo_fast::cuda {
 

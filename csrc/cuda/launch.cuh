@@ -1,8 +1,8 @@
 // Starts a cooperative kernel on a stream.
 #pragma once
 
-#include "policy_kernel.cuh"
-#include "runtime.h"
+#include "cuda/plan.h"
+#include "cuda/runtime.h"
 
 namespace trpo_fast::cuda {
 
@@ -25,15 +25,6 @@ void launch_cooperative(void (*kernel)(ProblemArgs<T>), const ProblemArgs<T>& ar
                                     arguments, args.plan.shared_bytes,
                                     static_cast<cudaStream_t>(stream)),
         "launching the policy update");
-}
-
-template <bool kTensorCores>
-void launch_panels(const ProblemArgs<float>& args, int device, void* stream) {
-  if (args.plan.panel_rows == kSmallPanelRows) {
-    launch_cooperative(policy_kernel<float, kSmallPanelRows, kTensorCores>, args, device, stream);
-  } else {
-    launch_cooperative(policy_kernel<float, kPanelRows, kTensorCores>, args, device, stream);
-  }
 }
 
 }  // namespace trpo_fast::cuda

@@ -1,7 +1,7 @@
-// One candidate of the line search: a forward pass, mean loss and mean KL together, nothing stored.
+// One candidate of the line search over the outputs of a panel of rows: loss and KL together.
 #pragma once
 
-#include "surrogate_gradient.cuh"
+#include "cuda/surrogate_gradient.cuh"
 
 namespace trpo_fast::cuda {
 
@@ -23,18 +23,6 @@ __device__ void candidate_rows(const P& panels, const BlockRows<T>& rows, Index 
   sums[0] -= share * std::exp(now - a.row_log_prob[row]) * double(a.advantages[row]);
   sums[1] += share * (a.kl_new_old ? kl(a.head(), o, new_scale, old, old_scale, mask)
                                    : kl(a.head(), old, old_scale, o, new_scale, mask));
-}
-
-// sums: this thread's parts of loss and KL at W (packed).
-template <class T, int kRows>
-__device__ void candidate_pass(Panels<T, kRows>& panels, const T* W, double (&sums)[2]) {
-  const BlockRows<T> rows(panels.args.rows);
-  sums[0] = sums[1] = 0;
-  for (Index first = rows.begin; first < rows.end; first += kRows) {
-    panels.forward(rows, first, W, false);
-    candidate_rows(panels, rows, first, sums);
-    __syncthreads();
-  }
 }
 
 }  // namespace trpo_fast::cuda

@@ -1,7 +1,7 @@
 // Sums in a fixed order: the same bits at every run, whatever order the blocks run in. No atomics.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace trpo_fast::cuda {
 

@@ -1,8 +1,8 @@
-// The surrogate's loss and gradient at theta_old, and what later passes read: activations, old
-// outputs, log-probabilities, the metric.
+// The surrogate's loss and gradient at theta_old over the outputs of a panel of rows, and what
+// later passes read: old outputs, log-probabilities, the metric.
 #pragma once
 
-#include "panels.cuh"
+#include "cuda/block.cuh"
 
 namespace trpo_fast::cuda {
 
@@ -70,28 +70,6 @@ __device__ void delta_rows(const P& panels, const BlockRows<T>& rows, Index firs
                       rows.mask(first + r, a.outputs), panels.gains[r], o, nullptr);
   }
   for (int i = counts ? a.outputs : 0; i < panels.net.last().out_padded; ++i) o[i] = 0;
-}
-
-// This block's partial gradient; returns this thread's part of the loss.
-template <class T, int kRows>
-__device__ double surrogate_pass(Panels<T, kRows>& panels) {
-  const ProblemArgs<T>& a = panels.args;
-  const BlockRows<T> rows(a.rows);
-  double loss = 0;
-  if (threadIdx.x < unsigned(a.actions)) panels.log_std_sums[threadIdx.x] = 0;
-  for (Index first = rows.begin; first < rows.end; first += kRows) {
-    panels.forward(rows, first, panels.weights, true);
-    loss += surrogate_rows(panels, rows, first);
-    __syncthreads();
-    log_std_rows(panels, rows, first);
-    __syncthreads();
-    delta_rows(panels, rows, first);
-    panels.backward(rows, first, first == rows.begin);
-  }
-  if (a.head_kind == HeadKind::gaussian && threadIdx.x < unsigned(a.actions)) {
-    panels.partial[panels.net.log_std + threadIdx.x] = T(panels.log_std_sums[threadIdx.x]);
-  }
-  return loss;
 }
 
 }  // namespace trpo_fast::cuda

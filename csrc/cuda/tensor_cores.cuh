@@ -5,7 +5,7 @@
 // two neighbouring bfloat16.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace trpo_fast::cuda {
 

@@ -3,7 +3,7 @@
 // on the same sums, and so takes the same branches.
 #pragma once
 
-#include "conjugate_gradient.cuh"
+#include "cuda/conjugate_gradient.cuh"
 
 namespace trpo_fast::cuda {
 

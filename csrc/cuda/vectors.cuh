@@ -2,7 +2,7 @@
 // results.
 #pragma once
 
-#include "reductions.cuh"
+#include "cuda/reductions.cuh"
 
 namespace trpo_fast::cuda {
 

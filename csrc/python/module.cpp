@@ -1,4 +1,4 @@
-#include "register.h"
+#include "python/register.h"
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled kernels of trpo_fast for the CPU. Use them through trpo_fast.backends.";

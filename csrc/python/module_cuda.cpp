@@ -1,4 +1,4 @@
-#include "register_cuda.h"
+#include "python/register_cuda.h"
 
 PYBIND11_MODULE(_core_cuda, m) {
   m.doc() = "Compiled kernels of trpo_fast for CUDA. Use them through trpo_fast.backends.";

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "../cpu/kfac.h"
-#include "../cpu/policy_problem.h"
-#include "tensor_arg.h"
+#include "cpu/policy/policy_problem.h"
+#include "cpu/preconditioner/kfac.h"
+#include "python/tensor_arg.h"
 
 namespace trpo_fast {
 

@@ -1,8 +1,8 @@
 #include <cuda_runtime.h>
 #include <pybind11/stl.h>
 
-#include "../cuda/policy_problem.h"
-#include "register_cuda.h"
+#include "cuda/plan.h"
+#include "python/register_cuda.h"
 
 namespace trpo_fast {
 namespace {

@@ -1,7 +1,7 @@
-#include "../cuda/gae.h"
-#include "gil.h"
-#include "register_cuda.h"
-#include "tensor_arg.h"
+#include "cuda/gae.h"
+#include "python/gil.h"
+#include "python/register_cuda.h"
+#include "python/tensor_arg.h"
 
 namespace trpo_fast {
 namespace {

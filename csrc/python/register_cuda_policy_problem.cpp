@@ -1,10 +1,10 @@
 #include <algorithm>
 
-#include "../cuda/policy_problem.h"
-#include "gil.h"
-#include "register_cuda.h"
-#include "tensor_arg.h"
-#include "update_options.h"
+#include "cuda/plan.h"
+#include "python/gil.h"
+#include "python/register_cuda.h"
+#include "python/tensor_arg.h"
+#include "python/update_options.h"
 
 namespace trpo_fast {
 namespace {

@@ -1,9 +1,9 @@
 #include <memory>
 
-#include "../cpu/mlp_forward.h"
-#include "gil.h"
-#include "register.h"
-#include "tensor_arg.h"
+#include "cpu/network/mlp_forward.h"
+#include "python/gil.h"
+#include "python/register.h"
+#include "python/tensor_arg.h"
 
 namespace trpo_fast {
 namespace {

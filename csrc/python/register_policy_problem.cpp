@@ -1,17 +1,17 @@
 #include <chrono>
 #include <memory>
 
-#include "../cpu/conjugate_gradient.h"
-#include "../cpu/dispatch.h"
-#include "../cpu/input_moments.h"
-#include "../cpu/kfac.h"
-#include "../cpu/kronecker_factors.h"
-#include "../cpu/trust_region.h"
-#include "gil.h"
-#include "policy_batch_arg.h"
-#include "register.h"
-#include "tensor_arg.h"
-#include "update_options.h"
+#include "cpu/conjugate_gradient.h"
+#include "cpu/kernels/dispatch.h"
+#include "cpu/preconditioner/input_moments.h"
+#include "cpu/preconditioner/kfac.h"
+#include "cpu/preconditioner/kronecker_factors.h"
+#include "cpu/trust_region.h"
+#include "python/gil.h"
+#include "python/policy_batch_arg.h"
+#include "python/register.h"
+#include "python/tensor_arg.h"
+#include "python/update_options.h"
 
 namespace trpo_fast {
 namespace {

@@ -1,8 +1,8 @@
-#include "../cpu/slabs.h"
-#include "../cpu/spd_inverse.h"
-#include "gil.h"
-#include "register.h"
-#include "tensor_arg.h"
+#include "cpu/kernels/slabs.h"
+#include "cpu/preconditioner/spd_inverse.h"
+#include "python/gil.h"
+#include "python/register.h"
+#include "python/tensor_arg.h"
 
 namespace trpo_fast {
 namespace {

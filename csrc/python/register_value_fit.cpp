@@ -1,9 +1,9 @@
 #include <memory>
 
-#include "../cpu/value_fit.h"
-#include "gil.h"
-#include "register.h"
-#include "tensor_arg.h"
+#include "cpu/network/value_fit.h"
+#include "python/gil.h"
+#include "python/register.h"
+#include "python/tensor_arg.h"
 
 namespace trpo_fast {
 namespace {

@@ -3,12 +3,12 @@
 #include <utility>
 #include <vector>
 
-#include "../cpu/amx.h"
-#include "../cpu/dispatch.h"
-#include "../cpu/finite.h"
-#include "gil.h"
-#include "register.h"
-#include "tensor_arg.h"
+#include "cpu/kernels/amx.h"
+#include "cpu/kernels/dispatch.h"
+#include "cpu/kernels/finite.h"
+#include "python/gil.h"
+#include "python/register.h"
+#include "python/tensor_arg.h"
 
 namespace trpo_fast {
 namespace {

@@ -9,7 +9,7 @@
 
 #include <string>
 
-#include "../common/layers.h"
+#include "common/layers.h"
 
 namespace trpo_fast {
 

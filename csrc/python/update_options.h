@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "../common/trust_region.h"
+#include "common/trust_region.h"
 
 namespace trpo_fast {
 

@@ -1,5 +1,5 @@
-// The AMX kernel without AMX: csrc/cpu/amx_product.inl on the model of its tiles, against float64
-// sums; and the model against Intel's manual.
+// The AMX kernel without AMX: csrc/cpu/kernels/amx_product.inl on the model of its tiles, against
+// float64 sums; and the model against Intel's manual.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,8 +11,8 @@
 #include <limits>
 #include <vector>
 
-#include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/pair_product_check.h"
+#include "cpu/kernels/dispatch.h"
+#include "cpu/kernels/pair_product_check.h"
 #include "emulation/amx_model.h"
 
 using namespace trpo_fast;

@@ -7,10 +7,10 @@
 #include <memory>
 #include <stdexcept>
 
-#include "../../csrc/cpu/conjugate_gradient.h"
-#include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/trust_region.h"
-#include "../../csrc/cuda/policy_problem.h"
+#include "cpu/conjugate_gradient.h"
+#include "cpu/kernels/dispatch.h"
+#include "cpu/trust_region.h"
+#include "cuda/plan.h"
 #include "emulation/cuda_runtime.h"
 #include "fixture.h"
 

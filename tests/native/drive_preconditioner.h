@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../../csrc/cpu/kfac.h"
+#include "cpu/preconditioner/kfac.h"
 
 namespace {
 

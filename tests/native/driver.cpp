@@ -9,12 +9,12 @@
 #include <memory>
 #include <random>
 
-#include "../../csrc/cpu/conjugate_gradient.h"
-#include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/mlp_forward.h"
-#include "../../csrc/cpu/sampling.h"
-#include "../../csrc/cpu/trust_region.h"
-#include "../../csrc/cpu/value_fit.h"
+#include "cpu/conjugate_gradient.h"
+#include "cpu/kernels/dispatch.h"
+#include "cpu/network/mlp_forward.h"
+#include "cpu/network/sampling.h"
+#include "cpu/network/value_fit.h"
+#include "cpu/trust_region.h"
 #include "fixture.h"
 
 using namespace trpo_fast;

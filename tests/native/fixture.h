@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cpu/policy_problem.h"
+#include "cpu/policy/policy_problem.h"
 
 namespace {
 

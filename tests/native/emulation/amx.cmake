@@ -1,5 +1,5 @@
 # Adds the instruction sets emulated_amx and, beside the real ones, emulated_amx_avx512: the kernel of
-# csrc/cpu/amx_product.inl on a model of its tiles.
+# csrc/cpu/kernels/amx_product.inl on a model of its tiles.
 set(emulation ${CMAKE_CURRENT_LIST_DIR})
 set(emulation_flags ${kernel_optimization} -ffp-contract=fast -fno-math-errno -fno-trapping-math)
 target_sources(trpo_fast_cpu PRIVATE ${emulation}/amx_model.cpp ${emulation}/emulated_amx.cpp)

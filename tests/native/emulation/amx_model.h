@@ -1,8 +1,8 @@
-// The tile registers of csrc/cpu/amx_tiles.h in software, as strict as the CPU: what it refuses by
-// an exception ends the process here. One set of registers a thread.
+// The tile registers of csrc/cpu/kernels/amx_tiles.h in software, as strict as the CPU: what it
+// refuses by an exception ends the process here. One set of registers a thread.
 #pragma once
 
-#include "../../../csrc/cpu/amx_tiles.h"
+#include "cpu/kernels/amx_tiles.h"
 
 namespace amx_model {
 

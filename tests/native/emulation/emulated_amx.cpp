@@ -1,7 +1,7 @@
 // The kernel of amx_product.inl on the model of its tiles, compiled for any CPU.
-#include "../../../csrc/cpu/amx_product.inl"
-#include "../../../csrc/cpu/dispatch.h"
 #include "amx_model.h"
+#include "cpu/kernels/amx_product.inl"
+#include "cpu/kernels/dispatch.h"
 #include "emulated_kernels.h"
 
 namespace trpo_fast {

@@ -1,6 +1,6 @@
 // As emulated_amx.cpp, but with the vectors and masked loads that a CPU with AMX has.
-#include "../../../csrc/cpu/amx_product.inl"
 #include "amx_model.h"
+#include "cpu/kernels/amx_product.inl"
 #include "emulated_kernels.h"
 
 namespace trpo_fast {

@@ -1,7 +1,8 @@
-// Instruction sets that only the tests' builds know: csrc/cpu/amx_product.inl on a model of AMX.
+// Instruction sets that only the tests' builds know: csrc/cpu/kernels/amx_product.inl on a model of
+// AMX.
 #pragma once
 
-#include "../../../csrc/cpu/dense_kernels.h"
+#include "cpu/kernels/dense_kernels.h"
 
 namespace trpo_fast {
 

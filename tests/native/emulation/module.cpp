@@ -1,6 +1,6 @@
 // The kernels of _core_cuda as host code, for the parity tests: same interface, host pointers.
-#include "../../../csrc/python/register_cuda.h"
 #include "cuda_runtime.h"
+#include "python/register_cuda.h"
 
 PYBIND11_MODULE(_core_cuda_emulated, m) {
   trpo_fast::register_cuda_device(m);

@@ -89,13 +89,13 @@ def _block_arg(at: Place, block: Block, arg: Callable[[Tensor], TensorArg]) -> B
 
 
 def slabs_of(columns: int) -> tuple[int, int]:
-    """How many slabs csrc/cpu/slabs.h makes of so many columns, and their width."""
+    """How many slabs csrc/cpu/kernels/slabs.h makes of so many columns, and their width."""
     width = SLAB_WIDTH if columns >= SLAB_WIDTH else -(-columns // SLAB_PADDING) * SLAB_PADDING
     return -(-columns // width), width
 
 
 def in_slabs(matrix: Tensor) -> Tensor:
-    """``[slabs, rows, width]``: a matrix ``[rows, columns]`` as csrc/cpu/slabs.h lays it out."""
+    """``[slabs, rows, width]``: a matrix ``[rows, columns]`` as the native slabs.h lays it out."""
     if matrix.ndim == 3:
         return matrix
     rows, columns = matrix.shape

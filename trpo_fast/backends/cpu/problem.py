@@ -202,7 +202,7 @@ class CpuProblem(KroneckerStatistics):
         return self._factors(places, rows, inputs=False)
 
     def inverse(self, factor: Tensor, damping: float) -> Tensor:
-        """``(factor + damping I)^-1`` in slabs, as csrc/cpu/slabs.h lays it out.
+        """``(factor + damping I)^-1`` in slabs, as csrc/cpu/kernels/slabs.h lays it out.
 
         Raises:
             torch.linalg.LinAlgError: it is not positive definite.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # kAlignment of csrc/cpu/slabs.h
+ALIGNMENT = 64  # kAlignment of csrc/cpu/kernels/slabs.h
 # What is kept of memory that is not used any more: pieces of so many bytes, and in all: more than
 # an update of 4096 rows works in where two layers are 1024 wide.
 SPARE_LEAST, SPARE_MOST = 1 << 20, 256 << 20

@@ -14,7 +14,7 @@ from trpo_fast.preconditioning.kfac import Block
 from trpo_fast.preconditioning.preconditioner import Preconditioner
 from trpo_fast.update.parameters import FlatParameters
 
-# kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/policy_problem.h.
+# kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/plan.h.
 MAX_LAYERS, PANEL_WIDTH, MAX_BLOCKS = 32, 256, 64
 ALIGNMENT = 256  # of the workspace, as torch's allocator gives it
 
@@ -57,7 +57,7 @@ def packed_map(
 
 
 class PackedPreconditioner(NamedTuple):
-    """A preconditioner's matrices as csrc/cuda/policy_problem.h lays them out."""
+    """A preconditioner's matrices as csrc/cuda/plan.h lays them out."""
 
     matrices: Tensor
     layers: list[tuple[int, bool]]  # where each layer's start, -1: it has none; in eigenbases

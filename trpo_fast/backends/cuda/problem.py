@@ -41,7 +41,7 @@ from trpo_fast.update.result import Solution, TrustRegionResult
 if TYPE_CHECKING:
     from trpo_fast._core_cuda import PreconditionerArg, TensorArg
 
-# The order of Figure in csrc/cuda/policy_problem.h.
+# The order of Figure in csrc/cuda/plan.h.
 FIGURES = 12
 # The order of Products there.
 PRODUCT_CODES = {"auto": 0, "fp32": 0, "tf32": 1, "bf16": 2, "bf16x3": 3}

@@ -1,6 +1,6 @@
 """What ``precision`` does to the operands of a Fisher product, in torch.
 
-``csrc/cpu/bf16_fisher.h`` is the same in the native module; products there are summed in float32.
+``csrc/cpu/policy/bf16_fisher.h`` is the same in C++; products there are summed in float32.
 A bfloat16 has 8 significant bits, so rounding to it moves a number by at most 2^-8 of itself, and
 the two parts of the split form leave at most 2^-17. Splitting an operand and leaving out the
 product of the low parts follows Henry, Tang & Heinecke 2019, "Leveraging the bfloat16 artificial

@@ -1,0 +1,10 @@
+#include "cpu/kernels/bf16_kernels.inl"
+
+namespace trpo_fast {
+
+const KernelTable& dense_kernels_avx2() {
+  static constexpr KernelTable table{"avx2", kernels<float>(), kernels<double>(), bf16_kernels()};
+  return table;
+}
+
+}  // namespace trpo_fast

@@ -1,0 +1,65 @@
+// One step of a rollout: normalise the observations, forward pass, draw actions from noise that was
+// drawn before the rollout, their log-probabilities, and the actions as the environment takes them.
+#pragma once
+
+#include "common/sampling.h"
+#include "cpu/network/mlp_forward.h"
+
+namespace trpo_fast {
+
+// The policy at its parameters of now.
+template <class T>
+struct SamplingPolicy {
+  Layers<T> layers;
+  HeadKind head_kind;
+  Index actions;            // A; blocks of a categorical head
+  std::vector<Index> nvec;  // sizes of the blocks, categorical heads only
+  const T* log_std;         // [A] or null
+  Index log_std_stride;
+  int threads;
+
+  Head head() const { return {head_kind, layers.back().out, actions, nvec.data()}; }
+};
+
+// The contiguous buffers of T steps in B environments; `real` or `category` by the head.
+template <class T>
+struct RolloutBuffers {
+  Index steps, envs, inputs, actions, outputs;
+  const float* observations;  // [T + 1, B, O], raw
+  const float *mean, *scale;  // [O]: clip((x - mean) scale), or null for x
+  float clip;
+  const T* normal;                        // [T, B, A] or null
+  const double* uniform;                  // [T, B, A] or null
+  const std::uint8_t* masks;              // [T, B, outputs] or null
+  T *real, *env_real;                     // [T, B, A] as drawn; clamped to low .. high, or null
+  const T *low, *high;                    // [A]
+  std::int64_t *category, *env_category;  // [T, B, A] as drawn; start added, or null
+  const std::int64_t* start;              // [A]
+  double* log_prob;                       // [T, B]
+};
+
+template <class T>
+class Sampling {
+ public:
+  Sampling(const SamplingPolicy<T>& policy, void* workspace);
+  static std::size_t workspace_bytes(const SamplingPolicy<T>& policy);
+
+  // Reads observations[t] and writes everything else at t.
+  void step(const RolloutBuffers<T>& buffers, Index t) const;
+
+ private:
+  Sampling(const SamplingPolicy<T>& policy, Arena&& arena);
+  void normalise(const RolloutBuffers<T>& buffers, Index row, Index rows, T* x) const;
+  void draw(const RolloutBuffers<T>& buffers, Index row, const T* outputs) const;
+
+  const Kernels<T>& kernels_;
+  PackedNetwork<T> network_;
+  std::vector<Index> nvec_;
+  Head head_;
+  int threads_;
+  Index panel_size_, input_size_, scratch_size_;
+  double *log_std_, *inv_std_, *std_;  // [A]
+  T* scratch_;                         // of each thread: inputs, two panels, a row of outputs
+};
+
+}  // namespace trpo_fast
