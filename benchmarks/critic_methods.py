@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from trpo_fast import TRPO
-from trpo_fast.critic import Critic, explained_variance
-from trpo_fast.gae import compute_gae
-from trpo_fast.rollout import Rollout, bootstrap_values
+from trpo_fast.agent.critic import Critic, explained_variance
+from trpo_fast.rollouts.gae import compute_gae
+from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
 
 KINDS = {
     "adam, 10 epochs": ("adam", 10),

@@ -24,8 +24,9 @@ from step_quality import Quality, case_of, title
 from torch import Tensor
 
 from trpo_fast import TRPOOptimizer, natural_gradient
-from trpo_fast.backends import kfac, preconditioner
-from trpo_fast.backends.preconditioner_cost import INPUT_ROWS, OUTPUT_ROWS
+from trpo_fast.preconditioning import kfac, preconditioner
+from trpo_fast.preconditioning.cost import INPUT_ROWS, OUTPUT_ROWS
+from trpo_fast.preconditioning.curvature import Curvature
 
 ITERATIONS = (1, 2, 3, 4, 5)
 ALL = 1 << 30
@@ -74,10 +75,10 @@ def eigenbases_up_to(width: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_statistics(curvature: preconditioner.Curvature) -> Iterator[None]:
+def kept_statistics(curvature: Curvature) -> Iterator[None]:
     """Every solve uses this one's G, whatever its age."""
     with (
-        mock.patch("trpo_fast.functional.Curvature", return_value=curvature),
+        mock.patch("trpo_fast.optimizer.functional.Curvature", return_value=curvature),
         mock.patch.object(preconditioner, "refresh_interval", return_value=ALL),
     ):
         yield
@@ -100,7 +101,7 @@ def print_choices(sample: Sample) -> None:
 
 def print_ages(sample: Sample) -> None:
     """Q at the policy some updates later, G from before them and new."""
-    curvature = preconditioner.Curvature({})
+    curvature = Curvature({})
     optimizer = TRPOOptimizer(sample.policy, max_kl=MAX_KL, damping=DAMPING)
     with kept_statistics(curvature):
         direction(sample, case_of(sample).gradient, cg_iters=1)

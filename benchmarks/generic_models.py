@@ -26,10 +26,10 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trpo_fast import FallbackWarning, TRPOOptimizer
-from trpo_fast.backends.convolutions import Convolutions
-from trpo_fast.backends.linearization import KlHessian, Linearization, linearize
-from trpo_fast.distributions import detached
-from trpo_fast.flat import FlatParameters
+from trpo_fast.backends.generic.convolutions import Convolutions
+from trpo_fast.backends.generic.linearization import KlHessian, Linearization, linearize
+from trpo_fast.networks.distributions import detached
+from trpo_fast.update.parameters import FlatParameters
 
 MAX_KL, DAMPING, CG_ITERS = 0.01, 0.1, 10
 ACTIONS = 6

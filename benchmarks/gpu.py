@@ -32,11 +32,12 @@ from cases import CG_ITERS, DAMPING, MAX_KL, Case, Size, case_of, double_policy
 from torch import Tensor
 
 from trpo_fast import TRPOOptimizer, _native, fisher_vector_product
-from trpo_fast.backends import ANALYTIC
-from trpo_fast.batch import BatchReader, fused_batch
-from trpo_fast.flat import FlatParameters
-from trpo_fast.network import Network, network_of
-from trpo_fast.options import Options
+from trpo_fast.backends.registry import ANALYTIC
+from trpo_fast.networks.network import Network
+from trpo_fast.optimizer.batch_reader import BatchReader, fused_batch
+from trpo_fast.recognition.recognizer import network_of
+from trpo_fast.update.options import Options
+from trpo_fast.update.parameters import FlatParameters
 
 # What matters most comes first: time may run out.
 SIZES = (

@@ -88,8 +88,7 @@ command -v cuobjdump >/dev/null &&
 # Tests of the device alone: what is emulated elsewhere would take the stage's time.
 export TRPO_FAST_EMULATION="$out/none"
 pytest=("$PYTHON" -m pytest -p no:cacheprovider -W default -o faulthandler_timeout=30 -q)
-stage tests 60 "${pytest[@]}" tests/backends/test_cuda.py tests/backends/test_cuda_tiles.py \
-  tests/backends/test_cuda_rollout.py
+stage tests 60 "${pytest[@]}" tests/backends/cuda
 stage parity 90 "${pytest[@]}" tests/backends/test_parity.py \
   tests/backends/test_near_certainty.py -k "cuda and not emulated"
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from trpo_fast.agent import TRPO
-from trpo_fast.cli_options import add_agent_options, agent_options, parse
-from trpo_fast.plotting import COLOURS, new_figure, save_figure
+from trpo_fast.agent.agent import TRPO
+from trpo_fast.command.options import add_agent_options, agent_options, parse
+from trpo_fast.runs.plotting import COLOURS, new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION_EPISODES = 20

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from learning import ROOT, Task, train
 
-from trpo_fast.plotting import COLOURS, new_figure, save_figure
+from trpo_fast.runs.plotting import COLOURS, new_figure, save_figure
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 FEW_SEEDS = SEEDS[:3]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from trpo_fast.critic import Critic
-from trpo_fast.gae import compute_gae
-from trpo_fast.value_function import ValueFunction
+from trpo_fast.agent.critic import Critic
+from trpo_fast.networks.mlp import ValueFunction
+from trpo_fast.rollouts.gae import compute_gae
 
 STEPS, ENVS = 2048, 64
 ROWS, WIDTH = 8192, 17
@@ -79,7 +79,7 @@ def critic() -> None:
     network = ValueFunction(space, (64, 64), generator=generator)
     fused = Critic(network, learning_rate=1e-3, epochs=10, batch_size=128)
     generic = copy.deepcopy(fused)
-    generic._fused_layers = lambda _: None  # type: ignore[assignment, method-assign]
+    generic._native_fit = lambda _: None  # type: ignore[assignment, method-assign]
     observations = torch.randn(ROWS, WIDTH, generator=generator)
     returns = observations.sum(1).sin()
     for each in (fused, generic):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast import MlpPolicy
-from trpo_fast.agent import TRPO
+from trpo_fast.agent.agent import TRPO
 
 CACHE = Path(__file__).resolve().parent / ".rollouts"
 

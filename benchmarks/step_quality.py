@@ -37,7 +37,7 @@ from rollouts import RUNS, Run, Sample, samples_of
 from torch import Tensor
 
 from trpo_fast import MlpPolicy, fisher_vector_product, natural_gradient
-from trpo_fast.plotting import COLOURS, new_figure, save_figure
+from trpo_fast.runs.plotting import COLOURS, new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 DAMPING = cases.DAMPING

@@ -13,8 +13,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from trpo_fast import MlpPolicy, backends, network
-from trpo_fast.network import Layer
+from trpo_fast import MlpPolicy
+from trpo_fast.backends.forward import mlp_forward
+from trpo_fast.networks import network
+from trpo_fast.networks.network import Layer
+from trpo_fast.recognition.recognizer import network_of
 
 # (observations, actions, hidden sizes): HalfCheetah-v5 and Humanoid-v5.
 SHAPES = {
@@ -22,7 +25,7 @@ SHAPES = {
     "humanoid-256x256": (348, 17, (256, 256)),
 }
 FORWARDS: dict[str, Callable[[tuple[Layer, ...], Tensor], Tensor]] = {
-    "trpo_fast": backends.mlp_forward,
+    "trpo_fast": mlp_forward,
     "torch": network.forward,
 }
 
@@ -33,7 +36,7 @@ def _problem(shape: str, rows: int) -> tuple[tuple[Layer, ...], Tensor]:
     policy = MlpPolicy(
         spaces.Box(-np.inf, np.inf, (width,)), spaces.Box(-1.0, 1.0, (actions,)), hidden
     )
-    recognised = network.network_of(policy)
+    recognised = network_of(policy)
     assert isinstance(recognised, network.Network), recognised
     return recognised.layers, torch.randn(rows, width)
 

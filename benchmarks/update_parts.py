@@ -23,13 +23,16 @@ from step_quality import title
 from update_quality import TARGETS
 
 from trpo_fast import TRPOOptimizer
-from trpo_fast.backends.cpu import CpuProblem
-from trpo_fast.backends.preconditioner import Curvature, places_of
-from trpo_fast.backends.preconditioner_cost import INPUT_ROWS, OUTPUT_ROWS
-from trpo_fast.batch import Batch, BatchReader
-from trpo_fast.flat import FlatParameters
-from trpo_fast.network import Network, network_of
-from trpo_fast.options import Options
+from trpo_fast.backends.cpu.problem import CpuProblem
+from trpo_fast.networks.network import Network
+from trpo_fast.optimizer.batch_reader import BatchReader
+from trpo_fast.preconditioning.cost import INPUT_ROWS, OUTPUT_ROWS
+from trpo_fast.preconditioning.curvature import Curvature
+from trpo_fast.preconditioning.preconditioner import places_of
+from trpo_fast.recognition.recognizer import network_of
+from trpo_fast.update.batch import Batch
+from trpo_fast.update.options import Options
+from trpo_fast.update.parameters import FlatParameters
 
 ROUNDS = 30
 SECONDS = 2.0

@@ -31,8 +31,9 @@ from rollouts import RUNS, Sample, samples_of
 from step_quality import ROOT, Quality, case_of, title
 
 from trpo_fast import TRPOOptimizer, natural_gradient
-from trpo_fast.backends.preconditioner_cost import refresh_interval
-from trpo_fast.network import Network, network_of
+from trpo_fast.networks.network import Network
+from trpo_fast.preconditioning.cost import refresh_interval
+from trpo_fast.recognition.recognizer import network_of
 
 Q_ROUNDING = 5e-4
 TARGETS = ("HalfCheetah-v5-25000", "Ant-v5-4096")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trpo_fast.agent import TRPO
+from trpo_fast.agent.agent import TRPO
 
 SMALL = {
     "num_envs": 2,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from update_cases import flat_of, recognised
 
 from trpo_fast import _native
-from trpo_fast.backends.cuda import CudaProblem
-from trpo_fast.options import Options
-from trpo_fast.trust_region import Solution
+from trpo_fast.backends.cuda.problem import CudaProblem
+from trpo_fast.update.options import Options
+from trpo_fast.update.result import Solution
 
 
 def why_not() -> str | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from trpo_fast.backends.cuda import CudaProblem
-from trpo_fast.options import Options
+from trpo_fast.backends.cuda.problem import CudaProblem
+from trpo_fast.update.options import Options
 
 KIB = 1 << 10
 DIRECTORY = Path(

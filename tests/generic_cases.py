@@ -14,10 +14,10 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
-from trpo_fast.backends.convolutions import Convolutions
-from trpo_fast.backends.linearization import linearize
-from trpo_fast.distributions import detached
-from trpo_fast.flat import FlatParameters
+from trpo_fast.backends.generic.convolutions import Convolutions
+from trpo_fast.backends.generic.linearization import linearize
+from trpo_fast.networks.distributions import detached
+from trpo_fast.update.parameters import FlatParameters
 
 ROWS = 6
 

@@ -26,11 +26,12 @@ from update_cases import (
 )
 
 from trpo_fast import MlpPolicy
-from trpo_fast.backends import ANALYTIC, cuda
-from trpo_fast.backends.generic import GenericProblem
-from trpo_fast.backends.modules import module_terms
-from trpo_fast.options import Options
-from trpo_fast.trust_region import Problem
+from trpo_fast.backends.cuda import problem as cuda
+from trpo_fast.backends.generic.modules import module_terms
+from trpo_fast.backends.generic.problem import GenericProblem
+from trpo_fast.backends.registry import ANALYTIC
+from trpo_fast.update.options import Options
+from trpo_fast.update.trust_region import Problem
 
 Build = Callable[[MlpPolicy, dict[str, Any], Options], Problem]
 

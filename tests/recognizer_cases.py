@@ -21,8 +21,8 @@ from torch.nn import functional
 from update_cases import Wrapped
 
 from trpo_fast import MlpPolicy, TRPOOptimizer
-from trpo_fast.distributions import MultiCategorical
-from trpo_fast.network import network_of
+from trpo_fast.networks.distributions import MultiCategorical
+from trpo_fast.recognition.recognizer import network_of
 
 WIDTH, ACTIONS = 5, 3
 

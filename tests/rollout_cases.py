@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from toy_environments import BOTH, TERMINATED, TRUNCATED, Poisoned, Scripted, Walk
 
-from trpo_fast.environments import make_vector_env
-from trpo_fast.gae import compute_gae
-from trpo_fast.policies import MlpPolicy
-from trpo_fast.rollout import Rollout, RolloutCollector, bootstrap_values
+from trpo_fast.environments.make import make_vector_env
+from trpo_fast.networks.mlp import MlpPolicy
+from trpo_fast.rollouts.collector import RolloutCollector
+from trpo_fast.rollouts.gae import compute_gae
+from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
 
 SCRIPTS = [
     ((2, TERMINATED), (1, TRUNCATED), (3, BOTH), (4, TRUNCATED)),

@@ -16,8 +16,8 @@ import torch
 from patience import PATIENCE, wait_until
 
 from trpo_fast import cli
-from trpo_fast.logger import read_progress
-from trpo_fast.run_directory import RunDirectory
+from trpo_fast.runs.directory import RunDirectory
+from trpo_fast.runs.logger import read_progress
 
 TINY = [
     *("--num-envs", "2", "--rollout-steps", "32", "--hidden-sizes", "8"),

@@ -12,11 +12,13 @@ from torch.distributions import Distribution, kl_divergence
 from torch.func import functional_call, jacrev, vmap
 
 from trpo_fast import MlpPolicy
-from trpo_fast.backends import ANALYTIC
-from trpo_fast.batch import Batch, BatchReader, fused_batch
-from trpo_fast.distributions import in_double
-from trpo_fast.flat import FlatParameters
-from trpo_fast.network import Network, network_of
+from trpo_fast.backends.registry import ANALYTIC
+from trpo_fast.networks.distributions import in_double
+from trpo_fast.networks.network import Network
+from trpo_fast.optimizer.batch_reader import BatchReader, fused_batch
+from trpo_fast.recognition.recognizer import network_of
+from trpo_fast.update.batch import Batch
+from trpo_fast.update.parameters import FlatParameters
 
 
 @dataclass(frozen=True)

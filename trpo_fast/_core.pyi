@@ -1,7 +1,7 @@
 # Types of the native module. Functions end in the dtype they serve: _f32 or _f64.
 #
 # A tensor crosses as ``(address, sizes, strides)``, sizes and strides in elements; a layer as
-# ``(weight, bias or None, activation, parameter)``: ``trpo_fast.backends.native_arguments``.
+# ``(weight, bias or None, activation, parameter)``: ``trpo_fast.backends.cpu.arguments``.
 
 from collections.abc import Sequence
 from typing import TypeAlias

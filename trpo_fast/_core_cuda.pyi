@@ -1,5 +1,5 @@
 # Types of the native CUDA module. A tensor crosses as ``(address, sizes, strides)``, contiguous, on
-# the device; ``trpo_fast.backends.cuda`` makes these.
+# the device; ``trpo_fast.backends.cuda.problem`` makes these.
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias

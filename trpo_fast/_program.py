@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from trpo_fast.interrupts import INTERRUPTED
+from trpo_fast.runs.interrupts import INTERRUPTED
 
 COMMAND = "trpo-fast"
 

@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from trpo_fast import _native
-from trpo_fast.backends.linearization import depends_on
-from trpo_fast.distribution_parts import parts_of
-from trpo_fast.gae import compute_gae
-from trpo_fast.modes import twice_differentiable
-from trpo_fast.network import layers_of
-from trpo_fast.optimizer import TRPOOptimizer
-from trpo_fast.trust_region import TrustRegionResult
+from trpo_fast.optimizer.optimizer import TRPOOptimizer
+from trpo_fast.rollouts.gae import compute_gae
+from trpo_fast.update.result import TrustRegionResult
 
 try:
     import sb3_contrib
@@ -33,7 +27,8 @@ try:
     from stable_baselines3.common.distributions import BernoulliDistribution
     from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 
-    from trpo_fast.sb3_policies import BY_DIMENSION, Acting, Actor, Values
+    from trpo_fast.adapters.sb3_critic import critic_parameters, fit_values
+    from trpo_fast.adapters.sb3_policies import BY_DIMENSION, Acting, Actor, observation_rows
 except ImportError as error:
     raise ImportError(
         "trpo_fast.sb3 needs Stable-Baselines3 and sb3-contrib: pip install 'trpo_fast[sb3]'"
@@ -91,7 +86,7 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         self._update_learning_rate(self.policy.optimizer)
         rollout = next(self.rollout_buffer.get(batch_size=None))
         result = self.last_result = self._step_policy(rollout)
-        value_loss = _fit_values(self, _critic_parameters(self.policy, rollout.observations))
+        value_loss = fit_values(self, critic_parameters(self.policy, rollout.observations))
         self._n_updates += 1
 
         buffer = self.rollout_buffer
@@ -121,7 +116,7 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         optimizer = self._trust_region()
         optimizer.step(
-            obs=_rows(rollout.observations, rows),
+            obs=observation_rows(rollout.observations, rows),
             actions=actions,
             advantages=advantages,
             old_log_prob=old_log_prob,
@@ -231,101 +226,3 @@ def _compute_advantages(buffer: Any, last_values: Tensor, dones: Any) -> None:
         gamma=buffer.gamma,
         lam=buffer.gae_lambda,
     )
-
-
-def _critic_parameters(policy: Any, observations: Any) -> list[nn.Parameter]:
-    """What the critic's fit may move: everything that the action distribution does not depend on.
-
-    A trunk shared with the policy stays inside the trust region.
-    """
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    actor, rows = Actor(policy), _rows(observations, slice(0, 2))
-    with twice_differentiable(policy):
-        with torch.enable_grad():
-            parts = parts_of(actor(rows))
-        with torch.no_grad():
-            actor(rows)  # SB3 keeps its last distribution: one with a graph could not be copied
-    assert parts is not None  # noqa: S101
-    outputs = [t for t in parts.tensors if t.requires_grad]
-    by_policy = depends_on(outputs, parameters)
-    return [p for p, is_actor in zip(parameters, by_policy, strict=True) if not is_actor]
-
-
-def _fit_values(model: TRPO, movable: list[nn.Parameter]) -> float:
-    """``n_critic_updates`` passes of minibatch regression on the returns; the mean loss.
-
-    The minibatches are sb3-contrib's for the same state of NumPy's generator.
-    """
-    values, optimizer = Values(model.policy), model.policy.optimizer
-    loss = _fit_natively(model, values, movable)
-    if loss is not None:
-        return loss
-    losses = []
-    for _ in range(model.n_critic_updates):
-        for batch in model.rollout_buffer.get(model.batch_size):
-            predicted = values(batch.observations).flatten()
-            squared = functional.mse_loss(batch.returns, predicted)
-            losses.append(squared.item())
-            if not movable:
-                continue
-            optimizer.zero_grad()
-            found = torch.autograd.grad(squared, movable, allow_unused=True)
-            for parameter, slope in zip(movable, found, strict=True):
-                parameter.grad = slope
-            optimizer.step()
-    return float(np.mean(losses)) if losses else float("nan")
-
-
-def _fit_natively(model: TRPO, values: Values, movable: list[nn.Parameter]) -> float | None:
-    """The same in one native call a pass, or None where that does not serve."""
-    buffer, optimizer = model.rollout_buffer, model.policy.optimizer
-    if _native.core is None or type(buffer) is not RolloutBuffer or not _plain_adam(optimizer):
-        return None
-    from trpo_fast.backends.value_fit import AdamFit, refusal
-
-    observations = buffer.to_torch(buffer.observations).float()  # as SB3's own preprocessing
-    layers = layers_of(values, observations)
-    if isinstance(layers, str) or refusal(layers) is not None or not observations.is_cpu:
-        return None
-    own = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-    allowed = {id(p) for p in movable}
-    steps = {int(optimizer.state[p].get("step", 0)) for p in own}
-    if any(id(p) not in allowed for p in own) or len(steps) != 1:
-        return None
-
-    def moments(parameter: Tensor) -> tuple[Tensor, Tensor]:
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), device="cpu")
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state["exp_avg"], state["exp_avg_sq"]
-
-    dtype = layers[0].weight.dtype
-    fit = AdamFit(layers, moments, model.batch_size, steps.pop(), optimizer.param_groups[0])
-    rows = observations.flatten(1).to(dtype)
-    returns = buffer.to_torch(buffer.returns.flatten()).to(dtype)
-    total = 0.0
-    for _ in range(model.n_critic_updates):
-        order = torch.from_numpy(np.random.permutation(len(rows)))  # noqa: NPY002
-        total += fit.epoch(rows, returns, order)[0]
-    fit.write_back()
-    for parameter in own:
-        optimizer.state[parameter]["step"].fill_(fit.steps)
-    fitted = len(rows) * model.n_critic_updates
-    return float(total / fitted) if fitted else float("nan")
-
-
-def _plain_adam(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer is torch's Adam as the native fit has it."""
-    if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
-        return False
-    group = optimizer.param_groups[0]
-    plain = not (group["weight_decay"] or group["amsgrad"] or group["maximize"])
-    return plain and all(isinstance(x, float) for x in (group["lr"], group["eps"], *group["betas"]))
-
-
-def _rows(observations: Any, rows: slice) -> Any:
-    if isinstance(observations, dict):
-        return {key: value[rows] for key, value in observations.items()}
-    return observations[rows]

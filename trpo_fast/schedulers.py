@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trpo_fast.optimizer import TRPOOptimizer
-from trpo_fast.options import check_number
+from trpo_fast.optimizer.optimizer import TRPOOptimizer
+from trpo_fast.update.options import check_number
 
 
 class MaxKlScheduler:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trpo_fast.adapters import stepped
-from trpo_fast.optimizer import TRPOOptimizer
-from trpo_fast.trust_region import TrustRegionResult
+from trpo_fast.adapters.common import stepped
+from trpo_fast.optimizer.optimizer import TRPOOptimizer
+from trpo_fast.update.result import TrustRegionResult
 
 try:
     import skrl
@@ -23,7 +23,7 @@ try:
     from skrl.agents.torch.trpo.trpo import compute_gae
     from skrl.models.torch import CategoricalMixin
 
-    from trpo_fast.skrl_models import Actor
+    from trpo_fast.adapters.skrl_models import Actor
 except ImportError as error:
     raise ImportError("trpo_fast.skrl needs skrl 2: pip install 'trpo_fast[skrl]'") from error
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional
 
-from trpo_fast.adapters import joint, stepped
-from trpo_fast.optimizer import TRPOOptimizer
-from trpo_fast.trust_region import TrustRegionResult
+from trpo_fast.adapters.common import joint, stepped
+from trpo_fast.optimizer.optimizer import TRPOOptimizer
+from trpo_fast.update.result import TrustRegionResult
 
 try:
     import tianshou.algorithm

@@ -1,5 +1,5 @@
 // The whole update: gradient -> solve -> scale -> line search (Schulman et al. 2015, section 6 and
-// appendix C), the same steps as trpo_fast/trust_region.py, in one call.
+// appendix C), the same steps as trpo_fast/update/trust_region.py, in one call.
 #pragma once
 
 #include <optional>

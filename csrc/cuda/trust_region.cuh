@@ -1,5 +1,5 @@
 // The whole update: gradient -> solve -> scale -> line search (Schulman et al. 2015, section 6 and
-// appendix C), the same steps as trpo_fast/trust_region.py. Every thread of every block follows it
+// appendix C), the same steps as trpo_fast/update/trust_region.py. Every thread of every block follows it
 // on the same sums, and so takes the same branches.
 #pragma once
 

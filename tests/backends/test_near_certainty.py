@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from update_cases import BY_NAME, dense_fisher, flat_of
 
 from trpo_fast import MlpPolicy
-from trpo_fast.options import Options
+from trpo_fast.update.options import Options
 
 
 def log_probabilities(policy: MlpPolicy, obs: Tensor, mask: Tensor | None) -> list[Tensor]:

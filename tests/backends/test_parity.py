@@ -31,9 +31,9 @@ from update_cases import (
 )
 
 from trpo_fast import MlpPolicy
-from trpo_fast.backends.generic import GenericProblem
-from trpo_fast.backends.modules import module_terms
-from trpo_fast.options import Options
+from trpo_fast.backends.generic.modules import module_terms
+from trpo_fast.backends.generic.problem import GenericProblem
+from trpo_fast.update.options import Options
 
 
 @every_backend
@@ -244,7 +244,7 @@ def double_backward(policy: MlpPolicy, data: dict[str, Any], v: Tensor) -> Tenso
 
 
 def type_matched(new: Any, old: Any) -> Any:
-    from trpo_fast.distributions import in_double
+    from trpo_fast.networks.distributions import in_double
 
     return new if type(new) is type(old) else in_double(new)
 
@@ -265,7 +265,8 @@ def test_the_oracle_equals_finite_differences_of_the_kl_gradient(case: Case) -> 
 
 
 def test_a_large_batch_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trpo_fast.backends import modules, reference
+    from trpo_fast.backends.generic import modules
+    from trpo_fast.backends.reference import problem as reference
 
     case = BY_NAME["categorical_masked"]
     policy, _, data = pair(case, torch.float64, rows=50, weighted=True)

@@ -24,11 +24,11 @@ from update_cases import (
 )
 
 from trpo_fast import TRPOOptimizer, _native, fisher_vector_product, natural_gradient
-from trpo_fast.backends import ANALYTIC
-from trpo_fast.backends.reference import ReferenceProblem
-from trpo_fast.backends.rounding import ROUNDINGS, Rounding
-from trpo_fast.network import ACTIVATIONS
-from trpo_fast.options import Options
+from trpo_fast.backends.reference.problem import ReferenceProblem
+from trpo_fast.backends.reference.rounding import ROUNDINGS, Rounding
+from trpo_fast.backends.registry import ANALYTIC
+from trpo_fast.networks.activations import ACTIVATIONS
+from trpo_fast.update.options import Options
 
 # Largest relative error (2-norm) of F v. Rounding moves an operand by at most 2^-8 of itself, or
 # 2^-17 as a pair; several operands meet in a product, and their errors mostly cancel in its sums.
@@ -159,7 +159,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_cache(
 ) -> None:
     from test_cpu_problem import case
 
-    from trpo_fast.backends import cpu
+    from trpo_fast.backends.cpu import problem as cpu
 
     c, found, threads = case(1500), [], torch.get_num_threads()
     v = torch.randn(sum(c.parameters.sizes), generator=torch.Generator().manual_seed(2))
@@ -301,7 +301,7 @@ class TestWhoGetsIt:
     ) -> None:
         from test_cpu_problem import case
 
-        from trpo_fast.backends import cpu
+        from trpo_fast.backends.cpu import problem as cpu
 
         c, small = case(2000), case(40)
         d = case(2000, dtype=torch.float64)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trpo_fast.options import Options
-from trpo_fast.trust_region import Status, TrustRegionResult
+from trpo_fast.update.options import Options
+from trpo_fast.update.result import Status, TrustRegionResult
 
 # The order of SolveStatus; an interrupt raises instead.
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)

@@ -1,0 +1,143 @@
+"""Saving an agent and loading it, here or elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import SMALL, small, weights
+from toy_environments import Walk
+
+from trpo_fast.agent.agent import TRPO
+from trpo_fast.agent.config import UnknownOptionError
+from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
+
+def test_loading_goes_on_bit_for_bit(tmp_path):
+    with small("Pendulum-v1") as agent:
+        agent.learn(100, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+        agent.learn(150, progress_bar=False)
+        with TRPO.load(path) as loaded:
+            assert loaded.config == agent.config
+            loaded.learn(150, progress_bar=False)
+            assert torch.equal(weights(loaded), weights(agent))
+            assert loaded.num_timesteps == agent.num_timesteps
+            assert loaded.rng.bit_generator.random_raw() == agent.rng.bit_generator.random_raw()
+
+
+def test_pitfall_normaliser_statistics_are_not_lost_on_load(tmp_path):
+    with small("Pendulum-v1") as agent:
+        agent.learn(200, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+        with TRPO.load(path) as loaded:
+            observation = np.array([0.3, -0.2, 4.0], np.float32)
+            np.testing.assert_array_equal(
+                agent.predict(observation)[0], loaded.predict(observation)[0]
+            )
+            assert loaded.learner.normalizer.statistics.count == 256
+
+
+def test_loading_into_another_environment_lists_the_differences(tmp_path):
+    with small() as agent:
+        path = agent.save(tmp_path / "agent")
+    with pytest.raises(CheckpointError) as caught:
+        TRPO.load(path, "Pendulum-v1")
+    text = str(caught.value)
+    assert "environment: the checkpoint has CartPole-v1, here it is Pendulum-v1" in text
+    assert "action space" in text
+    assert "policy: body.0.weight: the checkpoint has [8, 4], here it is [8, 3]" in text
+
+
+@pytest.mark.parametrize("network", ["policy", "value_function"])
+def test_loading_refuses_parameters_that_are_not_finite(tmp_path, network):
+    with small() as agent:
+        path = agent.save(tmp_path / "agent")
+    state = load_checkpoint(path)
+    key = next(iter(state["learner"][network]))
+    state["learner"][network][key].view(-1)[0] = torch.nan
+    save_checkpoint(path, state)
+    with pytest.raises(CheckpointError, match=f"{key} of the {network} holds a NaN"):
+        TRPO.load(path)
+
+
+def test_loading_with_another_architecture_lists_the_differences(tmp_path):
+    with small() as agent:
+        path = agent.save(tmp_path / "agent")
+    with pytest.raises(CheckpointError, match=r"body.0.weight: the checkpoint has \[8, 4\]"):
+        TRPO.load(path, hidden_sizes=(9,))
+    with pytest.raises(CheckpointError, match="activation: the checkpoint has tanh"):
+        TRPO.load(path, activation="relu")
+    with pytest.raises(UnknownOptionError, match="did you mean"):
+        TRPO.load(path, hidden_size=(9,))
+
+
+def test_options_that_are_free_can_change_on_load(tmp_path):
+    with small(max_kl=0.01) as agent:
+        agent.learn(64, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+    with TRPO.load(path, max_kl=0.002, num_envs=3) as loaded:
+        assert loaded.optimizer.param_groups[0]["max_kl"] == 0.002
+        loaded.learn(96, progress_bar=False)
+        assert loaded.num_timesteps == 64 + 96
+        assert loaded.optimizer.last_result.kl <= 0.002
+
+
+def test_options_named_again_with_the_same_value_change_nothing(tmp_path):
+    with small(Walk, env_kwargs={"length": 5}) as agent:
+        agent.learn(100, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+        agent.learn(100, progress_bar=False)
+    with TRPO.load(path, Walk, **SMALL, env_kwargs={"length": 5}) as loaded:
+        loaded.learn(100, progress_bar=False)
+        assert torch.equal(weights(loaded), weights(agent))
+
+
+def test_an_agent_on_a_function_needs_it_again(tmp_path):
+    with small(Walk) as agent:
+        agent.learn(64, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+    with pytest.raises(CheckpointError, match="pass env="):
+        TRPO.load(path)
+    with TRPO.load(path, Walk) as loaded:
+        assert torch.equal(weights(loaded), weights(agent))
+
+
+def test_a_checkpoint_never_imports_the_module_named_in_its_environment_id(tmp_path):
+    with small() as agent:
+        state = load_checkpoint(agent.save(tmp_path / "agent"))
+    state["agent"]["environment"] = "this:CartPole-v1"
+    path = save_checkpoint(tmp_path / "evil.safetensors", state)
+    with pytest.raises(CheckpointError, match="imports the module 'this'"):
+        TRPO.load(path)
+
+
+@pytest.mark.parametrize("missing", ["learner", "rng", "progress", "config", "agent", "collector"])
+def test_a_checkpoint_without_a_part_is_refused(tmp_path, missing):
+    with small() as agent:
+        state = load_checkpoint(agent.save(tmp_path / "agent"))
+    del state[missing]
+    with pytest.raises(CheckpointError):
+        TRPO.load(save_checkpoint(tmp_path / "cut.safetensors", state))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("action_counts", None),
+        ("actions", np.zeros(3)),
+        ("episodes", np.zeros(7, np.int64)),
+        ("observations", np.zeros((2, 9), np.float32)),
+    ],
+)
+def test_saved_episodes_that_cannot_be_replayed_are_refused_in_words(tmp_path, key, value):
+    with small() as agent:
+        agent.learn(64, progress_bar=False)
+        state = load_checkpoint(agent.save(tmp_path / "agent"))
+    if value is None:
+        del state["collector"][key]
+    else:
+        state["collector"][key] = value
+    path = save_checkpoint(tmp_path / "bad.safetensors", state)
+    with TRPO.load(path) as loaded, pytest.raises(CheckpointError, match="cannot be replayed"):
+        loaded.learn(64, progress_bar=False)

@@ -1,0 +1,76 @@
+"""What the learner makes of a rollout: advantages and statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent_cases import small, weights
+from torch import nn
+from toy_environments import Scripted
+
+from trpo_fast.agent.learner import normalize_advantages
+
+
+def test_pitfall_22_advantages_of_one_sample_or_a_constant_are_not_divided_by_zero():
+    for advantages in (torch.tensor([3.0]), torch.full((7,), 2.5), torch.zeros(4), torch.empty(0)):
+        scaled, ok = normalize_advantages(advantages)
+        assert not ok
+        assert torch.equal(scaled, advantages)
+    constant = torch.full((1000,), 0.1) + 1e-9 * torch.randn(1000)
+    assert not normalize_advantages(constant)[1]
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_advantages_are_normalised_at_any_scale(scale):
+    scaled, ok = normalize_advantages(scale * (torch.randn(1000) + 5))
+    assert ok
+    assert abs(float(scaled.mean())) < 1e-5
+    assert float(scaled.std(correction=0)) == pytest.approx(1, rel=1e-5)
+
+
+def test_equal_advantages_warn_once_and_are_counted():
+    class Constant(Scripted):
+        def step(self, action):
+            observation, _, terminated, truncated, info = super().step(action)
+            return observation * 0, 0.0, terminated, truncated, info
+
+        def reset(self, **keywords):
+            observation, info = super().reset(**keywords)
+            return observation * 0, info
+
+    zero_value = nn.Linear(3, 1)
+    nn.init.zeros_(zero_value.weight)
+    nn.init.zeros_(zero_value.bias)
+
+    class Zero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = zero_value
+
+        def forward(self, obs):
+            return self.layer(obs).squeeze(-1)
+
+    with small(Constant, value_function=Zero()) as agent:
+        with pytest.warns(UserWarning, match="all equal") as caught:
+            agent.learn(192, progress_bar=False)
+        assert len([w for w in caught if "all equal" in str(w.message)]) == 1
+        assert agent.learner.counters["train/unscaled_advantages"] == 3
+        assert torch.isfinite(weights(agent)).all()
+
+
+def test_pitfall_03_statistics_of_a_rollout_apply_from_the_next_one_on():
+    with small("Pendulum-v1") as agent:
+        seen = []
+        normalizer = agent.learner.normalizer
+        step = agent.optimizer.step
+
+        def spy(**keywords):
+            seen.append((keywords["obs"].clone(), normalizer.statistics.count))
+            return step(**keywords)
+
+        agent.optimizer.step = spy
+        agent.learn(128, progress_bar=False)
+        # The first update sees raw observations, the second the first rollout's statistics.
+        assert [count for _, count in seen] == [0, 64]
+        assert float(seen[0][0][:, :2].norm(dim=1).sub(1).abs().max()) < 1e-5
+        assert normalizer.statistics.count == 128

@@ -1,0 +1,62 @@
+"""Every file in examples/ runs, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from patience import PATIENCE
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ARGUMENTS = {
+    "worked_example.py": [],
+    "user_loop_cnn.py": ["--updates", "3", "--rows", "64"],
+    "masked_actions.py": ["--updates", "60", "--rows", "500"],
+    "recurrent_policy.py": ["--updates", "3", "--rows", "64"],
+    "cleanrl_style.py": [
+        *("--total-timesteps", "512", "--num-steps", "64", "--num-envs", "2"),
+        *("--env-id", "CartPole-v1"),
+    ],
+}
+
+
+def run(name: str, *arguments: str) -> str:
+    found = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    assert set(ARGUMENTS) == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_runs(name: str) -> None:
+    printed = run(name, *ARGUMENTS[name])
+    assert printed.strip()
+    if name == "masked_actions.py":
+        assert float(printed.split()[-1]) > 0.7  # by chance: about 0.4
+
+
+@pytest.mark.slow
+def test_the_single_file_serves_boxes_too() -> None:
+    arguments = ["--env-id", "Pendulum-v1", "--total-timesteps", "1024", "--num-envs", "2"]
+    printed = run("cleanrl_style.py", *arguments)
+    assert "accepted" in printed
+
+
+@pytest.mark.slow
+def test_the_single_file_refuses_other_spaces_in_words() -> None:
+    with pytest.raises(AssertionError, match="FrozenLake-v1: this serves Box observations"):
+        run("cleanrl_style.py", "--env-id", "FrozenLake-v1", "--num-envs", "2")

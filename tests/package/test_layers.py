@@ -1,0 +1,149 @@
+"""The house: which package may import which, and no circles, by reading every import.
+
+Imports inside functions and under ``TYPE_CHECKING`` count too: they hide a circle, they do not open
+it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import trpo_fast
+
+PACKAGE = Path(trpo_fast.__file__).parent
+# What users type; they stand above every package.
+ADDRESSES = {"cli", "sb3", "tianshou", "skrl", "schedulers", "__main__", "__init__"}
+# What stands below every package: the door to native code, and what it needs.
+GROUND = {"_native", "_core", "_core_cuda", "_version", "_program"}
+# A package may import those named here, `base` and the ground. `update`, `networks`,
+# `environments` and `runs` know nothing of one another.
+MAY_IMPORT = {
+    "command": {"agent", "environments", "runs"},
+    "adapters": {"optimizer", "backends", "recognition", "networks", "update"},
+    "agent": {
+        "rollouts",
+        "optimizer",
+        "environments",
+        "runs",
+        "recognition",
+        "backends",
+        "networks",
+        "update",
+    },
+    "rollouts": {"environments", "recognition", "backends", "networks"},
+    "optimizer": {"recognition", "backends", "preconditioning", "update", "networks"},
+    "backends": {"preconditioning", "update", "networks"},
+    "preconditioning": {"update", "networks"},
+    "recognition": {"networks"},
+    "update": set(),
+    "networks": set(),
+    "environments": set(),
+    "runs": set(),
+    "base": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name, ``trpo_fast`` left out."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts if parts[-1] != "__init__" else parts[:-1] or parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """Modules of the package that a source imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            below = name.removeprefix("trpo_fast.")
+            if below == name:
+                continue
+            # `from trpo_fast.a.b import name` is of a.b, or of a module called name in it
+            yield below if below in MODULES else below.rpartition(".")[0] or below
+
+
+def graph() -> dict[str, set[str]]:
+    return {name: set(imports_of(path.read_text())) for name, path in MODULES.items()}
+
+
+def violations(edges: dict[str, set[str]]) -> list[str]:
+    """Each import that the table does not allow, with the rule that it breaks."""
+    found = []
+    for importer, imported in sorted(edges.items()):
+        room = importer.partition(".")[0]
+        if room in ADDRESSES:
+            continue
+        for name in sorted(imported):
+            target = name.partition(".")[0]
+            if room in GROUND:
+                # Ctrl-C during the imports is told as everywhere, by a module of nothing else.
+                allowed = target in GROUND or (importer, name) == ("_program", "runs.interrupts")
+            else:
+                allowed = target in {room, "base", *GROUND, *MAY_IMPORT[room]}
+            if not allowed:
+                rule = ", ".join(sorted(MAY_IMPORT.get(room, GROUND))) or "base alone"
+                found.append(f"{importer} imports {name}: {room} may import {rule}")
+    return found
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Files that import each other in a ring, or none."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_package_has_its_rule() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(MAY_IMPORT)
+
+
+def test_imports_run_one_way() -> None:
+    assert violations(graph()) == []
+
+
+def test_no_ring_of_files() -> None:
+    assert circle(graph()) == []
+
+
+def test_packages_are_folders() -> None:
+    """Nothing is imported through a package's ``__init__``: one name has one address."""
+    full = [str(p) for p in PACKAGE.rglob("*/__init__.py") if p.read_text().strip()]
+    assert full == []
+
+
+def test_the_root_holds_addresses_alone() -> None:
+    names = {path.stem for path in PACKAGE.glob("*.py")}
+    assert names == (ADDRESSES | GROUND) - {"_core", "_core_cuda"}
+
+
+@pytest.mark.parametrize(
+    "line", ["from trpo_fast.agent.agent import TRPO", "import trpo_fast.agent.agent"]
+)
+def test_a_hidden_upward_import_is_seen(line: str) -> None:
+    source = f"def late():\n    {line}\n"
+    edges = graph() | {"update.batch": set(imports_of(source))}
+    assert violations(edges) == ["update.batch imports agent.agent: update may import base alone"]
+    assert "update.batch" in circle(edges)
+
+
+def test_an_import_under_type_checking_is_seen() -> None:
+    source = "if TYPE_CHECKING:\n    from trpo_fast.runs import recorder\n"
+    assert set(imports_of(source)) == {"runs.recorder"}

@@ -1,0 +1,193 @@
+"""Rollouts that go on from a saved state, or after an interrupt or a fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from rollout_cases import assert_same, collect, in_mode, philox, policy_for, walks
+from toy_environments import TERMINATED, Raising, Scripted
+
+from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.environments.make import make_vector_env
+from trpo_fast.rollouts.collector import RolloutCollector, RolloutInterrupted
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("continuous", [True, False])
+def test_a_restored_collector_continues_bit_for_bit(vectorization: str, continuous: bool) -> None:
+    options = {"vectorization": vectorization, "env_kwargs": {"continuous": continuous}}
+    original = walks(**options)
+    policy, rng = policy_for(original), philox()
+    for steps in (4, 10, 7):
+        original.collect(policy, None, steps, rng)
+    state, rng_state = original.state(), rng.bit_generator.state
+    expected = [original.collect(policy, None, 12, rng) for _ in range(2)]
+    original.env.close()
+
+    resumed, other_rng = walks(**options), philox(99)
+    resumed.restore({name: array.copy() for name, array in state.items()})
+    other_rng.bit_generator.state = rng_state
+    for rollout in expected:
+        assert_same(resumed.collect(policy, None, 12, other_rng), rollout)
+    resumed.env.close()
+
+
+def test_a_restored_collector_of_mujoco_continues_bit_for_bit() -> None:
+    pytest.importorskip("mujoco")
+
+    def make() -> RolloutCollector:
+        return RolloutCollector(make_vector_env("Hopper-v5", num_envs=2, seed=0))
+
+    original, resumed = make(), make()
+    policy, rng = policy_for(original), philox()
+    original.collect(policy, None, 50, rng)
+    resumed.restore(original.state())
+    follow = philox(5), philox(5)
+    assert_same(
+        original.collect(policy, None, 20, follow[0]), resumed.collect(policy, None, 20, follow[1])
+    )
+
+
+def test_state_is_plain_arrays_that_later_rollouts_do_not_touch() -> None:
+    collector = walks()
+    assert collector.state() == {}
+    policy = policy_for(collector)
+    collector.collect(policy, None, 5, philox())
+    state = collector.state()
+    assert all(isinstance(array, np.ndarray) for array in state.values())
+    before = {name: array.copy() for name, array in state.items()}
+    collector.collect(policy, None, 5, philox())
+    for name, array in before.items():
+        np.testing.assert_array_equal(state[name], array)
+
+
+def test_restoring_the_empty_state_begins_anew() -> None:
+    collector = walks()
+    collector.restore({})
+    rollout = collector.collect(policy_for(collector), None, 5, philox())
+    fresh = walks().collect(policy_for(collector), None, 5, philox())
+    assert torch.equal(rollout.observations, fresh.observations)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observations": np.zeros((2, 2))}, r"\(2, 2\) observations .* this run has \(3, 2\)"),
+        ({"lengths": np.zeros(2)}, r"lengths must have shape \(3,\)"),
+        ({"action_counts": np.array([1, 2, 3000])}, "does not match action_counts"),
+    ],
+)
+def test_a_state_of_another_shape_is_refused(change: dict[str, Any], message: str) -> None:
+    collector = walks()
+    collector.collect(policy_for(collector), None, 5, philox())
+    with pytest.raises(ValueError, match=message):
+        walks().restore({**collector.state(), **change})
+
+
+def test_an_environment_that_does_not_repeat_itself_is_announced() -> None:
+    """Scripted counts its resets, whatever their seeds."""
+    collector = RolloutCollector(
+        make_vector_env(lambda: Scripted(((9, TERMINATED),)), num_envs=1, seed=0)
+    )
+    collect(collector, 4)
+    with pytest.warns(RuntimeWarning, match="led to another observation than recorded"):
+        collector.restore(collector.state())
+
+
+def test_worker_processes_survive_an_interrupt_in_the_middle_of_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Answers that nobody read must not be taken for those of a later step."""
+    collector, undisturbed = walks(vectorization="async"), walks()
+    policy = policy_for(collector)
+    for it in (collector, undisturbed):
+        it.collect(policy, None, 9, philox())
+    inner = collector.env.vector
+
+    def interrupted() -> Any:
+        inner.parent_pipes[0].recv()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inner, "step_wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collector.collect(policy, None, 5, philox(1))
+    rollouts = [it.collect(policy, None, 6, philox(2)) for it in (collector, undisturbed)]
+    assert_same(*rollouts)
+    assert not any(process.is_alive() for process in inner.processes)
+    collector.env.close()
+
+
+@pytest.mark.parametrize("fault", ["interrupt", "raise"])
+def test_an_abandoned_rollout_leaves_the_state_it_began_with(fault: str) -> None:
+    collector, undisturbed = walks(), walks()
+    policy = policy_for(collector)
+    for it in (collector, undisturbed):
+        it.collect(policy, None, 9, philox())
+    before = collector.state()
+    asked: list[None] = []
+
+    def should_stop() -> bool:
+        asked.append(None)
+        if len(asked) == 12 and fault == "raise":
+            raise KeyboardInterrupt
+        return len(asked) == 12
+
+    error = RolloutInterrupted if fault == "interrupt" else KeyboardInterrupt
+    with pytest.raises(error):
+        collector.collect(policy, None, 40, philox(1), should_stop)
+    for name, array in collector.state().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert_same(
+        collector.collect(policy, None, 6, philox(2)),
+        undisturbed.collect(policy, None, 6, philox(2)),
+    )
+
+
+def test_a_users_vector_environment_begins_anew_when_restored() -> None:
+    collector = in_mode(AutoresetMode.SAME_STEP)
+    collect(collector, 4)
+    state = collector.state()
+    assert "episodes" not in state
+    collector.restore(state)
+    rollout = collect(collector, 2)
+    assert rollout.observations[0, :, 2].tolist() == [0, 0, 0]
+
+
+def test_a_users_vector_environment_is_seeded_anew_each_time_it_begins_again() -> None:
+    def begun() -> tuple[RolloutCollector, list[int]]:
+        vector = SyncVectorEnv([Scripted])
+        return RolloutCollector(make_vector_env(vector, seed=5)), vector.envs[0].unwrapped.seeds
+
+    (collector, seeds), (other, other_seeds) = begun(), begun()
+    collect(collector, 1)
+    first = collector.state()
+    collector.restore(first)
+    collect(collector, 1)
+    collector.restore(collector.state())
+    assert seeds[0] == 5
+    assert len(set(seeds)) == len(seeds) == 3
+    other.restore(first)
+    assert other_seeds == seeds[1:2]
+
+
+def test_an_environment_that_raises_leaves_the_last_state_usable() -> None:
+    def make() -> Any:
+        return make_vector_env(lambda: Raising(4), num_envs=2, seed=0)
+
+    collector = RolloutCollector(make())
+    collect(collector, 2)
+    before = collector.state()
+    with pytest.raises(EnvironmentFault, match="environment 0 raised ZeroDivisionError"):
+        collect(collector, 5)
+    after = collector.state()
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+    resumed = RolloutCollector(make())
+    resumed.restore(after)
+    assert collect(resumed, 1).observations[0].tolist() == [[0, 0, 2], [0, 0, 2]]

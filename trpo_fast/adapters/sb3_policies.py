@@ -1,0 +1,174 @@
+"""Stable-Baselines3's policies as the modules and functions that the rest of the package takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from trpo_fast.backends.forward import forward_function
+from trpo_fast.networks.distributions import MultiCategorical
+from trpo_fast.recognition.recognizer import layers_of, network_of
+
+# Their KL in SB3 is one number an action dimension; the joint action's is the sum.
+BY_DIMENSION = DiagGaussianDistribution | StateDependentNoiseDistribution | BernoulliDistribution
+LOG_2PI = math.log(2 * math.pi)
+Acted = tuple[Tensor, Tensor, Tensor]  # actions [B, ...], values [B, 1], log-probabilities [B]
+
+
+class Actor(nn.Module):
+    """An SB3 policy as ``TRPOOptimizer`` takes one: observations to the joint distribution.
+
+    Args:
+        policy: an ``ActorCriticPolicy``.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs: Any) -> Distribution:
+        """The distribution of the actions, batch_shape ``[N]``."""
+        policy = self.policy
+        stock = type(policy).get_distribution is ActorCriticPolicy.get_distribution
+        if stock and type(policy.action_dist) is MultiCategoricalDistribution:
+            # The blocks' logits before SB3 normalises them, side by side.
+            features = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
+            logits = policy.action_net(policy.mlp_extractor.forward_actor(features))
+            return MultiCategorical(logits, policy.action_dist.action_dims)
+        found = policy.get_distribution(obs)
+        if isinstance(found, MultiCategoricalDistribution):
+            logits = torch.cat([block.logits for block in found.distribution], dim=1)
+            return MultiCategorical(logits, found.action_dims)
+        if isinstance(found, BY_DIMENSION):
+            return Independent(found.distribution, 1)
+        joint: Distribution = found.distribution
+        return joint
+
+
+class Values(nn.Module):
+    """An SB3 policy's values of observations, ``[N, 1]``.
+
+    Args:
+        policy: an ``ActorCriticPolicy``.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The values ``[N, 1]``."""
+        values: Tensor = self.policy.predict_values(obs)
+        return values
+
+
+class Acting:
+    """``policy(obs)`` for a rollout: natively where it is a perceptron, else itself.
+
+    It draws what the policy draws from torch's generator, and follows a callback that changes the
+    parameters.
+
+    Args:
+        policy: an ``ActorCriticPolicy`` in eval mode.
+        obs: a batch as the policy will see, on which it is recognised.
+    """
+
+    def __init__(self, policy: Any, obs: Any) -> None:
+        self.policy = policy
+        self._parameters = list(policy.parameters())
+        self._obs, self._versions = obs, self._now()
+        self._fused = self._recognise(obs)
+
+    def __call__(self, obs: Any) -> Acted:
+        """Actions, values and log-probabilities, outside autograd."""
+        if self._fused is None:
+            acted: Acted = self.policy(obs)
+            return acted
+        versions = self._now()
+        if versions != self._versions:
+            self._versions, self._fused = versions, self._recognise(obs)
+            return self(obs)
+        return self._fused(obs.flatten(1).float())
+
+    def _now(self) -> list[tuple[int, int]]:
+        return [(p._version, p.data_ptr()) for p in self._parameters]
+
+    def _recognise(self, obs: Any) -> Callable[[Tensor], Acted] | None:
+        """The policy's forward on the recognised networks, or None."""
+        policy = self.policy
+        stock = (
+            type(policy).forward is ActorCriticPolicy.forward
+            and type(policy)._get_action_dist_from_latent
+            is ActorCriticPolicy._get_action_dist_from_latent
+            and isinstance(obs, Tensor)
+            and obs.is_cpu
+            and obs.is_floating_point()
+        )
+        if not stock:
+            return None
+        rows = obs.float()  # as SB3's own preprocessing has it
+        actor = network_of(Actor(policy), rows)
+        critic = layers_of(Values(policy), rows)
+        if isinstance(actor, str) or isinstance(critic, str):
+            return None
+        if actor.layers[0].weight.dtype != torch.float32:
+            return None
+        outputs, values = forward_function(actor.layers), forward_function(critic)
+        if type(policy.action_dist) is DiagGaussianDistribution:
+            return _Gaussian(outputs, values, policy.log_std.detach(), policy.action_space.shape)
+        return self._by_distribution(outputs, values)
+
+    def _by_distribution(
+        self, outputs: Callable[[Tensor], Tensor], values: Callable[[Tensor], Tensor]
+    ) -> Callable[[Tensor], Acted]:
+        policy = self.policy
+
+        def act(obs: Tensor) -> Acted:
+            distribution = policy.action_dist.proba_distribution(action_logits=outputs(obs))
+            actions = distribution.get_actions()
+            log_prob = distribution.log_prob(actions)
+            return actions.reshape((-1, *policy.action_space.shape)), values(obs), log_prob
+
+        return act
+
+
+class _Gaussian:
+    """A diagonal Gaussian with its values; the draws are those of ``Normal.rsample``."""
+
+    def __init__(
+        self,
+        outputs: Callable[[Tensor], Tensor],
+        values: Callable[[Tensor], Tensor],
+        log_std: Tensor,
+        shape: tuple[int, ...],
+    ) -> None:
+        self._outputs, self._values, self._shape = outputs, values, shape
+        self._std = log_std.exp()
+        # log N(mean + std e) = -e'e / 2 - sum(log std) - A log(2 pi) / 2
+        self._constant = float(log_std.sum()) + 0.5 * len(log_std) * LOG_2PI
+
+    def __call__(self, obs: Tensor) -> Acted:
+        mean = self._outputs(obs)
+        noise = torch.normal(torch.zeros_like(mean), 1.0)
+        log_prob = noise.square().sum(1).mul_(-0.5).sub_(self._constant)
+        actions = torch.addcmul(mean, noise, self._std)
+        return actions.view(-1, *self._shape), self._values(obs), log_prob
+
+
+def observation_rows(observations: Any, rows: slice) -> Any:
+    """Some rows of a batch of observations, a dict of arrays or one."""
+    if isinstance(observations, dict):
+        return {key: value[rows] for key, value in observations.items()}
+    return observations[rows]

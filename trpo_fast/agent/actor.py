@@ -1,0 +1,127 @@
+"""From what an environment shows to what it is given, outside training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from trpo_fast.base.errors import BadObservationError
+from trpo_fast.base.tensors import all_finite
+from trpo_fast.base.threads import one_thread_if_small
+from trpo_fast.environments.flattening import ObservationFlattener, action_converter, entry
+from trpo_fast.networks.distributions import mode
+from trpo_fast.rollouts.normalization import ObservationNormalizer
+
+MASK_KEY = "action_mask"
+
+
+class Actor:
+    """A policy with its observation normaliser, acting on raw observations.
+
+    Args:
+        policy: module whose forward(obs [N, O]) gives a distribution.
+        observation_space: of one raw observation (an action-mask entry is not part of it).
+        action_space: of one action.
+        normalizer: None where observations are used as they are.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        normalizer: ObservationNormalizer | None,
+    ) -> None:
+        self.policy = policy
+        self.observation_space = observation_space
+        self._normalizer = normalizer
+        self._flatten = ObservationFlattener(observation_space)
+        self._to_env = action_converter(policy, action_space)
+        self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
+
+    def is_single(self, observation: Any) -> bool:
+        """Whether this is one observation (not a batch); ValueError when it is neither."""
+        leaf, space = observation, self.observation_space
+        while isinstance(space, spaces.Dict | spaces.Tuple):
+            key: Any = next(iter(space.spaces)) if isinstance(space, spaces.Dict) else 0
+            leaf, space = entry(leaf, key), space[key]
+        shape, wanted = np.shape(leaf), tuple(space.shape or ())
+        if shape == wanted:
+            return True
+        if shape[1:] == wanted and len(shape) == len(wanted) + 1:
+            return False
+        raise ValueError(f"observation of shape {shape}: expected {wanted}, or (n, *{wanted})")
+
+    def act(
+        self, observations: Any, *, deterministic: bool, masks: npt.ArrayLike | None = None
+    ) -> npt.NDArray[Any]:
+        """Actions [n, ...] for env.step from a batch of raw observations.
+
+        Raises ValueError where one of them does not fit the space or is not finite.
+        """
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
+            rows = self._flatten(observations)
+        return self._act(rows, deterministic, self._masks(masks, observations))
+
+    def act_each(
+        self,
+        observations: Sequence[Any],
+        infos: Sequence[Mapping[str, Any]],
+        *,
+        deterministic: bool,
+    ) -> npt.NDArray[Any]:
+        """The same for a list of single observations and their infos (with their masks)."""
+        with np.errstate(over="ignore"):
+            rows = np.stack([self._flatten.one(observation) for observation in observations])
+        found = [self._mask_of(o, info) for o, info in zip(observations, infos, strict=True)]
+        masks = [mask for mask in found if mask is not None]
+        return self._act(rows, deterministic, np.stack(masks) if masks else None)
+
+    def _act(
+        self, rows: npt.NDArray[np.float32], deterministic: bool, masks: npt.ArrayLike | None
+    ) -> npt.NDArray[Any]:
+        shown = torch.from_numpy(rows)
+        if not all_finite(shown):
+            env, feature = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+            raise BadObservationError(env, feature, rows[env])
+        obs = shown.to(self._device)
+        if self._normalizer is not None:
+            obs = self._normalizer(obs)
+        training = self.policy.training
+        self.policy.eval()
+        try:
+            with torch.no_grad(), one_thread_if_small(self.policy, len(obs)):
+                distribution = self._distribution(obs, masks)
+                actions: Tensor = mode(distribution) if deterministic else distribution.sample()
+        finally:
+            self.policy.train(training)
+        return self._to_env(actions)
+
+    def _distribution(self, obs: Tensor, masks: npt.ArrayLike | None) -> Any:
+        if masks is None:
+            return self.policy(obs)
+        return self.policy(
+            obs, action_mask=torch.from_numpy(np.asarray(masks, bool)).to(obs.device)
+        )
+
+    def _masks(self, masks: npt.ArrayLike | None, observations: Any) -> npt.NDArray[Any] | None:
+        if masks is None:
+            return self._mask_of(observations, {})
+        rows = np.asarray(masks, bool)
+        return rows.reshape(len(rows), -1)
+
+    def _mask_of(self, observation: Any, info: Mapping[str, Any]) -> npt.NDArray[Any] | None:
+        """A mask in the info, or in an observation whose space has no such entry of its own."""
+        if MASK_KEY in info:
+            return np.asarray(info[MASK_KEY], bool).ravel()
+        space = self.observation_space
+        own = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
+        if isinstance(observation, Mapping) and MASK_KEY in observation and not own:
+            return np.asarray(observation[MASK_KEY], bool)
+        return None

@@ -1,0 +1,435 @@
+"""TRPO from environment to trained policy: `TRPO(env).learn(steps)`.
+
+All that decides what comes next is in one state, taken after each update. Checkpoints, interrupts
+and faults all go back to such a state, never to the middle of an update.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from trpo_fast.agent import evaluation
+from trpo_fast.agent import state as agent_state
+from trpo_fast.agent.actor import Actor
+from trpo_fast.agent.callbacks import Callback, CallbackRunner
+from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.state import Training
+from trpo_fast.base.time_budget import Clock
+from trpo_fast.environments.make import make_vector_env
+from trpo_fast.rollouts.collector import RolloutCollector
+from trpo_fast.rollouts.rollout import Rollout
+from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trpo_fast.runs.directory import RunDirectory
+from trpo_fast.runs.interrupts import InterruptGuard, interrupt_guard
+from trpo_fast.runs.logger import ITERATION, TIMESTEPS
+from trpo_fast.runs.progress import ProgressDisplay
+from trpo_fast.runs.recorder import RunRecorder
+
+Row = dict[str, Any]
+
+
+class TRPO:
+    """Trust Region Policy Optimization (Schulman et al. 2015) with GAE (Schulman et al. 2016).
+
+    Args:
+        env: a gymnasium id, a function that makes an Env, an Env, or a vector environment.
+        policy: module whose forward(obs) gives a torch Distribution; MlpPolicy without one.
+        value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
+        run_dir: directory for config, logs, checkpoints and the learning curve; without one,
+            nothing is written.
+        options: every field of `trpo_fast.agent.config.Config`, by keyword.
+
+    Raises ValueError for an option, environment or space that cannot work, with what to do.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        policy: nn.Module | None = None,
+        value_function: nn.Module | None = None,
+        run_dir: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        if "env_kwargs" in options and options["env_kwargs"] is None:
+            del options["env_kwargs"]
+        config = Config.from_options(options)
+        if config.seed is None:
+            config = config.replace(seed=int(np.random.SeedSequence().generate_state(1)[0]))
+        self.env_source = env
+        self.env = make_vector_env(
+            env,
+            num_envs=config.num_envs,
+            vectorization=config.vectorization,
+            seed=config.seed,
+            env_kwargs=config.env_kwargs,
+        )
+        self.config = config = config.replace(num_envs=self.env.num_envs)
+        self.observation_space = self.env.observation_space
+        self.action_space = self.env.action_space
+        given = {"policy": policy, "value_function": value_function}
+        self.training = Training(
+            self.env_id,
+            config,
+            [name for name, module in given.items() if module is not None],
+            Learner(
+                config,
+                self.observation_space,
+                self.action_space,
+                self.env.observation_width,
+                policy=policy,
+                value_function=value_function,
+            ),
+            RolloutCollector(self.env, on_fault=config.on_fault),
+            np.random.Generator(np.random.Philox(self.seed)),
+        )
+        self.actor = Actor(
+            self.policy, self.observation_space, self.action_space, self.learner.normalizer
+        )
+        self.run_directory = None if run_dir is None else RunDirectory(run_dir)
+        # The directory whose contents are this agent's own past.
+        self.continues: Path | None = None
+        self.recorder: RunRecorder | None = None
+        # Seconds of the last `learn` call by phase, see time_budget.py.
+        self.time_budget: Mapping[str, float] = {}
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random, drawn when none was given."""
+        return int(self.config.seed or 0)
+
+    @property
+    def env_id(self) -> str | None:
+        """The id the environment was made from; None for functions and objects."""
+        return self.env_source if isinstance(self.env_source, str) else None
+
+    @property
+    def learner(self) -> Learner:
+        """What learns from a rollout: networks, optimizers, running statistics."""
+        return self.training.learner
+
+    @property
+    def collector(self) -> RolloutCollector:
+        """What steps the environments."""
+        return self.training.collector
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The source of every random number outside the environments."""
+        return self.training.rng
+
+    @property
+    def progress(self) -> agent_state.Progress:
+        """How far the training is."""
+        return self.training.progress
+
+    @property
+    def policy(self) -> nn.Module:
+        """The policy, on normalised observations."""
+        return self.learner.policy
+
+    @property
+    def value_function(self) -> nn.Module:
+        """The value function, on normalised observations, in units of the scaled rewards."""
+        return self.learner.value_function
+
+    @property
+    def optimizer(self) -> Any:
+        """The TRPOOptimizer: options in `param_groups[0]`, figures in `last_result`."""
+        return self.learner.optimizer
+
+    @property
+    def num_timesteps(self) -> int:
+        """Real transitions learnt from so far."""
+        return self.progress.num_timesteps
+
+    def learn(
+        self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = True
+    ) -> Self:
+        """Train for `total_timesteps` more steps, in whole rollouts, and return the agent.
+
+        Args:
+            total_timesteps: real transitions, over all environments.
+            callback: called after each update, False stops; see `CallbackRunner`.
+            progress_bar: a bar on a terminal, plain lines elsewhere; False for silence.
+
+        After an interrupt (Ctrl-C) or an error the agent is back at the end of its last whole
+        update, which then is the run directory's newest checkpoint. Raises EnvironmentFault for
+        an environment that raised or gave NaN.
+        """
+        # 1e6 is how many people write it.
+        steps: object = total_timesteps
+        number = isinstance(steps, numbers.Real) and float(steps).is_integer()
+        if not number or total_timesteps < 0:
+            raise ValueError(
+                f"total_timesteps is a whole number of steps, at least 0, got {total_timesteps!r}"
+            )
+        target = self.num_timesteps + int(total_timesteps)
+        if self.config.eval_every:
+            self._make_env(None)  # an environment that cannot be made again fails here
+        callbacks = CallbackRunner(callback, self)
+        boundary = agent_state.state_of(self.training)
+        self.recorder = recorder = self._open_recorder(boundary)
+        with (
+            interrupt_guard() as guard,
+            ProgressDisplay(target, self.num_timesteps, enabled=progress_bar) as display,
+        ):
+            try:
+                self._enter_environment()
+                callbacks.start(locals(), globals())
+                clock = Clock(self.progress.time_elapsed, self.num_timesteps)
+                self.time_budget = clock.total
+                going = True
+                while going and self.num_timesteps < target:
+                    row, is_best = self._iterate(clock)
+                    with guard.shielded():
+                        boundary = agent_state.state_of(self.training)
+                        if recorder is not None:
+                            recorder.record(row, boundary, best=is_best)
+                    display.update(self.num_timesteps, row)
+                    going = callbacks.step(locals(), globals())
+                callbacks.end()
+                self._finish(guard, boundary)
+            except BaseException as error:
+                agent_state.load_into(self.training, boundary)
+                self._save_after(error, boundary)
+                raise
+            finally:
+                if recorder is not None:
+                    recorder.close()
+        return self
+
+    def _iterate(self, clock: Clock) -> tuple[Row, bool]:
+        """One rollout, one update; its row for the log and whether it is the best so far."""
+        rollout = self.collector.collect(
+            self.policy,
+            self.learner.normalizer,
+            self.config.rollout_steps,
+            self.rng,
+            budget=clock.budget,
+        )
+        row = self.learner.update(rollout, self.rng, clock.budget)
+        done, before = self.progress, self.num_timesteps
+        done.num_updates += 1
+        done.num_timesteps += rollout.num_valid
+        row |= self._episode_figures(rollout)
+        is_best = False
+        every = self.config.eval_every
+        if every and done.num_timesteps // every > before // every:
+            result = self._run_evaluation(self.config.eval_episodes, self._make_env(None))
+            is_best = done.best_evaluation is None or result.mean > done.best_evaluation
+            done.best_evaluation = result.mean if is_best else done.best_evaluation
+            row["eval/mean_reward"], row["eval/std_reward"] = result.mean, result.std
+            row["eval/mean_ep_length"] = result.mean_length
+        row |= {ITERATION: done.num_updates, TIMESTEPS: done.num_timesteps}
+        row |= clock.figures(done.num_timesteps)
+        done.time_elapsed = row["time/time_elapsed"]
+        return row, is_best
+
+    def _episode_figures(self, rollout: Rollout) -> Row:
+        self.training.recent_returns.extend(rollout.episode_returns)
+        self.training.recent_lengths.extend(rollout.episode_lengths)
+        self.progress.num_episodes += len(rollout.episode_returns)
+        self.progress.dropped_episodes += rollout.dropped_episodes
+        any_yet = len(self.training.recent_returns) > 0
+        return {
+            "rollout/ep_rew_mean": float(np.mean(self.training.recent_returns))
+            if any_yet
+            else None,
+            "rollout/ep_len_mean": float(np.mean(self.training.recent_lengths))
+            if any_yet
+            else None,
+            "rollout/episodes": self.progress.num_episodes,
+            "rollout/dropped_episodes": self.progress.dropped_episodes,
+        }
+
+    def _enter_environment(self) -> None:
+        """Take the environments to where the agent's state has them, if they are elsewhere."""
+        if self.training.pending_collector is None:
+            return
+        try:
+            self.collector.restore(self.training.pending_collector)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(f"the saved episodes cannot be replayed: {error}") from error
+        self.training.pending_collector = None
+
+    def _open_recorder(self, boundary: Mapping[str, Any]) -> RunRecorder | None:
+        directory = self.run_directory
+        if directory is None:
+            return None
+        place = directory.path.resolve()
+        lock = directory.claim(resume=self.continues == place)
+        self.continues = place
+        return RunRecorder(
+            directory,
+            lock,
+            agent_state.config_document(self.training),
+            boundary,
+            save_every=self.config.save_every,
+            keep=self.config.keep_checkpoints,
+            last_iteration=self.progress.num_updates,
+            last_timesteps=self.num_timesteps,
+        )
+
+    def _finish(self, guard: InterruptGuard, boundary: Mapping[str, Any]) -> None:
+        if self.recorder is not None:
+            with guard.shielded():
+                self.recorder.finish(boundary, self.num_timesteps)
+
+    def _save_after(self, error: BaseException, boundary: Mapping[str, Any]) -> None:
+        """Save the last whole update when training stops half way, and say where."""
+        if self.recorder is None:
+            return
+        path = self.recorder.save(boundary, self.num_timesteps)
+        if path is not None:
+            error.add_note(f"The last whole update is saved in {path}")
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        *,
+        action_masks: npt.ArrayLike | None = None,
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """Actions for env.step from raw observations, one or a batch; and `state` unchanged.
+
+        The signature is Stable-Baselines3's; its evaluate_policy runs on it. `state` and
+        `episode_start` are for recurrent policies and not used. Sampling
+        (`deterministic=False`) draws from torch's global generator. Raises ValueError for an
+        observation that does not fit the space, or holds NaN or infinity.
+        """
+        del episode_start
+        single = self.actor.is_single(observation)
+        if single:
+            masks = None if action_masks is None else [{"action_mask": action_masks}]
+            infos = masks or [{}]
+            actions = self.actor.act_each([observation], infos, deterministic=deterministic)
+            return actions[0], state
+        return self.actor.act(observation, deterministic=deterministic, masks=action_masks), state
+
+    def evaluate(self, episodes: int = 10, *, env: Any = None) -> tuple[float, float]:
+        """Mean and standard deviation of the return over whole episodes, acting by the mode.
+
+        The episodes run in environments of their own and change nothing in the training; the
+        same policy and seed give the same numbers. `env` is an id or a function that makes an
+        Env, needed only when the agent was given an environment that cannot be made again.
+        """
+        result = self._run_evaluation(episodes, self._make_env(env))
+        return result.mean, result.std
+
+    def record(self, episodes: int, directory: str | Path) -> tuple[float, float]:
+        """`evaluate`, with a video of each episode written to `directory`.
+
+        Raises MissingExtraError without the packages that write videos, EnvironmentSetupError
+        for an environment that cannot be rendered.
+        """
+        make_env = evaluation.recording_factory(
+            self.env_source, self.config.env_kwargs, Path(directory)
+        )
+        result = self._run_evaluation(episodes, make_env, parallel=1)
+        return result.mean, result.std
+
+    def _run_evaluation(
+        self,
+        episodes: int,
+        make_env: evaluation.EnvFactory,
+        parallel: int = evaluation.MAX_PARALLEL,
+    ) -> evaluation.Evaluation:
+        def act(observations: Any, infos: Any) -> Any:
+            return self.actor.act_each(observations, infos, deterministic=True)
+
+        return evaluation.run_episodes(act, make_env, episodes, seed=self.seed, parallel=parallel)
+
+    def _make_env(self, env: Any) -> evaluation.EnvFactory:
+        source = self.env_source if env is None else env
+        return evaluation.environment_factory(source, self.config.env_kwargs)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a checkpoint (one safetensors file) from which `load` goes on bit for bit.
+
+        A name without a suffix gets `.safetensors`. Raises OSError when the disk refuses.
+        """
+        return save_checkpoint(_with_suffix(path), agent_state.state_of(self.training))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: Any = None,
+        *,
+        policy: nn.Module | None = None,
+        value_function: nn.Module | None = None,
+        run_dir: str | Path | None = None,
+        **changes: Any,
+    ) -> Self:
+        """The agent that `save`, or a run, left in a checkpoint file.
+
+        Args:
+            path: the file.
+            env: the environment; without one, the id in the checkpoint is made again.
+            policy: the module, when the agent had one of the user's: only weights are in a file.
+            value_function: likewise.
+            run_dir: go on writing there; the run directory the file lies in may be named again.
+                Once `learn` goes on from an older checkpoint of it, the rows of later updates are
+                dropped, and newer checkpoints stay as `abandoned-...`, which no resume takes.
+            changes: options that are to differ from the saved ones.
+
+        Reading never runs code. Raises CheckpointError for a file that is damaged, or of another
+        environment, shape or architecture: the differences are listed.
+        """
+        path = _with_suffix(path)
+        state = load_checkpoint(path)
+        source, config, changed = agent_state.recipe(state, path, env, changes)
+        options = {name: getattr(config, name) for name in OPTIONS}
+        networks = {"policy": policy, "value_function": value_function}
+        agent_state.check_networks(state, networks)
+        agent = cls(source, run_dir=run_dir, **networks, **options)
+        try:
+            agent_state.check_fits(agent.training, state)
+            agent_state.load_into(agent.training, state, changed=changed)
+        except CheckpointError:
+            agent.close()
+            raise
+        if path.parent.name == "checkpoints":
+            agent.continues = path.resolve().parent.parent
+        return agent
+
+    def close(self) -> None:
+        """Close the environments (and their processes). The agent can still predict."""
+        self.env.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _with_suffix(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix else path.with_name(path.name + ".safetensors")
+
+
+def _signature() -> inspect.Signature:
+    """The constructor's real parameters, every option of Config among them, for help()."""
+    own = inspect.signature(TRPO.__init__).parameters
+    keep = [own[name] for name in ("env", "policy", "value_function", "run_dir")]
+    options = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(Config).parameters.values()
+    ]
+    return inspect.Signature([*keep, *options])
+
+
+TRPO.__signature__ = _signature()  # type: ignore[attr-defined]

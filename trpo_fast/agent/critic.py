@@ -1,0 +1,244 @@
+"""Fitting the value function: mean-squared error on the returns, by minibatch Adam.
+
+A perceptron is fitted by one native call a pass; any other module, and any on another device, by
+torch.optim.Adam, whose state is the one state of both. The minibatches are the same.
+
+Nothing that is not finite reaches the parameters: such rows are left out, such gradients are not
+stepped on, and both are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trpo_fast import _native
+from trpo_fast.backends.forward import mlp_forward
+from trpo_fast.base.tensors import all_finite
+from trpo_fast.base.threads import one_thread_if_small
+from trpo_fast.base.uncompiled import LightOptimizer
+from trpo_fast.recognition.recognizer import layers_of
+
+if TYPE_CHECKING:
+    from trpo_fast.backends.cpu.value_fit import AdamFit
+
+# Row numbers that a fit draws before it begins: 8 MiB.
+ORDERS_AHEAD = 1 << 20
+Pass = tuple[float, int]  # summed squared error, rows refused
+
+
+class _Adam(LightOptimizer, torch.optim.Adam):
+    """torch.optim.Adam; what only holds the native fit's state needs no compiler."""
+
+
+@dataclass(frozen=True)
+class CriticResult:
+    """What one fit did.
+
+    `loss` is the mean-squared error over the last pass, None when no row could be used;
+    `skipped_rows` counts rows left out of at least one step because something was not finite.
+    """
+
+    loss: float | None
+    skipped_rows: int
+
+
+class Critic:
+    """A value function and its optimiser.
+
+    `path` says how the last fit was done: "fused" (native) or "generic" (torch).
+
+    Args:
+        value_function: module with forward(observations [N, O]) -> values [N].
+        learning_rate: of torch.optim.Adam.
+        epochs: passes over the rows of each fit.
+        batch_size: rows in a minibatch.
+        method: "adam", or "gauss_newton": each pass is one step on all rows at once
+            (``value_trust_region``), which learning_rate and batch_size do not concern.
+        leave: parameters that are not this optimiser's to move.
+
+    Raises ValueError when nothing is left to fit.
+    """
+
+    def __init__(
+        self,
+        value_function: nn.Module,
+        *,
+        learning_rate: float,
+        epochs: int,
+        batch_size: int,
+        method: str = "adam",
+        leave: Collection[nn.Parameter] = (),
+    ) -> None:
+        self.value_function = value_function
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.method = method
+        self.path = "generic"
+        left = {id(parameter) for parameter in leave}
+        self._parameters = [
+            p for p in value_function.parameters() if p.requires_grad and id(p) not in left
+        ]
+        if not self._parameters:
+            raise ValueError("the value function has no parameter of its own to fit")
+        self._adam = _Adam(self._parameters, lr=learning_rate, eps=1e-5, fused=True)
+
+    def fit(self, observations: Tensor, returns: Tensor, rng: np.random.Generator) -> CriticResult:
+        """Regress the returns [N] on the observations [N, O], both as the networks see them.
+
+        `rng` shuffles the rows; the same state of it gives the same bits.
+        """
+        skipped = 0
+        if not (all_finite(returns) and all_finite(observations)):
+            usable = torch.isfinite(returns) & torch.isfinite(observations.flatten(1)).all(1)
+            skipped = int((~usable).sum())
+            observations, returns = observations[usable], returns[usable]
+        if self.method == "gauss_newton":
+            return CriticResult(self._gauss_newton(observations, returns), skipped)
+        count = len(returns)
+        orders: Iterator[Tensor] = (
+            torch.from_numpy(rng.permutation(count)) for _ in range(self.epochs * (count > 0))
+        )
+        if count * self.epochs <= ORDERS_AHEAD:
+            # Drawn between the passes they would give the native threads time to fall asleep.
+            orders = iter(list(orders))
+        native = self._native_fit(observations)
+        self.path = "generic" if native is None else "fused"
+        if native is not None:
+            passes = self._fit_fused(native, observations, returns, orders)
+        else:
+            with one_thread_if_small(self.value_function, self.batch_size):
+                passes = self._fit_generic(observations, returns, orders)
+        loss = None
+        if passes and passes[-1][1] < count:
+            loss = passes[-1][0] / (count - passes[-1][1])
+        return CriticResult(loss, skipped + max((refused for _, refused in passes), default=0))
+
+    def _gauss_newton(self, observations: Tensor, returns: Tensor) -> float | None:
+        """A step a pass; the mean loss after the last."""
+        from trpo_fast.agent.gauss_newton import gauss_newton_step
+
+        layers = layers_of(self.value_function, observations)
+        if isinstance(layers, str):
+            raise ValueError(  # noqa: TRY004
+                "critic_method='gauss_newton' serves value functions that are a chain of Linear "
+                f"layers and activations, with one output: {layers}. Use 'adam'."
+            )
+        movable = {id(parameter) for parameter in self._parameters}
+        own = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+        if any(id(parameter) not in movable for parameter in own):
+            raise ValueError(
+                "critic_method='gauss_newton' moves every parameter of the value function, but "
+                "some are frozen or the policy's. Use 'adam'."
+            )
+        loss = None
+        observations = observations.to(layers[0].weight.dtype)
+        for _ in range(self.epochs if len(returns) else 0):
+            step = gauss_newton_step(layers, observations, returns)
+            loss = step.loss_after
+            if not step.accepted:
+                break
+        return loss
+
+    def _fit_generic(
+        self, observations: Tensor, returns: Tensor, orders: Iterable[Tensor]
+    ) -> list[Pass]:
+        device = returns.device
+        return [
+            self._epoch(observations[order], returns[order])
+            for order in (each.to(device) for each in orders)
+        ]
+
+    @staticmethod
+    def _fit_fused(
+        native: AdamFit, observations: Tensor, returns: Tensor, orders: Iterable[Tensor]
+    ) -> list[Pass]:
+        observations = observations.to(native.dtype).resolve_neg()
+        returns = returns.detach().to(native.dtype).resolve_neg().contiguous()
+        passes = [native.epoch(observations, returns, order) for order in orders]
+        native.write_back()
+        return passes
+
+    def _native_fit(self, observations: Tensor) -> AdamFit | None:
+        """The native fit of the value function, where it can serve these observations."""
+        if _native.core is None or observations.ndim != 2 or not observations.is_cpu:
+            return None
+        from trpo_fast.backends.cpu.value_fit import AdamFit
+
+        layers = layers_of(self.value_function, observations)
+        if isinstance(layers, str):
+            return None
+        return AdamFit.of(layers, self._adam, self._parameters, self.batch_size)
+
+    def _epoch(self, observations: Tensor, returns: Tensor) -> tuple[float, int]:
+        """One pass; returns the summed squared error and the rows whose step was refused."""
+        total, refused = 0.0, 0
+        batches = zip(
+            observations.split(self.batch_size), returns.split(self.batch_size), strict=True
+        )
+        for batch, targets in batches:
+            loss = (self.value_function(batch) - targets).square().mean()
+            found: list[Tensor | None] = list(
+                torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            )
+            gradients = [gradient for gradient in found if gradient is not None]
+            # One number that is finite only if the loss and every gradient are.
+            norm = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach()
+            if not bool(torch.isfinite(norm)):
+                refused += len(targets)
+                continue
+            for parameter, gradient in zip(self._parameters, found, strict=True):
+                parameter.grad = gradient
+            self._adam.step()
+            total += float(loss.detach()) * len(targets)
+        self._adam.zero_grad(set_to_none=True)
+        return total, refused
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's moments and step counts, one entry a parameter (the weights are not in it)."""
+        saved = self._adam.state_dict()["state"]
+        return {str(index): dict(entry) for index, entry in saved.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave. ValueError when the shapes are those of another net."""
+        for index, entry in state.items():
+            if not (index.isdecimal() and int(index) < len(self._parameters)):
+                raise ValueError(f"critic state: no parameter {index!r}")
+            shape = self._parameters[int(index)].shape
+            for key in ("exp_avg", "exp_avg_sq"):
+                if key not in entry or entry[key].shape != shape:
+                    raise ValueError(f"critic state: {key} of parameter {index} is not {shape}")
+        groups = self._adam.state_dict()["param_groups"]
+        entries = {int(index): dict(entry) for index, entry in state.items()}
+        self._adam.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float | None:
+    """1 - Var(returns - values) / Var(returns); None where the returns do not vary.
+
+    1 is a perfect critic, 0 one no better than a constant, below 0 worse than that.
+    """
+    variance = float(returns.double().var(correction=0)) if len(returns) else 0.0
+    if not variance > 0:
+        return None
+    return 1.0 - float((returns - values).double().var(correction=0)) / variance
+
+
+def state_values(value_function: nn.Module, observations: Tensor) -> Tensor:
+    """Values of ``observations`` ``[N, O]``, outside autograd, as the module's forward gives them.
+
+    A ``ValueFunction`` is evaluated by ``backends.mlp_forward``: torch's own threads, once woken by
+    a large product, spin for milliseconds on the cores that the native update wants next.
+    """
+    layers = layers_of(value_function)
+    with torch.no_grad():
+        if not isinstance(layers, str):
+            return mlp_forward(layers, observations.to(layers[0].weight.dtype)).squeeze(-1)
+        with one_thread_if_small(value_function, len(observations)):
+            values: Tensor = value_function(observations)
+            return values

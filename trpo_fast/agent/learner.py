@@ -1,0 +1,380 @@
+"""What learns from a rollout: policy, value function, their optimisers, running statistics.
+
+One update: value the rollout in one batch, estimate advantages, take one trust-region step, fit
+the critic, and only then let the new observation statistics apply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.critic import Critic, explained_variance, state_values
+from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
+from trpo_fast.base.time_budget import TimeBudget
+from trpo_fast.networks.distributions import mode
+from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
+from trpo_fast.optimizer.optimizer import TRPOOptimizer
+from trpo_fast.rollouts.gae import compute_gae
+from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler
+from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
+from trpo_fast.update.result import TrustRegionResult
+
+OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
+# Rows on which the entropy is estimated for the log.
+ENTROPY_ROWS = 256
+# Below this share of the largest advantage, their deviation is rounding, not signal.
+CONSTANT_SHARE = 1e-6
+
+
+# What is made in inference mode could never be stepped outside it.
+_trainable = torch.inference_mode(mode=False)
+
+
+class Learner:
+    """Everything an update reads and changes, and nothing about environments or files.
+
+    Args:
+        config: the options; `seed` must be set.
+        observation_space: of one observation.
+        action_space: of one action.
+        observation_width: O, of the flattened observation.
+        policy: module whose forward(obs) gives a distribution; MlpPolicy without one.
+        value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
+    """
+
+    @_trainable
+    def __init__(
+        self,
+        config: Config,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        observation_width: int,
+        *,
+        policy: nn.Module | None = None,
+        value_function: nn.Module | None = None,
+    ) -> None:
+        for name, module in (("policy", policy), ("value_function", value_function)):
+            if not isinstance(module, nn.Module | None):
+                raise TypeError(f"{name} is a {type(module).__name__}, expected an nn.Module")
+        self.config = config
+        self.device = _device(config.device)
+        if config.backend in ("cpu", "cuda") and config.backend != self.device.type:
+            raise ConfigError(
+                f"backend={config.backend!r} does not serve networks on {str(self.device)!r}; "
+                f"use backend='auto', or device={config.backend!r}"
+            )
+        generator = torch.Generator("cpu").manual_seed(int(config.seed or 0))
+        with _mistakes_are_the_users():
+            if policy is None:
+                policy = _make_policy(config, observation_space, action_space, generator)
+            if value_function is None:
+                sizes, activation = config.value_hidden_sizes, config.activation
+                value_function = ValueFunction(
+                    observation_space, sizes, activation, generator=generator
+                )
+            self.policy = policy.to(self.device)
+            self.value_function = value_function.to(self.device)
+            options = {name: getattr(config, name) for name in OPTIMIZER_OPTIONS}
+            self.optimizer = TRPOOptimizer(self.policy, **options)
+            self.critic = Critic(
+                self.value_function,
+                learning_rate=config.critic_lr,
+                epochs=config.critic_epochs,
+                batch_size=config.critic_batch_size,
+                method=config.critic_method,
+                leave=shared_parameters(self.policy, self.value_function, observation_width),
+            )
+        self.normalizer: ObservationNormalizer | None = None
+        if config.normalize_observations:
+            self.normalizer = ObservationNormalizer((observation_width,), config.observation_clip)
+        self.return_scaler: ReturnScaler | None = None
+        if config.normalize_rewards:
+            self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
+        self.counters = {"train/unscaled_advantages": 0, "train/skipped_critic_rows": 0}
+
+    @_trainable
+    def update(
+        self, rollout: Rollout, rng: np.random.Generator, budget: TimeBudget | None = None
+    ) -> dict[str, Any]:
+        """Learn from a rollout of the current policy; the figures for the log.
+
+        `rng` shuffles the critic's rows; the same state of it gives the same bits. The times of
+        the phases are counted in `budget`.
+        """
+        budget = budget or TimeBudget()
+        with budget.phase("inference"):
+            shown = self.as_shown(rollout)
+            values, last_values, final_values = bootstrap_values(shown, self._values)
+        rewards = rollout.rewards
+        if self.return_scaler is not None:
+            rewards = self.return_scaler(rewards)
+        with budget.phase("gae"):
+            advantages, returns = compute_gae(
+                rewards,
+                values,
+                rollout.terminated,
+                rollout.truncated,
+                last_values,
+                final_values=final_values,
+                gamma=self.config.gamma,
+                lam=self.config.lam,
+            )
+        observations = shown.select(shown.observations)
+        masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
+        # The rollout's own log-probabilities are those of the current policy: None computes them
+        # as the step itself does, so that the ratio is 1 to the last bit.
+        scaled = self._scaled(rollout.select(advantages)).to(self.device)
+        with budget.phase("update"):
+            self.optimizer.step(
+                obs=observations,
+                actions=rollout.select(rollout.actions).to(self.device),
+                advantages=scaled,
+                old_log_prob=None,
+                action_mask=masks,
+            )
+        returns = rollout.select(returns)
+        with budget.phase("critic"):
+            fit = self.critic.fit(observations, returns.to(self.device), rng)
+        if fit.skipped_rows:
+            text = "the critic skipped rows that were not finite, or gave such gradients"
+            self._count("train/skipped_critic_rows", fit.skipped_rows, text)
+        self._learn_statistics(rollout)
+        return {
+            **self._step_figures(),
+            **self._policy_figures(observations, masks),
+            "train/value_loss": fit.loss,
+            "train/explained_variance": explained_variance(rollout.select(values), returns),
+            **self.counters,
+        }
+
+    def as_shown(self, rollout: Rollout) -> Rollout:
+        """The rollout with every observation as the networks see it, on their device."""
+
+        def shown(observations: Tensor) -> Tensor:
+            observations = observations.to(self.device)
+            return observations if self.normalizer is None else self.normalizer(observations)
+
+        with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
+            return dataclasses.replace(
+                rollout,
+                observations=shown(rollout.observations),
+                final_observations=shown(rollout.final_observations),
+                last_observations=shown(rollout.last_observations),
+            )
+
+    def _values(self, observations: Tensor) -> Tensor:
+        """V of observations [N, O] as the networks see them, on the CPU."""
+        return state_values(self.value_function, observations).cpu()
+
+    def _scaled(self, advantages: Tensor) -> Tensor:
+        if not self.config.normalize_advantages:
+            return advantages
+        scaled, ok = normalize_advantages(advantages)
+        if not ok:
+            text = "the batch's advantages are all equal: they are not scaled"
+            self._count("train/unscaled_advantages", 1, text)
+        return scaled
+
+    def _learn_statistics(self, rollout: Rollout) -> None:
+        """What this rollout showed applies from the next one on."""
+        if self.normalizer is not None:
+            self.normalizer.observe(rollout.observations.numpy(), rollout.valid.numpy())
+            self.normalizer.commit()
+        if self.return_scaler is not None:
+            ended = (rollout.terminated | rollout.truncated).numpy()
+            self.return_scaler.observe(rollout.rewards.numpy(), ended, rollout.valid.numpy())
+            self.return_scaler.commit()
+
+    def _count(self, name: str, amount: int, text: str) -> None:
+        """Count something that was survived, and warn of its first time."""
+        if not self.counters[name]:
+            warnings.warn(f"{text} (warned of once, counted as {name})", stacklevel=2)
+        self.counters[name] += amount
+
+    def _step_figures(self) -> dict[str, Any]:
+        result = cast("TrustRegionResult", self.optimizer.last_result)
+        names = (
+            "accepted",
+            "kl",
+            "loss_before",
+            "loss_after",
+            "expected_improvement",
+            "actual_improvement",
+            "step_size",
+            "backtracks",
+            "cg_iters",
+            "cg_residual",
+            "gradient_norm",
+            "backend",
+        )
+        return {
+            "train/status": result.status.name.lower(),
+            **{f"train/{name}": getattr(result, name) for name in names},
+            "train/is_line_search_success": result.accepted,
+            "train/kl_divergence_loss": result.kl,
+            "train/policy_objective": -result.loss_after,
+        }
+
+    def _policy_figures(self, observations: Tensor, masks: Tensor | None) -> dict[str, Any]:
+        stride = max(len(observations) // ENTROPY_ROWS, 1)
+        keywords = {} if masks is None else {"action_mask": masks[::stride]}
+        figures: dict[str, Any] = {}
+        with torch.no_grad(), one_thread_if_small(self.policy, ENTROPY_ROWS):
+            try:
+                distribution = self.policy(observations[::stride], **keywords)
+                figures["train/entropy"] = float(distribution.entropy().mean())
+            except NotImplementedError:
+                figures["train/entropy"] = None
+        log_std = getattr(self.policy, "log_std", None)
+        if isinstance(log_std, Tensor):
+            figures["train/std"] = float(log_std.detach().exp().mean())
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, as copies: tensors, arrays, plain values."""
+        group = self.optimizer.param_groups[0]
+        plain = {k: v for k, v in group.items() if isinstance(v, bool | int | float | str)}
+        normalizers = {"observations": self.normalizer, "returns": self.return_scaler}
+        return {
+            "policy": _copies(self.policy),
+            "value_function": _copies(self.value_function),
+            "optimizer": plain,
+            "curvature": self._curvature(),
+            "critic": _cloned(self.critic.state_dict()),
+            "statistics": {k: n.state_dict() for k, n in normalizers.items() if n is not None},
+            "counters": dict(self.counters),
+        }
+
+    def _curvature(self) -> dict[str, Any]:
+        """The preconditioner's statistics, by the parameters' numbers in the optimizer."""
+        kept = self.optimizer.state_dict()["state"]
+        return _cloned({str(index): entry for index, entry in kept.items()})
+
+    @_trainable
+    def load_state_dict(self, state: Mapping[str, Any], *, keep: frozenset[str]) -> None:
+        """Restore what `state_dict` gave; optimizer options named in `keep` stay as they are.
+
+        Raises ValueError, KeyError or RuntimeError when the state is not of this architecture.
+        """
+        self.policy.load_state_dict(state["policy"])
+        self.value_function.load_state_dict(state["value_function"])
+        group = self.optimizer.param_groups[0]
+        saved = {k: v for k, v in state["optimizer"].items() if k in group and k not in keep}
+        group.update(saved)
+        kept = {int(index): dict(entry) for index, entry in state.get("curvature", {}).items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
+        self.critic.load_state_dict(_cloned(state["critic"]))
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["statistics"]["observations"])
+        scaler = self.return_scaler
+        if scaler is not None:
+            self._load_returns(scaler, state["statistics"]["returns"])
+        self.counters.update({k: int(v) for k, v in state["counters"].items()})
+
+    def _load_returns(self, scaler: ReturnScaler, saved: Mapping[str, Any]) -> None:
+        current = scaler.state_dict()
+        if np.shape(saved["returns"]) != np.shape(current["returns"]):
+            # Another number of environments: their episodes start anew, the statistics stay.
+            saved = {**saved, "returns": np.zeros_like(current["returns"])}
+        scaler.load_state_dict(saved)
+
+
+def shared_parameters(policy: nn.Module, value: nn.Module, width: int) -> list[nn.Parameter]:
+    """Parameters of both networks on which the policy's distribution depends.
+
+    The critic must not move them: that would move the policy without asking its trust region. A
+    warning says that they learn from the policy's step alone.
+    """
+    of_policy = {id(p) for p in policy.parameters()}
+    both = [p for p in value.parameters() if id(p) in of_policy and p.requires_grad]
+    if not both:
+        return []
+    distribution = policy(torch.zeros(1, width, dtype=both[0].dtype, device=both[0].device))
+    probe = distribution.log_prob(mode(distribution)).sum()
+    gradients = torch.autograd.grad(probe, both, allow_unused=True)
+    used: list[Tensor | None] = list(gradients)
+    shared = [p for p, g in zip(both, used, strict=True) if g is not None]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} parameter tensors of the value function belong to the policy: the "
+            "trust-region step moves them, the critic's fit does not. Separate networks learn "
+            "values better.",
+            stacklevel=5,
+        )
+    return shared
+
+
+def normalize_advantages(advantages: Tensor) -> tuple[Tensor, bool]:
+    """Advantages [N] less their mean, over their deviation, and whether they could be scaled.
+
+    A single advantage, or equal ones, have no deviation to divide by: those come back unscaled.
+    """
+    wide = advantages.double()
+    centred = wide - wide.mean()
+    deviation = float(centred.square().mean().sqrt()) if len(wide) else 0.0
+    if not deviation > CONSTANT_SHARE * float(wide.abs().max() if len(wide) else 0.0):
+        return advantages, False
+    return (centred / deviation).to(advantages.dtype), True
+
+
+def _make_policy(
+    config: Config,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    generator: torch.Generator,
+) -> MlpPolicy:
+    return MlpPolicy(
+        observation_space,
+        action_space,
+        config.hidden_sizes,
+        config.activation,
+        log_std_init=config.log_std_init,
+        state_dependent_std=config.state_dependent_std,
+        squash=config.squash,
+        generator=generator,
+    )
+
+
+@contextlib.contextmanager
+def _mistakes_are_the_users() -> Iterator[None]:
+    """What the networks and the optimizer refuse was asked for by an option."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _device(name: str) -> torch.device:
+    """The torch device; "auto" is the CPU, since a rollout's batches are small."""
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device is "auto", "cpu" or "cuda", got {name!r}')
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: torch finds no CUDA device here; use device='cpu'")
+    return device
+
+
+def _copies(module: nn.Module) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
+        for key, entry in state.items()
+    }

@@ -1,0 +1,256 @@
+"""The agent's whole state as plain data, and whether one fits an agent.
+
+The order of training is deterministic given this state: weights, optimiser and normaliser
+statistics, the random generator, and the running episodes (their number and actions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from trpo_fast._version import __version__
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError, is_json
+from trpo_fast.agent.learner import Learner
+from trpo_fast.rollouts.collector import RolloutCollector
+from trpo_fast.runs.checkpoint import CheckpointError, state_differences
+
+State = Mapping[str, Any]
+# Stable-Baselines3's stats_window_size: episodes in rollout/ep_rew_mean.
+EPISODE_WINDOW = 100
+
+
+@dataclass
+class Progress:
+    """How far the training is."""
+
+    num_timesteps: int = 0
+    num_updates: int = 0
+    num_episodes: int = 0
+    dropped_episodes: int = 0
+    time_elapsed: float = 0.0
+    best_evaluation: float | None = None
+
+
+@dataclass
+class Training:
+    """All that decides what an agent does next.
+
+    Attributes:
+        env_id: The id its environments were made from; None for functions and objects.
+        config: The options, with the number of environments and the seed as they are.
+        custom_networks: Which of "policy" and "value_function" are modules of the user's own.
+        learner: Networks, optimizers, running statistics.
+        collector: Steps the environments.
+        rng: The source of every random number outside the environments.
+        pending_collector: The collector's state to return to before the next rollout, after a load
+            or a fault.
+    """
+
+    env_id: str | None
+    config: Config
+    custom_networks: list[str]
+    learner: Learner
+    collector: RolloutCollector
+    rng: np.random.Generator
+    pending_collector: State | None = None
+    progress: Progress = field(default_factory=Progress)
+    recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
+    recent_lengths: deque[int] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
+
+
+def state_of(training: Training) -> dict[str, Any]:
+    """A copy of all that decides what the agent does next."""
+    collector = training.pending_collector
+    return {
+        "agent": description(training),
+        "config": _portable_config(training),
+        "custom_networks": list(training.custom_networks),
+        "progress": dataclasses.asdict(training.progress),
+        "learner": training.learner.state_dict(),
+        "rng": _rng_state(training.rng),
+        "collector": training.collector.state() if collector is None else dict(collector),
+        "recent_returns": list(training.recent_returns),
+        "recent_lengths": list(training.recent_lengths),
+    }
+
+
+def load_into(training: Training, state: State, *, changed: frozenset[str] = frozenset()) -> None:
+    """Take the agent to a state; options in `changed` keep the agent's values.
+
+    The environments follow before the next rollout. Raises CheckpointError when the state cannot
+    be this agent's.
+    """
+    try:
+        progress = Progress(**state["progress"])
+        training.learner.load_state_dict(state["learner"], keep=changed)
+        _load_rng(training.rng, state["rng"])
+        returns, lengths = list(state["recent_returns"]), list(state["recent_lengths"])
+        collector = state["collector"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint does not fit this agent: {error}") from error
+    training.progress = progress
+    training.recent_returns = type(training.recent_returns)(returns, training.recent_returns.maxlen)
+    training.recent_lengths = type(training.recent_lengths)(lengths, training.recent_lengths.maxlen)
+    training.pending_collector = collector if _same_episodes(training, state, changed) else None
+
+
+def _same_episodes(training: Training, state: State, changed: frozenset[str]) -> bool:
+    """Whether the saved running episodes are those of this agent's environments."""
+    return (
+        state["config"].get("num_envs") == training.config.num_envs
+        and not changed & {"seed", "env_kwargs", "vectorization"}
+        and state["agent"].get("environment") == training.env_id
+    )
+
+
+def description(training: Training) -> dict[str, Any]:
+    """What must agree between a checkpoint and an agent, as plain values."""
+    return {
+        "environment": training.env_id,
+        "observation space": str(training.collector.env.observation_space),
+        "action space": str(training.collector.env.action_space),
+        "activation": training.config.activation,
+        "squash": training.config.squash,
+        "normalize_observations": training.config.normalize_observations,
+        "normalize_rewards": training.config.normalize_rewards,
+        "policy": _shapes(training.learner.policy),
+        "value function": _shapes(training.learner.value_function),
+    }
+
+
+def check_fits(training: Training, state: State) -> None:
+    """CheckpointError when the state cannot be this agent's.
+
+    It lists the differences from another kind of agent, or names a parameter that is not finite.
+    """
+    saved, here = state.get("agent"), description(training)
+    if not isinstance(saved, Mapping):
+        raise CheckpointError("the checkpoint does not describe an agent of trpo_fast")
+    if training.env_id is None or saved.get("environment") is None:
+        # An environment given as an object is the user's word that it is the right one.
+        saved = {**saved, "environment": None}
+        here["environment"] = None
+    lines = state_differences(saved, here)
+    if lines:
+        listed = "\n  ".join(lines)
+        raise CheckpointError(f"the checkpoint is of another agent:\n  {listed}")
+    _refuse_non_finite(training.learner.policy, "policy", state)
+    _refuse_non_finite(training.learner.value_function, "value_function", state)
+
+
+def _refuse_non_finite(module: nn.Module, name: str, state: State) -> None:
+    learner = state.get("learner")
+    saved = learner.get(name) if isinstance(learner, Mapping) else None
+    for key, _ in module.named_parameters():
+        value = saved.get(key) if isinstance(saved, Mapping) else None
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"in the checkpoint {key} of the {name} holds a NaN or an infinity: load another"
+            )
+
+
+def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:
+    """CheckpointError when the agent had modules of the user's own that were not given again."""
+    wanted = state.get("custom_networks", [])
+    missing = [name for name, module in given.items() if module is None and name in wanted]
+    if missing:
+        words = " and ".join(f"{name}=" for name in missing)
+        raise CheckpointError(
+            f"the agent was trained with modules of your own: pass {words} to load "
+            "(a checkpoint holds weights, never code)"
+        )
+
+
+def recipe(
+    state: State, path: Path, env: Any, changes: Mapping[str, Any]
+) -> tuple[Any, Config, frozenset[str]]:
+    """How to build the agent of a checkpoint.
+
+    Returns the environment, the options, and the names of those that differ from the saved ones.
+    Raises CheckpointError when the file does not say, or when it would import code.
+    """
+    saved = state.get("config")
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path} holds no configuration")
+    try:
+        config = Config.from_options(saved)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} holds a configuration that cannot be used: {error}"
+        ) from None
+    if env is None:
+        env = saved_environment(state, path)
+    wanted = config.replace(**changes)
+    changed = {name for name in OPTIONS if getattr(wanted, name) != getattr(config, name)}
+    return env, wanted, frozenset(changed)
+
+
+def saved_environment(state: State, path: Path) -> str:
+    """The environment id in a checkpoint, which must not import code.
+
+    gymnasium imports the module before a colon in an id: a file is never reason enough to.
+    """
+    described = state.get("agent")
+    name = described.get("environment") if isinstance(described, Mapping) else None
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{path} does not name its environment (it was given as an object or a function): "
+            "pass env="
+        )
+    if ":" in name:
+        raise CheckpointError(
+            f"{path} names the environment {name!r}, which imports the module "
+            f"{name.split(':')[0]!r}: if you trust it, pass env={name!r}"
+        )
+    return name
+
+
+def config_document(training: Training) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
+        "trpo_fast": __version__,
+        "environment": training.env_id,
+        "options": _portable_config(training),
+        "networks": dict.fromkeys(training.custom_networks, "given as a module"),
+    }
+
+
+def _portable_config(training: Training) -> dict[str, Any]:
+    options = training.config.to_json()
+    if not is_json(options["env_kwargs"]):
+        # Objects among the environment's arguments cannot be written: load needs env= then.
+        options["env_kwargs"] = {}
+    return {name: options[name] for name in OPTIONS}
+
+
+def _shapes(module: nn.Module) -> dict[str, list[int]]:
+    tensors = ((k, v) for k, v in module.state_dict().items() if isinstance(v, Tensor))
+    return {name: list(value.shape) for name, value in tensors}
+
+
+def _rng_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The Philox generator's state as JSON: its counters are 64-bit numbers, written as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    state: dict[str, Any] = plain(rng.bit_generator.state)
+    return state
+
+
+def _load_rng(rng: np.random.Generator, state: State) -> None:
+    if state["bit_generator"] != "Philox":
+        raise ValueError(f"the random generator is {state['bit_generator']!r}, not Philox")
+    arrays = {key: np.array(value, np.uint64) for key, value in state["state"].items()}
+    buffer = np.array(state["buffer"], np.uint64)
+    rng.bit_generator.state = {**state, "state": arrays, "buffer": buffer}

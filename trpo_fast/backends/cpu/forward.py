@@ -1,0 +1,60 @@
+"""The native forward pass on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trpo_fast import _core
+from trpo_fast.backends.cpu.arguments import layer_args, tensor_arg
+from trpo_fast.backends.cpu.workspace import Workspace
+from trpo_fast.networks.network import Layer
+
+
+class PackedForward:
+    """A network's forward pass, its weights packed once for any number of calls.
+
+    Later changes of the parameters are not seen.
+
+    Args:
+        layers: float32 or float64 tensors on the CPU, any strides.
+
+    Raises:
+        TypeError: the weights are not of one dtype, float32 or float64, on the CPU.
+        ValueError: the widths do not fit together.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._dtype = layers[0].weight.dtype
+        if self._dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"weights are {self._dtype}; the native CPU backend serves float32 and float64"
+            )
+        native = _core.MlpForwardF32 if self._dtype is torch.float32 else _core.MlpForwardF64
+        args = layer_args(layers, self._dtype)
+        self._native = native(args, layers[0].weight.shape[1], torch.get_num_threads())
+        self._memory = Workspace(self._native.workspace_bytes())
+        self._native.bind(self._memory.address)
+        self._outputs = layers[-1].weight.shape[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The outputs ``[N, out]`` for ``x`` ``[N, in]``, no autograd.
+
+        Raises:
+            TypeError: x has another dtype than the weights.
+            ValueError: x has a wrong shape.
+        """
+        x = x.resolve_neg()
+        x_arg = tensor_arg(x, self._dtype)
+        if x.ndim != 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, in]")
+        out = x.new_empty(x.shape[0], self._outputs)
+        self._native(x_arg, tensor_arg(out, self._dtype))
+        return out
+
+
+def mlp_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """The layers' output ``[N, out]`` for ``x`` ``[N, in]``; see ``PackedForward``."""
+    return PackedForward(layers)(x)

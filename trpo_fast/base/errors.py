@@ -1,0 +1,83 @@
+"""The errors and warnings of our own that more than one package raises."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_said: set[str] = set()
+
+
+class FallbackWarning(UserWarning):
+    """Slower code serves than the one that was built for the case; the text says why."""
+
+
+def say_once(message: str, stacklevel: int = 5) -> None:
+    """Warn of a fallback, once a process for each text."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, FallbackWarning, stacklevel=stacklevel + 1)
+
+
+class UserError(ValueError):
+    """A mistake that its text tells how to mend: the command line shows that and no traceback."""
+
+
+class EnvironmentSetupError(UserError):
+    """An environment that cannot be made or served as asked; the text says what to do instead."""
+
+
+class UnsupportedSpaceError(EnvironmentSetupError):
+    """A space that no policy here can serve; the text lists those that one can."""
+
+
+class UnknownEnvironmentError(EnvironmentSetupError):
+    """No environment of that name is registered; the text offers the nearest ones."""
+
+
+class MissingExtraError(EnvironmentSetupError, ImportError):
+    """A package that the environment needs is not installed; the text gives the command."""
+
+
+class EnvironmentFault(RuntimeError):  # noqa: N818
+    """An environment raised, returned NaN, or lost its process.
+
+    Attributes:
+        env_index: which environment of the vector; None when that cannot be known.
+        step: the step within its episode, from 1; 0 for a reset; None when unknown.
+        action: what it was given, as the environment takes it; None for a reset.
+        traceback: text of the original traceback, from a worker process too; "" without one.
+    """
+
+    def __init__(
+        self,
+        message: str | EnvironmentFault,
+        *,
+        env_index: int | None = None,
+        step: int | None = None,
+        action: npt.NDArray[Any] | None = None,
+        trace: str = "",
+    ) -> None:
+        super().__init__(str(message))
+        self.env_index = env_index
+        self.step = step
+        self.action = action
+        self.traceback = trace
+        if isinstance(message, EnvironmentFault):
+            # gymnasium re-raises a worker's exception as type(exception)(exception)
+            self.__dict__.update(message.__dict__)
+
+
+class BadObservationError(ValueError):
+    """An observation that is not finite, `env` its place in the batch."""
+
+    def __init__(self, env: int, feature: int, row: npt.NDArray[np.float32]) -> None:
+        super().__init__(
+            f"the observation of environment {env} holds {row[feature]} at index {feature} of its "
+            f"{len(row)} numbers (flattened, as float32): no action can be chosen from it. Check "
+            "the environment."
+        )
+        self.env = env

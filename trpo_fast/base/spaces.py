@@ -1,0 +1,69 @@
+"""What the policies can serve of gymnasium's spaces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from trpo_fast.base.errors import UnsupportedSpaceError
+
+SUPPORTED_ACTIONS = "Box (floating point), Discrete, MultiDiscrete, MultiBinary"
+SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+
+
+def observation_width(space: spaces.Space) -> int:  # type: ignore[type-arg]
+    """Width of the flattened observation.
+
+    Raises:
+        ValueError: for a space that has no fixed width, or no entry at all.
+    """
+    if not _flattens(space):
+        raise ValueError(
+            f"observation space {space} is not supported; supported: {SUPPORTED_OBSERVATIONS}"
+        )
+    width = int(spaces.flatdim(space))
+    if width < 1:
+        raise ValueError(f"observation space {space} is empty")
+    return width
+
+
+def _flattens(space: spaces.Space) -> bool:  # type: ignore[type-arg]
+    if isinstance(space, spaces.Dict):
+        return all(_flattens(part) for part in space.spaces.values())
+    if isinstance(space, spaces.Tuple):
+        return all(_flattens(part) for part in space.spaces)
+    kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    return isinstance(space, kinds)
+
+
+Space = spaces.Space[Any]
+
+
+SUPPORTED_ACTIONS = "Box (floating point), Discrete, MultiDiscrete, MultiBinary"
+SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+
+
+def check_action_space(space: Space) -> None:
+    """Raise UnsupportedSpaceError unless a policy can act in ``space``."""
+    floating = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    if not floating and not isinstance(
+        space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    ):
+        kind = f"Box of {space.dtype}" if isinstance(space, spaces.Box) else type(space).__name__
+        raise UnsupportedSpaceError(
+            f"actions of {kind} are not supported. Supported: {SUPPORTED_ACTIONS}. Wrap the "
+            "environment, for example in gymnasium.wrappers.TransformAction, to get one of these."
+        )
+    if isinstance(space, spaces.Box) and not np.prod(space.shape):
+        raise UnsupportedSpaceError(f"the action space {space} holds nothing to choose.")
+
+
+def logit_blocks(space: Space) -> tuple[int, ...]:
+    """Number of choices of each discrete action; () where actions cannot be masked."""
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),)
+    if isinstance(space, spaces.MultiDiscrete):
+        return tuple(int(n) for n in space.nvec.ravel())
+    return ()

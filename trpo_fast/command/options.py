@@ -1,0 +1,144 @@
+"""Options of the command line, made from the agent's configuration."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from trpo_fast import _native
+from trpo_fast.agent.config import GROUPS, OPTIONS, TYPES, Config, ConfigError, did_you_mean
+
+PREFIX = "agent_"
+
+
+def add_agent_options(parser: argparse.ArgumentParser, *, default_seed: int) -> None:
+    """One option for each field of Config; only those given appear in the result."""
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for field in dataclasses.fields(Config):
+        name, option = field.name, OPTIONS[field.name]
+        keywords = _keywords(TYPES[name], option.choices)
+        default = _default(field) if name != "seed" else default_seed
+        shown = "" if default in ({}, None) else f" (default {_words(default)})"
+        groups[option.group].add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=PREFIX + name,
+            default=argparse.SUPPRESS,
+            help=(option.text + shown).replace("%", "%%"),
+            **keywords,
+        )
+
+
+def agent_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Config that were given on the command line."""
+    given = {
+        name.removeprefix(PREFIX): value
+        for name, value in vars(namespace).items()
+        if name.startswith(PREFIX)
+    }
+    if "env_kwargs" in given:
+        given["env_kwargs"] = dict(given["env_kwargs"])
+    return given
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; an unknown option is an error (exit 2) that offers the command's nearest ones.
+
+    Every command sets the default `parser`, its own.
+    """
+    namespace, rest = parser.parse_known_args(arguments)
+    if rest:
+        command: argparse.ArgumentParser = namespace.parser
+        hint = did_you_mean(rest[0].split("=")[0], command._option_string_actions)
+        command.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    return namespace
+
+
+def _keywords(kind: Any, choices: tuple[str, ...]) -> dict[str, Any]:
+    if typing.get_origin(kind) is types.UnionType:
+        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(kind) is tuple:
+        return {"type": whole, "nargs": "*", "metavar": "N"}
+    if typing.get_origin(kind) is dict:
+        return {"type": _pair, "nargs": "+", "metavar": "KEY=VALUE"}
+    if choices:
+        return {"choices": choices}
+    if kind is str:
+        return {"type": str, "metavar": "NAME"}
+    return {"type": whole, "metavar": "N"} if kind is int else {"type": _real, "metavar": "X"}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def whole(text: str) -> int:
+    """A whole number; 1e6 and 1_000_000 are ones."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+        if number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def non_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    number = whole(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return number
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """KEY=VALUE; the value is read as JSON, and as plain text where it is none."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def check_instruction_set() -> None:
+    """ConfigError where TRPO_FAST_ISA names what this CPU or build cannot run."""
+    try:
+        if _native.core is not None:
+            _native.core.isa()
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,84 @@
+"""`trpo-fast eval` and `trpo-fast plot`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trpo_fast.agent.agent import TRPO
+from trpo_fast.command.options import check_instruction_set, non_negative, positive
+from trpo_fast.command.output import complain, say
+from trpo_fast.environments import mujoco_warnings
+from trpo_fast.runs.checkpoint import load_checkpoint
+from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
+from trpo_fast.runs.plotting import plot_runs
+
+
+def add_eval(commands: Any) -> None:
+    """Add `eval` to the commands of a parser."""
+    command = commands.add_parser(
+        "eval", help="play episodes with a trained agent", allow_abbrev=False
+    )
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="or a checkpoint file")
+    command.add_argument("--episodes", type=positive, default=20, metavar="K", help="(default 20)")
+    command.add_argument("--video", type=Path, metavar="DIR", help="record each episode there")
+    command.add_argument(
+        "--best", action="store_true", help="the best checkpoint instead of the newest"
+    )
+    command.add_argument(
+        "--env", metavar="ENV_ID", help="needed when the saved id imports a module (module:Name-v0)"
+    )
+    command.add_argument("--seed", type=non_negative, help="of the episodes (default: the run's)")
+    command.set_defaults(run=_eval, parser=command)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    check_instruction_set()
+    path = _checkpoint_of(options.run_dir, best=options.best)
+    # One environment tells the spaces; the episodes are played in others.
+    described = load_checkpoint(path).get("agent")
+    mujoco_warnings.show_once(options.env or (described or {}).get("environment"))
+    changes: dict[str, Any] = {"num_envs": 1, "vectorization": "sync"}
+    if options.seed is not None:
+        changes["seed"] = options.seed
+    with TRPO.load(path, options.env, **changes) as agent:
+        if options.video is None:
+            mean, std = agent.evaluate(options.episodes)
+        else:
+            mean, std = agent.record(options.episodes, options.video)
+            say(f"videos in {options.video}")
+    say(f"{path}: return {mean:.2f} +- {std:.2f} over {options.episodes} episodes")
+    return 0
+
+
+def _checkpoint_of(path: Path, *, best: bool) -> Path:
+    if path.is_file():
+        return path
+    directory = RunDirectory(path)
+    if best:
+        if not directory.best_file.exists():
+            raise RunDirectoryError(f"{path} has no best checkpoint: train with --eval-every")
+        return directory.best_file
+    found = directory.latest()
+    if found is None:
+        raise RunDirectoryError(f"{path} holds no checkpoint: name a run directory or a file")
+    return found[0]
+
+
+def add_plot(commands: Any) -> None:
+    """Add `plot` to the commands of a parser."""
+    command = commands.add_parser("plot", help="draw learning curves", allow_abbrev=False)
+    command.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
+    command.add_argument("--out", metavar="FILE.png", type=Path, required=True, help="the picture")
+    command.set_defaults(run=_plot, parser=command)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    try:
+        out = plot_runs(options.run_dirs, options.out)
+    except OSError as error:
+        complain(f"error: cannot write {options.out}: {error.strerror or error}")
+        return 1
+    say(f"picture    {out}")
+    return 0

@@ -1,0 +1,144 @@
+"""`trpo-fast train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trpo_fast.agent.agent import TRPO
+from trpo_fast.agent.config import ConfigError, differences
+from trpo_fast.agent.state import recipe
+from trpo_fast.base.time_budget import budget_table
+from trpo_fast.command.options import (
+    add_agent_options,
+    agent_options,
+    check_instruction_set,
+    positive,
+)
+from trpo_fast.command.output import complain, say
+from trpo_fast.environments import mujoco_warnings
+from trpo_fast.runs.directory import RunDirectory, last_run_directory, new_run_directory
+
+DEFAULT_STEPS = 1_000_000
+DEFAULT_SEED = 0
+
+
+def add_train(commands: Any) -> None:
+    """Add `train` to the commands of a parser."""
+    train = commands.add_parser(
+        "train",
+        help="train an agent",
+        allow_abbrev=False,
+        usage="trpo-fast train ENV_ID [options]",
+        description="Train an agent. Ctrl-C saves a checkpoint and stops; twice, it stops at once.",
+    )
+    train.add_argument("env_id", metavar="ENV_ID", help="a gymnasium id, such as CartPole-v1")
+    run = train.add_argument_group("this run")
+    run.add_argument(
+        "--total-steps",
+        type=positive,
+        default=DEFAULT_STEPS,
+        metavar="N",
+        help="environment steps after which to stop, counted from the run's very beginning "
+        f"(default {DEFAULT_STEPS})",
+    )
+    run.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="where to write (default runs/ENV-sSEED-K)"
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the directory's newest checkpoint; without one, start afresh",
+    )
+    run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.add_argument("--profile", action="store_true", help="print at the end where the time went")
+    add_agent_options(train, default_seed=DEFAULT_SEED)
+    train.set_defaults(run=_train, parser=train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    check_instruction_set()
+    given = agent_options(options)
+    mujoco_warnings.show_once(options.env_id)
+    agent = _resumed(options, given) if options.resume else None
+    if agent is None:
+        agent = _fresh(options, given)
+    directory = agent.run_directory
+    assert directory is not None  # noqa: S101 (both ways of making the agent set it)
+    with agent:
+        left = options.total_steps - agent.num_timesteps
+        if left <= 0:
+            say(f"{directory.path} already has {agent.num_timesteps} steps: nothing to do")
+            return 0
+        say(f"training on {options.env_id}, seed {agent.seed}, in {directory.path}")
+        try:
+            agent.learn(left, progress_bar=not options.quiet)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"Go on with: {_resume_line(options, directory)}")
+            raise
+    code = _report(agent, directory)
+    if options.profile:
+        say(f"time in this call\n{budget_table(agent.time_budget)}")
+    return code
+
+
+def _fresh(options: argparse.Namespace, given: dict[str, Any]) -> TRPO:
+    chosen = None if options.run_dir is None else RunDirectory(options.run_dir)
+    if chosen is not None and not options.resume:
+        chosen.refuse_if_used()
+    agent = TRPO(options.env_id, **{"seed": DEFAULT_SEED, **given})
+    # Only now: a mistake in the command leaves no empty directory behind.
+    agent.run_directory = chosen or new_run_directory(options.env_id, agent.seed)
+    if options.resume:
+        agent.continues = agent.run_directory.path.resolve()
+    return agent
+
+
+def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> TRPO | None:
+    """The agent of the newest checkpoint; None where there is none."""
+    from trpo_fast.runs.directory import RunDirectory
+
+    if options.run_dir is not None:
+        directory: RunDirectory | None = RunDirectory(options.run_dir)
+    else:
+        directory = last_run_directory(options.env_id, given.get("seed", DEFAULT_SEED))
+    found = None if directory is None else directory.latest()
+    if directory is None or found is None:
+        return None
+    path, state = found
+    _, saved, _ = recipe(state, path, options.env_id, {})
+    wanted = saved.replace(**given)
+    if state["agent"].get("environment") == options.env_id:
+        refused = differences(saved, wanted, fixed=True)
+        if refused:
+            listed = "\n  ".join(refused)
+            raise ConfigError(f"--resume cannot change what the run was built with:\n  {listed}")
+    agent = TRPO.load(path, options.env_id, run_dir=directory.path, **given)
+    for change in differences(saved, wanted, fixed=False):
+        say(f"changed on resume: {change}")
+    say(f"going on from {path} ({agent.num_timesteps} steps)")
+    return agent
+
+
+def _resume_line(options: argparse.Namespace, directory: RunDirectory) -> str:
+    steps = f" --total-steps {options.total_steps}"
+    return f"trpo-fast train {options.env_id}{steps} --run-dir {directory.path} --resume"
+
+
+def _report(agent: TRPO, directory: RunDirectory) -> int:
+    recorder = agent.recorder
+    say(f"done: {agent.num_timesteps} steps in {agent.progress.time_elapsed:.0f} s")
+    checkpoint = None if recorder is None else recorder.last_checkpoint
+    for name, path in (
+        ("checkpoint", checkpoint),
+        ("best", directory.best_file),
+        ("progress", directory.progress_file),
+        ("picture", directory.picture_file),
+    ):
+        if path is not None and path.exists():
+            say(f"  {name:<11}{path}")
+    missing = recorder.missing if recorder is not None else []
+    if missing:
+        complain(f"error: could not write {', '.join(missing)} in {directory.path}")
+    return 1 if missing else 0

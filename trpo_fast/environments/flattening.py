@@ -1,0 +1,175 @@
+"""Observations as rows of float32, actions as the environment takes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from trpo_fast.base.errors import UnsupportedSpaceError
+from trpo_fast.base.spaces import SUPPORTED_OBSERVATIONS, Space
+
+# Writes one leaf of a batch [B, ...] into its columns [B, width].
+_Write = Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], None]
+_Leaf = tuple[tuple[Any, ...], slice, _Write]
+
+
+class ObservationFlattener:
+    """Batches of a space's observations to [B, O] float32, as gymnasium.spaces.flatten orders them.
+
+    Boxes and MultiBinary are unrolled, Discrete and MultiDiscrete become one-hot blocks, Dict and
+    Tuple entries stand side by side. Numbers beyond float32 become infinite.
+
+    Args:
+        space: the space of one observation.
+
+    Raises:
+        UnsupportedSpaceError: the space, or a part of it, has no fixed width.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._leaves: list[_Leaf] = []
+        self.width = 0
+        for path, leaf in _leaves(space, ()):
+            width, write = _leaf_writer(leaf, path)
+            self._leaves.append((path, slice(self.width, self.width + width), write))
+            self.width += width
+        if not self.width:
+            raise UnsupportedSpaceError(f"the observation space {space} holds nothing.")
+
+    def __call__(
+        self, batch: Any, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Flatten a batch as gymnasium's vector environments stack it, into ``out`` if given.
+
+        Raises:
+            ValueError: the batch does not have the space's shape, or an index is out of range.
+        """
+        first = self._pick(batch, self._leaves[0][0])
+        rows = np.empty((len(first), self.width), np.float32) if out is None else out
+        for path, columns, write in self._leaves:
+            write(np.asarray(self._pick(batch, path)), rows[:, columns])
+        return rows
+
+    def one(self, observation: Any) -> npt.NDArray[np.float32]:
+        """Flatten a single observation to [O]."""
+        row = np.empty(self.width, np.float32)
+        for path, columns, write in self._leaves:
+            write(np.asarray(self._pick(observation, path))[None], row[None, columns])
+        return row
+
+    @staticmethod
+    def _pick(batch: Any, path: tuple[Any, ...]) -> Any:
+        for key in path:
+            batch = entry(batch, key)
+        return batch
+
+
+def entry(observation: Any, key: Any) -> Any:
+    """One entry of a nested observation; ValueError where it has none."""
+    try:
+        return observation[key]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(
+            f"the observation, a {type(observation).__name__}, has no entry {key}"
+        ) from None
+
+
+def _leaves(space: Space, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Space]]:
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _leaves(part, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from _leaves(part, (*path, index))
+    else:
+        yield path, space
+
+
+def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        return int(np.prod(space.shape)), _write_numbers
+    if isinstance(space, spaces.Discrete):
+        return _one_hot(np.array([space.n]), np.array([space.start]))
+    if isinstance(space, spaces.MultiDiscrete):
+        return _one_hot(space.nvec.ravel(), np.asarray(space.start).ravel())
+    where = f" (at {'/'.join(map(str, path))})" if path else ""
+    raise UnsupportedSpaceError(
+        f"observations of {type(space).__name__}{where} are not supported. "
+        f"Supported: {SUPPORTED_OBSERVATIONS}. Wrap the environment, for example in "
+        "gymnasium.wrappers.TransformObservation, to get one of these."
+    )
+
+
+def _write_numbers(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
+    rows[...] = batch.reshape(rows.shape)
+
+
+def _one_hot(nvec: npt.NDArray[Any], start: npt.NDArray[Any]) -> tuple[int, _Write]:
+    offsets = np.concatenate([[0], np.cumsum(nvec)[:-1]]).astype(np.int64)
+
+    def write(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
+        index = batch.reshape(len(rows), -1).astype(np.int64) - start  # [B, k]
+        outside = (index < 0) | (index >= nvec)
+        if outside.any():
+            row, entry = (int(i) for i in np.argwhere(outside)[0])
+            raise ValueError(
+                f"environment {row} returned the discrete observation "
+                f"{int(index[row, entry] + start[entry])}, outside "
+                f"[{int(start[entry])}, {int(start[entry] + nvec[entry] - 1)}]."
+            )
+        rows[...] = 0
+        np.put_along_axis(rows, index + offsets, 1, axis=1)
+
+    return int(nvec.sum()), write
+
+
+def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor], npt.NDArray[Any]]:
+    """The map from what ``distribution.sample()`` gave, [B, ...], to what ``env.step`` takes.
+
+    It is the policy's own ``to_env`` where it has one. Otherwise Box actions are clipped to the
+    bounds (as Stable-Baselines3 does), and discrete ones shifted by the space's ``start``. It
+    raises ValueError where actions are not of the space's shape.
+    """
+    shape = tuple(space.shape or ())
+    size = math.prod(shape)
+    to_env = getattr(policy, "to_env", None)
+
+    def finish(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if array.size != len(array) * size:
+            raise ValueError(
+                f"the policy's actions have shape {array.shape}; {space} takes "
+                f"{(len(array), *shape)}: its forward must give a distribution over such actions"
+            )
+        shaped: npt.NDArray[Any] = array.reshape(len(array), *shape)
+        return shaped.astype(space.dtype, copy=False)
+
+    if callable(to_env):
+
+        def convert(actions: torch.Tensor) -> npt.NDArray[Any]:
+            return finish(to_env(actions).numpy(force=True))
+
+    elif isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+
+        def convert(actions: torch.Tensor) -> npt.NDArray[Any]:
+            clipped: npt.NDArray[Any] = np.clip(finish(actions.numpy(force=True)), low, high)
+            return clipped
+
+    else:
+        start = np.asarray(getattr(space, "start", 0))
+
+        def convert(actions: torch.Tensor) -> npt.NDArray[Any]:
+            shifted: npt.NDArray[Any] = finish(actions.numpy(force=True)) + start.astype(
+                space.dtype
+            )
+            return shifted
+
+    return convert

@@ -1,0 +1,130 @@
+"""gymnasium's vectors of environments, in this process and in one process each."""
+
+from __future__ import annotations
+
+import select
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from gymnasium.vector.utils import concatenate, iterate
+
+from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.environments.seeded_episodes import SeededEpisodes
+
+
+class LocalEnvironments(SyncVectorEnv):
+    """gymnasium's vector in this process; a step does what ours needs of it and no more.
+
+    Always SAME_STEP and without copies: what a step returns is valid until the next one.
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]]) -> None:
+        super().__init__(factories, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._one_array = isinstance(self.single_observation_space, gym.spaces.Box)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step each environment and begin the next episode of each that ended."""
+        infos: dict[str, Any] = {}
+        batch: Any = self._observations if self._one_array else self._env_obs
+        rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
+        for i, (env, action) in enumerate(
+            zip(self.envs, iterate(self.action_space, actions), strict=True)
+        ):
+            observation, rewards[i], terminated, truncated, info = env.step(action)
+            terminations[i], truncations[i] = terminated, truncated
+            if terminated or truncated:
+                final = {"final_obs": observation, "final_info": info}
+                infos = self._add_info(infos, final, i)
+                observation, info = env.reset()
+            if info:
+                infos = self._add_info(infos, info, i)
+            batch[i] = observation
+        if not self._one_array:
+            batch = concatenate(self.single_observation_space, batch, self._observations)
+            self._observations = batch
+        return batch, rewards.copy(), terminations.copy(), truncations.copy(), infos
+
+
+class WorkerEnvironments(AsyncVectorEnv):
+    """gymnasium's vector of processes, with :func:`guarded_worker` and quiet error reports.
+
+    gymnasium announces each worker's traceback in a warning; here the exception carries it.
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]], mode: AutoresetMode):
+        super().__init__(factories, copy=False, autoreset_mode=mode, worker=guarded_worker)
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        failed = sum(1 for success in successes if not success)
+        if not failed:
+            return
+        reports = [self.error_queue.get() for _ in range(failed)]
+        self._state = AsyncState.DEFAULT
+        index, kind, value, trace = min(reports, key=lambda report: report[0])
+        if isinstance(value, EnvironmentFault):
+            raise value
+        raise EnvironmentFault(
+            f"the process of environment {index} raised {kind.__name__}: {value}",
+            env_index=index,
+            trace=trace,
+        )
+
+
+def guarded_worker(
+    index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, *rest: Any
+) -> None:
+    """The process of one environment: gymnasium's worker, made safe at its edges.
+
+    Ctrl-C reaches the whole process group: the parent decides what it means, so workers ignore
+    it. A handler for SIGTERM inherited through `fork` would keep `terminate()` from working. An
+    exception in the constructor is reported like one in `step`, not as a closed pipe.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        env = env_fn()
+    except Exception as error:  # noqa: BLE001
+        fault = EnvironmentFault(
+            f"environment {index} raised {type(error).__name__}: {error} while being created",
+            env_index=index,
+            trace=traceback.format_exc(),
+        )
+        error_queue = rest[1]
+        error_queue.put((index, EnvironmentFault, fault, fault.traceback))
+        pipe.recv()
+        pipe.send((None, False))
+        return
+    _async_worker(index, lambda: env, pipe, parent_pipe, *rest)
+
+
+def blamed_environment(vector: Any, error: Exception) -> int | None:
+    """Which environment of a vector not made here raised."""
+    if isinstance(vector, AsyncVectorEnv):
+        pipes: list[Any] = vector.parent_pipes
+        for env, pipe in enumerate(pipes):
+            if pipe is None or _is_hung_up(pipe):  # gymnasium puts None for a worker that raised
+                return env
+        return None
+    step: TracebackType | None = error.__traceback__
+    while step is not None:
+        local = step.tb_frame.f_locals
+        if isinstance(local.get("self"), SyncVectorEnv) and isinstance(local.get("i"), int):
+            return int(local["i"])
+        step = step.tb_next
+    return None
+
+
+def _is_hung_up(pipe: Any) -> bool:
+    """Whether the process at the other end has ended.
+
+    A process that has ended leaves its pipe before anybody can see it ended.
+    """
+    poller = select.poll()
+    poller.register(pipe, 0)  # what is always told: that the other end is closed
+    return bool(poller.poll(0))

@@ -1,0 +1,231 @@
+"""From what a user names an environment by to a vector of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from trpo_fast.base.errors import (
+    EnvironmentFault,
+    EnvironmentSetupError,
+    MissingExtraError,
+    UnknownEnvironmentError,
+    UnsupportedSpaceError,
+)
+from trpo_fast.base.spaces import check_action_space
+from trpo_fast.environments import env_pool
+from trpo_fast.environments.flattening import ObservationFlattener
+from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, WorkerEnvironments
+from trpo_fast.environments.mujoco_warnings import model_warnings_once
+from trpo_fast.environments.seeded_episodes import SeededEpisodes
+from trpo_fast.environments.vector_environment import VectorEnvironment
+
+Environment = (
+    str | EnvSpec | Callable[..., gym.Env[Any, Any]] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+)
+VECTORIZATIONS = ("sync", "async", "envpool")
+_EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "pygame": "video", "moviepy": "video"}
+
+
+def make_vector_env(
+    env: Environment,
+    *,
+    num_envs: int = 8,
+    vectorization: str = "sync",
+    seed: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> VectorEnvironment:
+    """A vector of ``num_envs`` environments with seeded, replayable episodes.
+
+    Args:
+        env: an id of gymnasium's registry, a factory (called once per environment), one Env
+            (a vector of one), or a gymnasium vector environment, which is used as it is:
+            ``num_envs`` is then its own, and its episodes cannot be replayed.
+        num_envs: B, >= 1.
+        vectorization: "sync" (in this process), "async" (one process each), or "envpool" (an id of
+            EnvPool, stepped by its threads; its episodes cannot be replayed).
+        seed: every episode is seeded from it, the environment's index and the episode's number;
+            None draws one (kept in ``.seed``).
+        env_kwargs: keyword arguments of the environment's constructor.
+
+    Raises:
+        EnvironmentSetupError: the environment cannot be made or served; its kinds are
+            UnknownEnvironmentError, MissingExtraError and UnsupportedSpaceError.
+        EnvironmentFault: a worker process could not make its environment.
+    """
+    _check_arguments(num_envs, vectorization, seed)
+    if not (isinstance(env, str | EnvSpec | gym.Env | VectorEnv) or callable(env)):
+        raise EnvironmentSetupError(
+            f"env is {env!r}; it must be an id such as 'CartPole-v1', a function that makes an "
+            "environment, an Env or a vector environment."
+        )
+    seed = (
+        int(np.random.SeedSequence().generate_state(2, np.uint64)[0] >> 1) if seed is None else seed
+    )
+    name = environment_name(env)
+    if isinstance(env, VectorEnv):
+        _refuse_kwargs(env_kwargs, name)
+        return VectorEnvironment(env, name=name, seed=seed)
+    if vectorization == "envpool":
+        pool = _pool(env, num_envs, seed, env_kwargs or {})
+        return VectorEnvironment(pool, name=name, seed=seed)
+    if isinstance(env, gym.Env):
+        _refuse_kwargs(env_kwargs, name)
+        if vectorization == "async":
+            raise EnvironmentSetupError(
+                f"one {name} object cannot run in several processes; pass its id or a function "
+                "that makes one, or use vectorization='sync'."
+            )
+        num_envs = 1
+    factories = [_Factory(env, dict(env_kwargs or {}), name, seed, i) for i in range(num_envs)]
+    vector = _vector(factories, vectorization)
+    return VectorEnvironment(
+        vector, name=name, seed=seed, remake=lambda: _vector(factories, vectorization)
+    )
+
+
+def environment_name(env: Environment) -> str:
+    """What to call an environment in messages and directory names."""
+    if isinstance(env, str):
+        return env
+    spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
+    if spec is not None:
+        return str(spec.id)
+    if isinstance(env, gym.Env):
+        return type(env.unwrapped).__name__
+    return str(getattr(env, "__name__", type(env).__name__))
+
+
+def _check_arguments(num_envs: Any, vectorization: Any, seed: Any) -> None:
+    if not isinstance(num_envs, int) or num_envs < 1:
+        raise EnvironmentSetupError(f"num_envs must be a whole number >= 1, got {num_envs!r}.")
+    if vectorization not in VECTORIZATIONS:
+        raise EnvironmentSetupError(
+            f"vectorization must be one of {', '.join(VECTORIZATIONS)}; got {vectorization!r}."
+        )
+    if seed is not None and (not isinstance(seed, int) or seed < 0):
+        raise EnvironmentSetupError(f"seed must be a whole number >= 0, got {seed!r}.")
+
+
+def _refuse_kwargs(env_kwargs: Mapping[str, Any] | None, name: str) -> None:
+    if env_kwargs:
+        raise EnvironmentSetupError(
+            f"env_kwargs {sorted(env_kwargs)} come too late for {name}, which is already made; "
+            "give them to its constructor, or pass an id or a function instead."
+        )
+
+
+def _pool(
+    env: Environment, num_envs: int, seed: int, env_kwargs: Mapping[str, Any]
+) -> VectorEnv[Any, Any, Any]:
+    if not isinstance(env, str):
+        raise EnvironmentSetupError(
+            f"EnvPool makes environments by their ids; it cannot step {environment_name(env)}, "
+            "which is an object of Python. Use vectorization='sync' or 'async'."
+        )
+    if not env_pool.is_installed():
+        raise MissingExtraError(
+            "vectorization='envpool' needs a package that is not installed. "
+            f"Install it with: {env_pool.INSTALL_LINE}"
+        )
+    return env_pool.PooledEnvironments(env, num_envs, seed, env_kwargs)
+
+
+class _Factory:
+    """Makes environment ``index``; picklable, for worker processes that are not forked."""
+
+    def __init__(self, env: Any, kwargs: dict[str, Any], name: str, seed: int, index: int) -> None:
+        self.env = env
+        self.kwargs = kwargs
+        self.name = name
+        self.seed = seed
+        self.index = index
+
+    def __call__(self) -> SeededEpisodes:
+        try:
+            made = self._make()
+        except Exception as error:
+            raise _setup_error(self.name, error, self.kwargs) from error
+        if not isinstance(made, gym.Env):
+            raise EnvironmentSetupError(
+                f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. A vector "
+                "environment is passed itself, not through a function."
+            )
+        return SeededEpisodes(made, self.seed, self.index)
+
+    def _make(self) -> Any:
+        if isinstance(self.env, gym.Env):
+            return self.env
+        with model_warnings_once(self.name):
+            if isinstance(self.env, (str, EnvSpec)):
+                return gym.make(self.env, **self.kwargs)
+            return self.env(**self.kwargs)
+
+
+def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any, Any, Any]:
+    first = factories[0]()
+    try:
+        # before any other: what fails later fails once per process, with a longer text
+        check_action_space(first.action_space)
+        ObservationFlattener(first.observation_space)
+    except UnsupportedSpaceError:
+        first.close()
+        raise
+    # SAME_STEP spends no step on resetting, and leaves nothing pending between two steps that
+    # a checkpoint would have to keep.
+    mode = AutoresetMode.SAME_STEP
+    if vectorization == "sync":
+        return LocalEnvironments([lambda: first, *factories[1:]])
+    first.close()
+    try:
+        return WorkerEnvironments(factories, mode)
+    except EnvironmentFault as fault:
+        # the frames of the traceback keep the half-made vector, and with it its processes, alive
+        raise fault.with_traceback(None) from None
+    except (EOFError, OSError, RuntimeError) as error:
+        raise EnvironmentSetupError(
+            f"the processes of {factories[0].name} could not be started: "
+            f"{type(error).__name__}: {str(error) or 'one of them died'}"
+        ) from None
+
+
+def _setup_error(name: str, error: Exception, kwargs: Mapping[str, Any]) -> EnvironmentSetupError:
+    text = str(error)
+    if isinstance(error, EnvironmentSetupError):
+        return error
+    if isinstance(error, gym.error.UnregisteredEnv):
+        return UnknownEnvironmentError(f"there is no environment {name!r}.{_suggestion(name)}")
+    if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
+        return MissingExtraError(_install_text(name, text))
+    given = f" with {dict(kwargs)}" if kwargs else ""
+    return EnvironmentSetupError(f"{name} could not be made{given}: {type(error).__name__}: {text}")
+
+
+def _suggestion(name: str) -> str:
+    known = {key.lower(): key for key in gym.registry}
+    base = name.lower().rpartition("-v")[0] or name.lower()
+    near = [key for key in known if key.rpartition("-v")[0] == base]
+    near = near[-1:] or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    if not near:
+        return (
+            " gymnasium.envs.registry lists those there are; one of your own needs "
+            "gymnasium.register, or the form 'module:Name-v0'."
+        )
+    return f" Did you mean {' or '.join(known[key] for key in near)}?"
+
+
+def _install_text(name: str, reason: str) -> str:
+    lowered = reason.lower()
+    for module, extra in _EXTRAS.items():
+        if module in lowered:
+            return (
+                f"{name} needs a package that is not installed. "
+                f"Install it with: pip install 'trpo-fast[{extra}]'"
+            )
+    return f"{name} needs something that is not installed: {reason}"

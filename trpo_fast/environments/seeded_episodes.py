@@ -1,0 +1,174 @@
+"""One environment: seeded episodes that can be replayed, and the error for one that misbehaves."""
+
+from __future__ import annotations
+
+import copy
+import math
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from trpo_fast.base.errors import EnvironmentFault
+
+# Actions of a running episode that are kept one by one before they are packed into an array.
+PACKED = 256
+
+
+def episode_seed(seed: int, env_index: int, episode: int) -> int:
+    """The seed of one episode: 32 bits of SeedSequence((seed, env_index, episode))."""
+    return int(np.random.SeedSequence((seed, env_index, episode)).generate_state(1)[0])
+
+
+def restart_seed(seed: int, restarts: int) -> int:
+    """The seed of a vector's resets in a run that began again so often: its own at first."""
+    if not restarts:
+        return seed
+    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 1
+
+
+class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+    """Seeds every episode from (seed, index, episode number) and records its actions.
+
+    The running episode can so be reached again, bit for bit, in a fresh environment: reset with
+    its seed and repeat the actions. Infos are dropped but for the action mask, because merging
+    those of many environments costs more than stepping a small one.
+
+    Args:
+        env: any environment whose episodes depend only on the seed of `reset` and the actions.
+        seed: seed of the whole run, >= 0.
+        index: position in the vector of environments.
+
+    Exceptions of the environment leave as :class:`EnvironmentFault`.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int) -> None:
+        super().__init__(env)
+        self.seed = seed
+        self.index = index
+        self.episode = -1
+        # Actions of the running episode: packed ones, then the newest one by one.
+        self._packed: list[npt.NDArray[Any]] = []
+        self._newest: list[npt.NDArray[Any]] = []
+        space = env.observation_space
+        self._size = math.prod(space.shape) if isinstance(space, gym.spaces.Box) else None
+        self._mask_method = (
+            env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+        )
+
+    @property
+    def has_mask_method(self) -> bool:
+        """Whether the environment has an ``action_masks()`` method (sb3-contrib's convention)."""
+        return callable(self._mask_method)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin the next episode, with its own seed in place of the argument."""
+        del seed
+        self.episode += 1
+        self._packed, self._newest = [], []
+        own_seed = episode_seed(self.seed, self.index, self.episode)
+        try:
+            observation, info = self.env.reset(seed=own_seed, options=options)
+            self._check_size(observation)
+            return observation, self._mask_info(info)
+        except Exception as error:
+            raise self._fault(error, "reset()", None) from error
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the environment and record the action."""
+        self._newest.append(np.array(action))  # a copy: an environment may change what it is given
+        if len(self._newest) == PACKED:
+            self._pack()
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            self._check_size(observation)
+            if terminated or truncated:
+                # an environment may reuse its observation's memory in the coming reset
+                observation = copy.deepcopy(observation)
+            return (
+                observation,
+                float(reward),
+                bool(terminated),
+                bool(truncated),
+                self._mask_info(info),
+            )
+        except Exception as error:
+            raise self._fault(error, "step()", np.array(action)) from error
+
+    def _check_size(self, observation: Any) -> None:
+        """A single number would fill the whole row of a batch without a word."""
+        if self._size is None:
+            return
+        # The attribute is several times as fast as the function, which every step would pay for.
+        found = observation.size if isinstance(observation, np.ndarray) else np.size(observation)
+        if found != self._size:
+            raise ValueError(
+                f"the observation has shape {np.shape(observation)}, its space says "
+                f"{self.env.observation_space.shape}"
+            )
+
+    def _steps(self) -> int:
+        return sum(len(part) for part in self._packed) + len(self._newest)
+
+    def _pack(self) -> None:
+        if self._newest:
+            self._packed.append(np.stack(self._newest))
+            self._newest = []
+
+    def _mask_info(self, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_mask" in info:
+            return {"action_mask": np.asarray(info["action_mask"], bool).ravel()}
+        if self._mask_method is not None:
+            return {"action_mask": np.asarray(self._mask_method(), bool).ravel()}
+        return {}
+
+    def _fault(
+        self, error: Exception, where: str, action: npt.NDArray[Any] | None
+    ) -> EnvironmentFault:
+        given = "" if action is None else f", action {action.tolist()}"
+        return EnvironmentFault(
+            f"environment {self.index} raised {type(error).__name__}: {error} in {where} "
+            f"(episode {self.episode}, step {self._steps()}{given})",
+            env_index=self.index,
+            step=self._steps(),
+            action=action,
+            trace=traceback.format_exc(),
+        )
+
+    def running_episode(self) -> tuple[int, npt.NDArray[Any]]:
+        """The running episode's number (-1 before the first) and its actions so far [n, ...]."""
+        self._pack()
+        if not self._packed:
+            return self.episode, _no_actions(self.env.action_space)
+        self._packed = [np.concatenate(self._packed)]
+        return self.episode, self._packed[0].copy()
+
+    def replay(
+        self, episodes: Sequence[tuple[int, npt.NDArray[Any]]]
+    ) -> tuple[Any, dict[str, Any], bool]:
+        """Enter this environment's entry of ``episodes``, one per environment of the vector.
+
+        Returns:
+            The last observation and info, and whether the episode is already over, which it must
+            not be.
+        """
+        episode, actions = episodes[self.index]
+        self.episode = episode - 1
+        observation, info = self.reset()
+        over = False
+        for action in actions:
+            if over:
+                break
+            observation, _, terminated, truncated, info = self.step(action)
+            over = terminated or truncated
+        return observation, info, over
+
+
+def _no_actions(space: gym.Space[Any]) -> npt.NDArray[Any]:
+    """The actions ``[0, ...]`` of an episode that has just begun, as ``space`` has them."""
+    return np.empty((0, *(space.shape or ())), space.dtype)

@@ -1,0 +1,86 @@
+"""The activations that the analytic products know, with their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SOFTPLUS_THRESHOLD = 20.0  # torch.nn.Softplus's default, the only one that is recognised
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function and its derivative, both exactly torch's.
+
+    Attributes:
+        function: ``(z, parameter) -> phi(z)``.
+        derivative: ``(z, parameter) -> phi'(z)``; at a kink, the value torch's autograd takes.
+        parameter: torch's default for the one float parameter, 0 where there is none.
+    """
+
+    function: Callable[[Tensor, float], Tensor]
+    derivative: Callable[[Tensor, float], Tensor]
+    parameter: float = 0.0
+
+
+def _tanh_derivative(z: Tensor, _: float) -> Tensor:
+    return 1 - torch.tanh(z).square()
+
+
+def _leaky_derivative(z: Tensor, slope: float) -> Tensor:
+    return torch.where(z > 0, torch.ones_like(z), slope)
+
+
+def _elu_derivative(z: Tensor, alpha: float) -> Tensor:
+    return torch.where(z > 0, torch.ones_like(z), alpha * torch.exp(z))
+
+
+def _silu_derivative(z: Tensor, _: float) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _gelu_derivative(z: Tensor, _: float) -> Tensor:
+    # d/dz [z Phi(z)] = Phi(z) + z exp(-z^2 / 2) / sqrt(2 pi)
+    return 0.5 * (1 + torch.erf(z * 0.7071067811865476)) + z * (
+        0.3989422804014327 * torch.exp(-0.5 * z * z)
+    )
+
+
+def _gelu_tanh_derivative(z: Tensor, _: float) -> Tensor:
+    root, cubic = 0.7978845608028654, 0.044715  # sqrt(2 / pi); Hendrycks & Gimpel 2016
+    t = torch.tanh(root * (z + cubic * z**3))
+    return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * root * (1 + 3 * cubic * z * z)
+
+
+def _softplus(z: Tensor, beta: float) -> Tensor:
+    return functional.softplus(z, beta, SOFTPLUS_THRESHOLD)
+
+
+def _softplus_derivative(z: Tensor, beta: float) -> Tensor:
+    return torch.where(beta * z > SOFTPLUS_THRESHOLD, torch.ones_like(z), torch.sigmoid(beta * z))
+
+
+def _sigmoid_derivative(z: Tensor, _: float) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 - s)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(lambda z, _: z, lambda z, _: torch.ones_like(z)),
+    "tanh": Activation(lambda z, _: torch.tanh(z), _tanh_derivative),
+    "relu": Activation(lambda z, _: functional.relu(z), lambda z, _: (z > 0).to(z.dtype)),
+    "leaky_relu": Activation(functional.leaky_relu, _leaky_derivative, 0.01),
+    "elu": Activation(functional.elu, _elu_derivative, 1.0),
+    "silu": Activation(lambda z, _: functional.silu(z), _silu_derivative),
+    "gelu": Activation(lambda z, _: functional.gelu(z), _gelu_derivative),
+    "gelu_tanh": Activation(
+        lambda z, _: functional.gelu(z, approximate="tanh"), _gelu_tanh_derivative
+    ),
+    "softplus": Activation(_softplus, _softplus_derivative, 1.0),
+    "sigmoid": Activation(lambda z, _: torch.sigmoid(z), _sigmoid_derivative),
+}

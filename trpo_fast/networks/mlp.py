@@ -1,0 +1,269 @@
+"""Perceptrons: the policy that the analytic Fisher products know, and the value function.
+
+Initialisation: orthogonal with gain sqrt(2) and a last layer of gain 0.01, so that the first
+policy hardly depends on the observation (Engstrom et al. 2020, section 3; Andrychowicz et al.
+2021, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from numbers import Real
+from typing import cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from trpo_fast.base.spaces import SUPPORTED_ACTIONS, observation_width
+from trpo_fast.networks.activations import ACTIVATIONS
+from trpo_fast.networks.distributions import mode
+from trpo_fast.networks.heads import Outputs, head_for
+
+_MODULES: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def perceptron(
+    widths: Sequence[int],
+    activation: str,
+    *,
+    last_gain: float,
+    ortho_init: bool = True,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Linear layers of the given widths with an activation between them, none after the last.
+
+    Args:
+        widths: Input width, hidden widths, output width.
+        activation: A key of ``ACTIVATIONS``.
+        last_gain: Gain of the last layer's orthogonal initialisation; the others have sqrt(2).
+        ortho_init: False leaves ``torch.nn.Linear``'s own initialisation.
+        generator: Source of the random numbers; None is torch's global one.
+
+    Raises:
+        ValueError: unknown activation, or a width below 1.
+    """
+    if activation not in ACTIVATIONS:
+        names = ", ".join(ACTIVATIONS)
+        raise ValueError(f"activation {activation!r} is unknown; known: {names}")
+    if any(int(width) != width or width < 1 for width in widths):
+        raise ValueError(f"layer widths must be whole numbers >= 1, got {tuple(widths)}")
+    modules: list[nn.Module] = []
+    for index, (n_in, n_out) in enumerate(pairwise(widths)):
+        last = index == len(widths) - 2
+        with torch.random.fork_rng([]):  # what torch draws first is not kept
+            linear = nn.Linear(int(n_in), int(n_out))
+        _initialise(linear, last_gain if last else math.sqrt(2), ortho_init, generator)
+        modules.append(linear)
+        if not last:
+            modules.append(_activation_module(activation))
+    return nn.Sequential(*modules)
+
+
+def hidden_widths(hidden_sizes: Iterable[int]) -> tuple[int, ...]:
+    """``hidden_sizes`` as a tuple; ValueError where they are no widths."""
+    given: object = hidden_sizes
+    widths = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (0,)
+    if not all(isinstance(w, Real) and float(w) >= 1 and float(w).is_integer() for w in widths):
+        raise ValueError(
+            f"hidden_sizes are the widths of the hidden layers, such as (64, 64), got {given!r}"
+        )
+    return tuple(int(width) for width in widths)
+
+
+def flat_observations(obs: Tensor, body: nn.Sequential, width: int) -> Tensor:
+    """``obs`` as ``[N, width]`` (or ``[width]``) in the dtype and on the device of ``body``.
+
+    Raises:
+        ValueError: on another width.
+    """
+    weight = cast("nn.Linear", body[0]).weight
+    obs = torch.as_tensor(obs, device=weight.device).to(weight.dtype)
+    flat = obs.flatten(1) if obs.ndim > 2 else obs
+    if flat.ndim == 0 or flat.shape[-1] != width:
+        raise ValueError(f"obs has shape {tuple(obs.shape)}, expected [N, {width}]")
+    return flat
+
+
+def _activation_module(activation: str) -> nn.Module:
+    if activation == "gelu_tanh":
+        return nn.GELU(approximate="tanh")
+    return _MODULES[activation]()
+
+
+def _initialise(
+    linear: nn.Linear, gain: float, ortho_init: bool, generator: torch.Generator | None
+) -> None:
+    if ortho_init:
+        nn.init.orthogonal_(linear.weight, gain, generator=generator)
+        nn.init.zeros_(linear.bias)
+        return
+    # torch.nn.Linear.reset_parameters, with a generator.
+    bound = 1 / math.sqrt(linear.in_features)
+    nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
+    nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+
+
+class MlpPolicy(nn.Module):
+    """A perceptron policy; ``forward(obs)`` gives the distribution of the joint action.
+
+    Box actions are a diagonal Gaussian, Discrete ones categorical, MultiDiscrete ones independent
+    categoricals, MultiBinary ones independent Bernoulli variables. With ``squash`` the Gaussian is
+    that of the action before ``tanh``: ``sample`` and ``log_prob`` speak of that one, and
+    ``to_env`` applies the tanh. KL and Fisher matrix are those of the squashed action, because
+    both are invariant under a bijection.
+
+    Args:
+        observation_space: gymnasium space; its flattened width is the input width O.
+        action_space: gymnasium Box, Discrete, MultiDiscrete or MultiBinary.
+        hidden_sizes: Widths of the hidden layers.
+        activation: A key of ``trpo_fast.networks.activations.ACTIVATIONS``.
+        log_std_init: Initial log standard deviation (Box).
+        state_dependent_std: The log standard deviation is an output, not a parameter (Box).
+        squash: Tanh-squashed actions within the Box's bounds, which must be finite.
+        ortho_init: Orthogonal initialisation; False keeps ``torch.nn.Linear``'s own.
+        generator: Source of the initial weights; None is torch's global generator.
+
+    Raises:
+        ValueError: unsupported space, unknown activation, or ``squash`` without finite bounds.
+    """
+
+    action_low: Tensor
+    action_high: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,  # type: ignore[type-arg]
+        action_space: spaces.Space,  # type: ignore[type-arg]
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        *,
+        log_std_init: float = 0.0,
+        state_dependent_std: bool = False,
+        squash: bool = False,
+        ortho_init: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        box = isinstance(action_space, spaces.Box)
+        if (squash or state_dependent_std) and not box:
+            raise ValueError(f"squash and state_dependent_std need a Box, got {action_space}")
+        if isinstance(action_space, spaces.Box) and squash and not action_space.is_bounded():
+            raise ValueError(f"squash needs finite bounds, got {action_space}")
+        head = head_for(action_space, state_dependent_std=state_dependent_std)
+        if head is None:
+            raise ValueError(
+                f"action space {action_space} is not supported; supported: {SUPPORTED_ACTIONS}"
+            )
+        self.head = head
+        self.obs_width = observation_width(observation_space)
+        self.squash = squash
+        self.action_shape = tuple(action_space.shape or ())
+        widths = [self.obs_width, *hidden_widths(hidden_sizes), self.head.outputs]
+        self.body = perceptron(
+            widths, activation, last_gain=0.01, ortho_init=ortho_init, generator=generator
+        )
+        self.log_std: nn.Parameter | None = None
+        if self.head.learns_log_std:
+            self.log_std = nn.Parameter(torch.full((self.head.components,), float(log_std_init)))
+        elif state_dependent_std:
+            last = cast("nn.Linear", self.body[-1])
+            last.bias.detach()[self.head.components :] = float(log_std_init)
+        low, high = _bounds(action_space)
+        self.register_buffer("action_low", low, persistent=False)
+        self.register_buffer("action_high", high, persistent=False)
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """The distribution of the actions, batch_shape ``[N]``.
+
+        Args:
+            obs: ``[N, O]``, or ``[N, ...]`` with O entries a row; cast to the parameters' dtype.
+            action_mask: ``[N, n]`` bool, True where allowed; n is the number of logits.
+
+        Raises:
+            ValueError: wrong width, a mask for a head that has none, or a row that allows nothing.
+        """
+        outputs = self.body(flat_observations(obs, self.body, self.obs_width))
+        if action_mask is not None:
+            action_mask = self.head.checked_mask(action_mask, outputs)
+        return self.head.distribution(Outputs(outputs, self.log_std, action_mask))
+
+    def to_env(self, actions: Tensor) -> Tensor:
+        """What ``env.step`` takes, ``[N, *action_space.shape]``, from what ``sample`` gave.
+
+        Squashed Gaussian: tanh, then rescaled to the Box. Plain Gaussian: clipped to the Box.
+        Discrete kinds: shifted by the space's ``start``.
+        """
+        if self.head.action_shape:
+            rows = actions.shape[: 1 if actions.ndim else 0]
+            actions = actions.reshape(*rows, *self.action_shape)
+        if self.squash:
+            low, high = self.action_low.to(actions.dtype), self.action_high.to(actions.dtype)
+            # tanh may round to +-1 and the affine map past the bound by one ulp.
+            actions = low + 0.5 * (torch.tanh(actions) + 1) * (high - low)
+        return self.head.to_env(actions, self.action_low, self.action_high)
+
+    def mode(self, distribution: Distribution) -> Tensor:
+        """The deterministic action of a distribution that ``forward`` gave."""
+        return mode(distribution)
+
+
+def _bounds(space: spaces.Space) -> tuple[Tensor, Tensor]:  # type: ignore[type-arg]
+    """Bounds of a Box; for discrete kinds the first action, twice."""
+    if isinstance(space, spaces.Box):
+        return torch.as_tensor(space.low.copy()), torch.as_tensor(space.high.copy())
+    start = torch.as_tensor(np.asarray(getattr(space, "start", 0), dtype=np.int64).copy())
+    return start, start.clone()
+
+
+class ValueFunction(nn.Module):
+    """State values ``[N]`` from flattened observations ``[N, O]``.
+
+    Args:
+        observation_space: gymnasium space; its flattened width is the input width O.
+        hidden_sizes: Widths of the hidden layers.
+        activation: A key of ``trpo_fast.networks.activations.ACTIVATIONS``.
+        ortho_init: Orthogonal initialisation (last layer gain 1); False keeps torch's own.
+        generator: Source of the initial weights; None is torch's global generator.
+
+    Raises:
+        ValueError: unsupported space or unknown activation.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,  # type: ignore[type-arg]
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        *,
+        ortho_init: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.obs_width = observation_width(observation_space)
+        self.body = perceptron(
+            [self.obs_width, *hidden_widths(hidden_sizes), 1],
+            activation,
+            last_gain=1.0,
+            ortho_init=ortho_init,
+            generator=generator,
+        )
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Values ``[N]`` of observations ``[N, O]``, cast to the parameters' dtype."""
+        values: Tensor = self.body(flat_observations(obs, self.body, self.obs_width))
+        return values.squeeze(-1)

@@ -1,0 +1,39 @@
+"""How options that may adapt themselves change after a step."""
+
+from __future__ import annotations
+
+from trpo_fast.update.options import Options
+from trpo_fast.update.result import Status, TrustRegionResult
+
+BETA_RANGE = (1e-10, 1e10)  # keeps an adapted beta finite whatever the steps give
+DAMPING_RANGE = (1e-6, 1e2)
+DAMPING_FACTOR = 1.5  # Martens 2010, section 4.1
+
+
+def adapted_beta(options: Options, kl: float) -> float:
+    """Schulman et al. 2017 (1707.06347), section 4."""
+    beta = options.beta
+    if kl > 1.5 * options.max_kl:
+        beta = 2 * beta
+    elif kl < options.max_kl / 1.5:
+        beta = beta / 2
+    return min(max(beta, BETA_RANGE[0]), BETA_RANGE[1])
+
+
+def adapted_damping(options: Options, result: TrustRegionResult) -> float:
+    """Levenberg-Marquardt's rule, after Martens 2010, section 4.1.
+
+    There the ratio of actual to expected improvement alone decides. A trust region has a second
+    witness, the KL: with it, damping falls only while it is what keeps the steps short.
+    """
+    damping = options.damping
+    if options.constraint == "none" or result.status in (Status.zero_gradient, Status.zero_step):
+        return damping
+    ratio = result.actual_improvement / max(result.expected_improvement, 1e-300)
+    if not result.accepted or result.backtracks > 0 or ratio < 0.25:
+        damping *= DAMPING_FACTOR
+    elif ratio > 0.75 and result.kl < options.max_kl / DAMPING_FACTOR:
+        damping /= DAMPING_FACTOR
+    else:
+        return damping
+    return min(max(damping, DAMPING_RANGE[0]), DAMPING_RANGE[1])

@@ -1,0 +1,401 @@
+"""``TRPOOptimizer``: the torch.optim contract around ``trust_region.update``; nothing numerical."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trpo_fast.backends.generic.problem import Evaluation, GenericProblem, Term, refuse_generic
+from trpo_fast.base.errors import say_once
+from trpo_fast.base.modes import Draws, own_precision, twice_differentiable
+from trpo_fast.base.tensors import all_finite
+from trpo_fast.base.uncompiled import LightOptimizer, uncompiled
+from trpo_fast.networks.network import Network
+from trpo_fast.optimizer.adaptation import adapted_beta, adapted_damping
+from trpo_fast.optimizer.batch_reader import BatchReader
+from trpo_fast.optimizer.closures import ClosureResult, read_closure
+from trpo_fast.optimizer.problems import problem_of
+from trpo_fast.optimizer.state import check_loaded, number
+from trpo_fast.preconditioning.curvature import AGE, Curvature
+from trpo_fast.recognition.recognizer import UNDECIDED, network_of
+from trpo_fast.update import options as option_table
+from trpo_fast.update.options import Options
+from trpo_fast.update.parameters import FlatParameters
+from trpo_fast.update.result import TrustRegionResult
+from trpo_fast.update.trust_region import update
+
+
+class TRPOOptimizer(LightOptimizer):
+    """Trust Region Policy Optimization as a torch optimizer (Schulman et al. 2015, 1502.05477).
+
+    ::
+
+        opt = TRPOOptimizer(policy)
+        loss = opt.step(obs=obs, actions=actions, advantages=adv, old_log_prob=logp)
+
+        opt = TRPOOptimizer(policy.parameters())
+        loss = opt.step(closure)  # closure() -> (loss, distribution)
+
+    After a step with ``constraint="hard"``, either ``last_result.accepted`` holds, the mean KL
+    over the batch is at most ``max_kl`` and the surrogate improved; or every parameter is
+    bit-identical to before. All options stand in ``param_groups[0]`` and may be edited between
+    steps; they are checked again at each step.
+
+    Args:
+        params: A policy module whose ``forward(obs)`` returns a torch distribution with
+            batch_shape [N]; or parameters, as every torch optimizer takes them, in one group.
+        max_kl: Bound on the mean KL of the joint action, in nats.
+        damping: Added to the Fisher matrix's diagonal; ``adaptive_damping`` changes it in the
+            group.
+        adaptive_damping: Levenberg-Marquardt: half as much again after a step that the quadratic
+            model misjudged, a third less after one that it judged well and that left a third of
+            max_kl unused (Martens 2010, section 4.1).
+        cg_iters: Most conjugate-gradient iterations.
+        cg_tol: Relative residual at which they stop; 0 runs them all.
+        cg_progress_tol: A preconditioned solve stops, too, once an iteration's share of what the
+            quadratic model has fallen so far is below this (Martens 2010, section 4.4); 0 never
+            does. Plain conjugate gradients gain too unevenly to be judged by one iteration.
+        preconditioner: Of conjugate gradients: "none"; "kfac", Kronecker-factored layers (Martens
+            & Grosse 2015); "diagonal", for comparison. Statistics that need gradients are kept in
+            the optimizer's state for up to five updates. "auto" is "kfac" for recognised
+            perceptrons on the CPU whose batch is large enough to pay for it. The solution sought
+            is the same with all.
+        precision: Of what the Fisher products multiply: "fp32" (float64 for a float64 policy);
+            "tf32", rounded to 11 bits by CUDA's tensor cores; "bf16", rounded to bfloat16;
+            "bf16x3", as two bfloat16 each. Their sums, the gradient, the KL and the surrogate are
+            not rounded. "auto" is "bf16" where that is known to lose
+            nothing and the CPU has an instruction for it: under preconditioner "kfac".
+        fisher_fraction: Share of the rows, evenly strided, that the Fisher matrix is made of.
+        backtrack_coeff: Factor between the candidates of the line search.
+        max_backtracks: Candidates after the first.
+        accept_ratio: Least actual over expected improvement.
+        constraint: "hard"; "penalty", which accepts what raised surrogate - beta KL; or "none",
+            the plain natural gradient ``theta + lr x``, of which only finiteness is checked.
+        beta: Weight of the KL penalty; ``adaptive_beta`` changes it in the group.
+        adaptive_beta: Double beta when KL > 1.5 max_kl, halve it when KL < max_kl / 1.5.
+        kl_direction: "old_new" for KL(old, new), or "new_old".
+        noise: Of dropout and the like within a step. "eval": the module is in eval mode. "fixed":
+            only batch normalisation is; every call draws the same numbers from torch's generator,
+            so that one dropout mask serves the whole step, and the generator is put back.
+        lr: Multiplies the step; 0 is an exact no-op. A tensor stays one, for schedulers to write.
+        maximize: The loss is an objective: it is to rise, and is reported so. The keyword form
+            then reports ``(ratio * advantages).mean()``, and takes the same step.
+        backend: "auto", "cpu", "cuda" or "reference". A named one that cannot serve raises.
+
+    Attributes:
+        last_result: The last step's ``TrustRegionResult``, or None.
+        path: "fused" (analytic Fisher products) or "generic" (autograd).
+        path_reason: Why, in words.
+
+    Raises:
+        ValueError: an option out of its limits, more than one group, a parameter of another kind
+            than dense float32 or float64, or a named backend that can never serve.
+    """
+
+    last_result: TrustRegionResult | None
+    _checked: tuple[tuple[Any, ...], Options] | None = None
+    _curvature: Curvature | None = None
+    _named: tuple[list[int], list[str]] | None = None
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        max_kl: float = 0.01,
+        damping: float = 0.1,
+        adaptive_damping: bool = False,
+        cg_iters: int = 10,
+        cg_tol: float = 1e-4,
+        cg_progress_tol: float = 0.05,
+        preconditioner: str = "auto",
+        precision: str = "auto",
+        fisher_fraction: float = 1.0,
+        backtrack_coeff: float = 0.8,
+        max_backtracks: int = 10,
+        accept_ratio: float = 0.0,
+        constraint: str = "hard",
+        beta: float = 1.0,
+        adaptive_beta: bool = True,
+        kl_direction: str = "old_new",
+        noise: str = "eval",
+        lr: float | Tensor = 1.0,
+        maximize: bool = False,
+        backend: str = "auto",
+        **unserved: Any,
+    ) -> None:
+        option_table.refuse_unserved(unserved)
+        options = Options(
+            max_kl=max_kl,
+            damping=damping,
+            adaptive_damping=adaptive_damping,
+            cg_iters=cg_iters,
+            cg_tol=cg_tol,
+            cg_progress_tol=cg_progress_tol,
+            preconditioner=preconditioner,
+            precision=precision,
+            fisher_fraction=fisher_fraction,
+            backtrack_coeff=backtrack_coeff,
+            max_backtracks=max_backtracks,
+            accept_ratio=accept_ratio,
+            constraint=constraint,
+            beta=beta,
+            adaptive_beta=adaptive_beta,
+            kl_direction=kl_direction,
+            noise=noise,
+            lr=number("lr", lr),
+            maximize=maximize,
+            backend=backend,
+        )
+        self.module = params if isinstance(params, nn.Module) else None
+        self.last_result = None
+        group = {**options.as_group(), "lr": lr if isinstance(lr, Tensor) else float(lr)}
+        super().__init__(params.parameters() if isinstance(params, nn.Module) else params, group)
+        options = self._options()
+        self._flat_parameters()
+        self.path, self.path_reason = "generic", "the parameters came without their module"
+        network = self._recognise(None, None) if self.module is not None else None
+        settled = isinstance(network, Network) or network == UNDECIDED
+        if options.backend != "auto" and not settled:
+            raise ValueError(
+                f"backend={options.backend!r} cannot serve: {self.path_reason}; use backend='auto'"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused after construction: one step is one trust region over one group.
+
+        Raises:
+            ValueError: there is a group already.
+        """
+        if self.param_groups:
+            raise ValueError(
+                "TRPOOptimizer steps one parameter group: one trust region holds all its "
+                "parameters. Put them in one list, or use a second optimizer"
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("module", "last_result", "path", "path_reason")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "defaults" not in state:  # from load_state_dict, which has changed nothing yet
+            check_loaded(state)
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in option_table.NAMES:
+                group.setdefault(name, self.defaults[name])
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What ``torch.amp.GradScaler.step`` asks for before it does anything."""
+        raise RuntimeError(
+            "TRPOOptimizer takes no GradScaler: it neither reads nor writes .grad, so there is "
+            "nothing to unscale; call optimizer.step(...) itself"
+        )
+
+    @uncompiled
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], ClosureResult] | None = None,
+        *,
+        obs: Any = None,
+        actions: Any = None,
+        advantages: Any = None,
+        old_log_prob: Any = None,
+        weights: Any = None,
+        action_mask: Any = None,
+    ) -> Tensor:
+        """One update; either form.
+
+        Floating inputs are cast to the parameters' dtype. Every mean is ``sum(w .) / sum(w)``.
+
+        Args:
+            closure: ``() -> (loss, distribution)`` or ``(loss, distribution, weights)``, without
+                ``backward``; called under enable_grad once and under no_grad for each candidate.
+            obs: ``[N, O]``, or any nesting of ``[N, ...]`` tensors that the policy takes.
+            actions: What ``distribution.sample()`` gave, unclipped.
+            advantages: ``[N]``, used as given.
+            old_log_prob: ``[N]`` log-probabilities of the actions under the policy that took
+                them; None is the policy's own.
+            weights: ``[N]``, >= 0, not all 0; rows of weight 0 may hold anything.
+            action_mask: ``[N, n]`` bool, handed to ``forward``.
+
+        Returns:
+            The loss before the step: a detached 0-d tensor of the parameters' dtype, or of float64
+            where a finite loss is beyond that dtype.
+
+        Raises:
+            ValueError: an input of a wrong shape or device, or not finite, named with its index;
+                an empty batch; an invalid option; a parameter that the module no longer has. The
+                parameters are untouched.
+            IndexError: a discrete action out of range.
+            TypeError: neither or both forms, or a closure without a distribution.
+        """
+        data = (obs, actions, advantages, old_log_prob, weights, action_mask)
+        options = self._options()
+        empty = all(item is None for item in data)
+        if closure is None and empty and options.lr == 0:
+            # torch.distributed.checkpoint has an optimizer make its state by such a step.
+            return torch.zeros((), device=self.param_groups[0]["params"][0].device)
+        if (closure is None) == empty:
+            raise TypeError("step takes a closure, or obs=, actions=, advantages=; not both")
+        parameters = self._flat_parameters()
+        with own_precision(parameters.device):
+            if closure is not None:
+                result = self._closure_step(closure, parameters, options)
+            else:
+                result = self._batch_step(data, parameters, options)
+        if options.maximize:
+            result = replace(result, loss_before=-result.loss_before, loss_after=-result.loss_after)
+        if options.constraint == "penalty" and options.adaptive_beta and result.accepted:
+            self.param_groups[0]["beta"] = adapted_beta(options, result.kl)
+        if options.adaptive_damping:
+            self.param_groups[0]["damping"] = adapted_damping(options, result)
+        self.last_result = result
+        wide = torch.finfo(parameters.dtype).max < abs(result.loss_before) < float("inf")
+        dtype = torch.float64 if wide else parameters.dtype
+        return torch.tensor(result.loss_before, dtype=dtype, device=parameters.device)
+
+    def _closure_step(
+        self, closure: Callable[[], ClosureResult], parameters: FlatParameters, options: Options
+    ) -> TrustRegionResult:
+        self.path, self.path_reason = "generic", "a closure can compute anything"
+        if options.backend != "auto":
+            raise ValueError(
+                f"backend={options.backend!r} cannot serve a closure, which can compute anything; "
+                "use backend='auto', or the keyword form of step"
+            )
+        refuse_generic(options, self.path_reason)
+        sign = -1.0 if options.maximize else 1.0
+        draws = Draws(options.noise, parameters.device)
+
+        def evaluation() -> Evaluation:
+            with draws.same():
+                return read_closure(closure(), sign)
+
+        problem = GenericProblem(
+            parameters,
+            options,
+            [Term(evaluation, 1.0)],
+            by_dependence=self.module is not None,
+        )
+        with twice_differentiable(self.module, options.noise):
+            return update(problem, options)
+
+    def _batch_step(
+        self, data: tuple[Any, ...], parameters: FlatParameters, options: Options
+    ) -> TrustRegionResult:
+        if self.module is None:
+            raise TypeError(
+                "step(obs=, ...) needs the policy module: construct TRPOOptimizer(policy), or "
+                "give step a closure"
+            )
+        obs, actions, advantages, old_log_prob, weights, action_mask = data
+        reader = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device)
+        batch = reader.batch(actions, advantages, old_log_prob, action_mask)
+        network = self._recognise(batch.obs, batch.action_mask)
+        if isinstance(network, Network) and any(
+            t.requires_grad and id(t) not in parameters.place for t in network.tensors()
+        ):
+            _refuse_replaced(self.module, parameters)
+        if self._curvature is None or self._curvature.state is not self.state:
+            self._curvature = Curvature(self.state)
+        problem = problem_of(self.module, network, batch, parameters, options, self._curvature)
+        if isinstance(network, Network):
+            if self.state:  # torch.distributed.checkpoint wants an entry for each or for none
+                for p in parameters.tensors:
+                    self.state.setdefault(p, {AGE: 0})
+            return update(problem, options, unit=batch.unit)
+        _refuse_replaced(self.module, parameters)
+        say_once(f"TRPOOptimizer takes the generic path: {network}")
+        with twice_differentiable(self.module, options.noise):
+            return update(problem, options, unit=batch.unit)
+
+    def _recognise(self, obs: Any, action_mask: Tensor | None) -> Network | str:
+        assert self.module is not None  # noqa: S101
+        network: Network | str
+        if self._options().noise == "fixed" and any(m.training for m in self.module.modules()):
+            network = "noise='fixed' keeps the module in train mode; .eval() it if it has no noise"
+        else:
+            network = network_of(self.module, obs, action_mask)
+        if isinstance(network, Network):
+            self.path, self.path_reason = "fused", "the policy is recognised as a perceptron"
+        else:
+            self.path, self.path_reason = "generic", network
+        return network
+
+    def _options(self) -> Options:
+        group = self.param_groups[0]
+        values = tuple(group.get(name) for name in option_table.NAMES)
+        if isinstance(group.get("lr"), Tensor):  # schedulers write into it: never the same twice
+            group = {**group, "lr": number("lr", group["lr"])}
+            return option_table.from_group(group)
+        if self._checked is not None:
+            known, options = self._checked
+            # By identity: 1 == True, and NaN != NaN.
+            if all(map(operator.is_, values, known)):
+                return options
+        options = option_table.from_group(group)
+        self._checked = values, options
+        return options
+
+    def _names(self, group: dict[str, Any]) -> list[str]:
+        """What error messages call the parameters."""
+        key = [id(p) for p in group["params"]]
+        if self._named is None or self._named[0] != key:
+            names = group.get("param_names") or [f"parameter {i}" for i in range(len(key))]
+            if self.module is not None:
+                found = {id(p): name for name, p in self.module.named_parameters()}
+                names = [found.get(i, name) for i, name in zip(key, names, strict=True)]
+            self._named = key, names
+        return self._named[1]
+
+    def _flat_parameters(self) -> FlatParameters:
+        """The parameters to step, checked.
+
+        Raises:
+            ValueError: none requires a gradient; one is not dense, of another dtype or device than
+                the first, or not finite.
+        """
+        group = self.param_groups[0]
+        names = self._names(group)
+        pairs = [
+            (p, name) for p, name in zip(group["params"], names, strict=True) if p.requires_grad
+        ]
+        if not pairs:
+            raise ValueError("no parameter requires a gradient: there is nothing to step")
+        first = pairs[0][0]
+        for p, name in pairs:
+            if p.dtype not in (torch.float32, torch.float64) or p.layout is not torch.strided:
+                raise ValueError(
+                    f"{name} is {p.layout} {p.dtype}; TRPOOptimizer steps dense float32 and "
+                    "float64 parameters: convert the policy with .float()"
+                )
+            if p.dtype != first.dtype or p.device != first.device:
+                raise ValueError(
+                    f"{name} is {p.dtype} on {p.device}, {pairs[0][1]} is {first.dtype} on "
+                    f"{first.device}; bring them to one dtype and device"
+                )
+        parameters = FlatParameters([p for p, _ in pairs], [name for _, name in pairs])
+        if not all_finite(parameters.start):
+            raise ValueError(
+                f"{parameters.first_non_finite()} holds a NaN or an infinity already before the "
+                "step; load a good checkpoint"
+            )
+        return parameters
+
+
+def _refuse_replaced(module: nn.Module, parameters: FlatParameters) -> None:
+    """Raise where the module no longer has one of the parameters that are stepped."""
+    own = {id(p) for p in module.parameters()}
+    for p, name in zip(parameters.tensors, parameters.names, strict=True):
+        if id(p) not in own:
+            raise ValueError(
+                f"{name} was replaced after the optimizer was made, as by a new layer or by "
+                "load_state_dict(assign=True): make a new TRPOOptimizer of the policy as it is"
+            )

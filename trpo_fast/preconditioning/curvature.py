@@ -1,0 +1,299 @@
+"""Curvature statistics that outlive an update, and the preconditioners made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trpo_fast.base.tensors import all_finite, strided_rows
+from trpo_fast.base.threads import one_thread
+from trpo_fast.networks.network import Network
+from trpo_fast.preconditioning.cost import (
+    INPUT_ROWS,
+    OUTPUT_ROWS,
+    preconditioner_kind,
+    refresh_interval,
+    widest,
+)
+from trpo_fast.preconditioning.kfac import (
+    EIGEN_WIDTH,
+    Block,
+    EigenBasis,
+    Factors,
+    LayerRows,
+    balance,
+    cholesky_inverse,
+    damped_inverse,
+    eigen_basis,
+    eigen_block,
+    factored_damping,
+    input_moment,
+    layer_rows,
+    output_moment,
+    too_wide,
+)
+from trpo_fast.preconditioning.preconditioner import (
+    KroneckerStatistics,
+    Place,
+    Preconditioned,
+    Preconditioner,
+    places_of,
+)
+from trpo_fast.update.batch import Batch, batch_rows
+from trpo_fast.update.options import Options
+from trpo_fast.update.parameters import FlatParameters
+from trpo_fast.update.trust_region import Problem
+
+AGE = "preconditioner_age"
+
+
+def precondition(
+    problem: Preconditioned, curvature: Curvature, network: Network, batch: Batch, options: Options
+) -> None:
+    """Give the problem the preconditioner that the options ask for, at theta_old."""
+    kind = preconditioner_kind(options, network, batch.rows, lasts=curvature.lasts)
+    # On a device nothing is known yet of what "auto" would gain.
+    if kind == "none" or (options.preconditioner == "auto" and problem.backend == "cuda"):
+        return
+    problem.preconditioner = curvature.preconditioner(
+        kind, network, problem, batch, options.damping, options.fisher_fraction
+    )
+
+
+class Curvature:
+    """The statistics and what was last made of them.
+
+    Args:
+        state: An optimizer's ``state``: what must survive in a state dict is kept there, by
+            parameter. None for a single solve.
+    """
+
+    def __init__(self, state: MutableMapping[Tensor, Any] | None = None) -> None:
+        self.lasts = state is not None
+        self.state: MutableMapping[Tensor, Any] = {} if state is None else state
+        # Made of each layer's G: its basis, or its inverse and the damping in that.
+        self.made_of: list[Tensor] = []
+        self.made: list[EigenBasis | tuple[float, Tensor] | None] = []
+
+    def preconditioner(
+        self,
+        kind: str,
+        network: Network,
+        problem: Problem,
+        batch: Batch,
+        damping: float,
+        fisher_fraction: float = 1.0,
+    ) -> Preconditioner | None:
+        """What the next solve uses; None where the statistics are not finite.
+
+        Args:
+            kind: "diagonal" or "kfac".
+            network: The policy at theta_old.
+            problem: Whose solve it is: the flat order, and perhaps a fast way to the statistics.
+            batch: The update's rows, checked.
+            damping: The solve's.
+            fisher_fraction: Share of the rows that the Fisher matrix is made of.
+        """
+        # Torch's own threads spin for a while after their work, at the cost of a native problem's.
+        native = isinstance(problem, KroneckerStatistics)
+        with torch.no_grad(), one_thread(native or widest(network) <= EIGEN_WIDTH):
+            if kind == "diagonal":
+                return self._diagonal(network, problem.parameters, batch, damping)
+            return self._kfac(network, problem, batch, damping, fisher_fraction)
+
+    def _kfac(
+        self,
+        network: Network,
+        problem: Problem,
+        batch: Batch,
+        damping: float,
+        fisher_fraction: float,
+    ) -> Preconditioner | None:
+        places = places_of(network, problem.parameters)
+        source = statistics_of(problem, network, batch, fisher_fraction)
+        inputs = source.input_moments(places, INPUT_ROWS)
+        if not all(all_finite(A) for A in inputs):
+            return None
+
+        def compute() -> Sequence[tuple[Tensor, ...]]:
+            outputs = source.output_moments(places, OUTPUT_ROWS)
+            return [(G, balance(Factors(A, G))) for A, G in zip(inputs, outputs, strict=True)]
+
+        keys = [_key(network, index, at) for index, at in places.items()]
+        shapes = [((at.outputs, at.outputs), ()) for at in places.values()]
+        interval = refresh_interval(network, batch.rows)
+        found = self._statistics(interval, keys, ("kfac_G", "kfac_pi"), shapes, compute)
+        if found is None:
+            return None
+        if [id(G) for G, _ in found] != [id(G) for G in self.made_of]:
+            self.made_of, self.made = [G for G, _ in found], [None] * len(found)
+        try:
+            blocks = [
+                (at, self._block(index, Factors(A, G), pi, damping, source))
+                for index, (at, A, (G, pi)) in enumerate(
+                    zip(places.values(), inputs, found, strict=True)
+                )
+            ]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return None
+        return Preconditioner(_rest(network, problem.parameters, damping), blocks)
+
+    def _block(
+        self,
+        index: int,
+        factors: Factors,
+        pi: Tensor,
+        damping: float,
+        source: KroneckerStatistics,
+    ) -> Block:
+        """A layer's, with what was made of the same G before."""
+        kept = self.made[index]
+        if not too_wide(factors):
+            basis = kept if isinstance(kept, EigenBasis) else eigen_basis(factors.G)
+            self.made[index] = basis
+            return eigen_block(basis, eigen_basis(factors.A), damping)
+        to_A, to_G = factored_damping(factors, pi, damping)
+        if kept is None or isinstance(kept, EigenBasis) or kept[0] != to_G:
+            kept = to_G, source.inverse(factors.G, to_G)
+        self.made[index] = kept
+        return Block(kept[1], source.inverse(factors.A, to_A), None)
+
+    def _diagonal(
+        self, network: Network, parameters: FlatParameters, batch: Batch, damping: float
+    ) -> Preconditioner | None:
+        places = places_of(network, parameters)
+
+        def compute() -> Sequence[tuple[Tensor, ...]]:
+            rows = layer_rows(network, _some(batch, OUTPUT_ROWS))
+            return [(_layer_diagonal(rows[index], at),) for index, at in places.items()]
+
+        keys = [_key(network, index, at) for index, at in places.items()]
+        shapes = [((at.outputs, at.columns),) for at in places.values()]
+        interval = refresh_interval(network, batch.rows)
+        found = self._statistics(interval, keys, ("fisher_diagonal",), shapes, compute)
+        if found is None:
+            return None
+        inverse = _rest(network, parameters, damping)
+        for at, (F,) in zip(places.values(), found, strict=True):
+            M = damped_inverse(F, damping)
+            if at.weight is not None:
+                part = M[:, : at.inputs].reshape(-1)
+                inverse[at.weight : at.weight + at.inputs * at.outputs] = part
+            if at.bias is not None:
+                inverse[at.bias : at.bias + at.outputs] = M[:, -1]
+        return Preconditioner(inverse)
+
+    def _statistics(
+        self,
+        interval: int,
+        keys: list[Tensor],
+        names: tuple[str, ...],
+        shapes: Sequence[tuple[tuple[int, ...], ...]],
+        compute: Callable[[], Sequence[tuple[Tensor, ...]]],
+    ) -> list[tuple[Tensor, ...]] | None:
+        """Those in the state while they are young, else new ones; None if not finite."""
+        entries = [self.state.get(key, {}) for key in keys]
+        young = all(
+            0 < entry.get(AGE, 0) < interval
+            and all(
+                _fits(entry.get(name), shape, key)
+                for name, shape in zip(names, wanted, strict=True)
+            )
+            for entry, wanted, key in zip(entries, shapes, keys, strict=True)
+        )
+        if not young:
+            found = compute()
+            if not all(all_finite(t) for pair in found for t in pair):
+                for key in keys:
+                    self.state.pop(key, None)
+                return None
+            for key, pair in zip(keys, found, strict=True):
+                self.state[key] = {AGE: 0, **dict(zip(names, pair, strict=True))}
+            entries = [self.state[key] for key in keys]
+        for entry in entries:
+            entry[AGE] += 1
+        return [tuple(entry[name] for name in names) for entry in entries]
+
+
+def _fits(statistic: object, shape: tuple[int, ...], key: Tensor) -> bool:
+    """Whether a kept statistic is one of the parameter ``key`` as it is now."""
+    return (
+        isinstance(statistic, Tensor)
+        and tuple(statistic.shape) == shape
+        and statistic.dtype is key.dtype
+        and statistic.device == key.device
+    )
+
+
+class _TorchStatistics(KroneckerStatistics):
+    """The factors of any problem, in plain torch."""
+
+    def __init__(self, network: Network, batch: Batch, fisher_fraction: float) -> None:
+        self.network, self.batch = network, batch
+        self.fisher_fraction = fisher_fraction
+
+    def input_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        found = layer_rows(self.network, _some(_share(self.batch, self.fisher_fraction), rows))
+        return [
+            input_moment(found[index], weight=at.weight is not None, bias=at.bias is not None)
+            for index, at in places.items()
+        ]
+
+    def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+        found = layer_rows(self.network, _some(self.batch, rows))
+        return [output_moment(found[index]) for index in places]
+
+    def inverse(self, factor: Tensor, damping: float) -> Tensor:
+        return cholesky_inverse(factor, damping)
+
+
+def statistics_of(
+    problem: Problem, network: Network, batch: Batch, fisher_fraction: float
+) -> KroneckerStatistics:
+    """Where K-FAC's factors come from: the problem itself, or plain torch."""
+    if isinstance(problem, KroneckerStatistics):
+        return problem
+    return _TorchStatistics(network, batch, fisher_fraction)
+
+
+def _some(batch: Batch, rows: int) -> Batch:
+    """At most so many of the rows, evenly strided."""
+    return batch if batch.rows <= rows else _share(batch, rows / batch.rows)
+
+
+def _share(batch: Batch, fraction: float) -> Batch:
+    if fraction == 1.0:
+        return batch
+    return batch_rows(batch, strided_rows(batch.rows, fraction, batch.obs.device))
+
+
+def _key(network: Network, index: int, at: Place) -> Tensor:
+    """The parameter under which a layer's statistics are kept."""
+    layer = network.layers[index]
+    tensor = layer.weight if at.weight is not None else layer.bias
+    assert tensor is not None  # noqa: S101
+    return tensor
+
+
+def _layer_diagonal(rows: LayerRows, at: Place) -> Tensor:
+    """The layer's diagonal of F ``[out, m]``: the mean of e^2 a^2 over the rows of one draw."""
+    share = rows.ones.square()  # both factors carry the root of the row's share
+    parts = [(rows.inputs / rows.ones).square()] if at.weight is not None else []
+    parts += [torch.ones_like(share)] if at.bias is not None else []
+    return rows.gradients.square().T @ torch.cat(parts, 1)
+
+
+def _rest(network: Network, parameters: FlatParameters, damping: float) -> Tensor:
+    """``M^-1`` ``[P]`` outside the layers: log_std's block of F is 2 I, that of others 0."""
+    size = sum(parameters.sizes)
+    inverse = torch.full(
+        (size,), 1 / (damping or 1.0), dtype=parameters.dtype, device=parameters.device
+    )
+    place = None if network.log_std is None else parameters.place.get(id(network.log_std))
+    if place is not None:
+        start = sum(parameters.sizes[:place])
+        inverse[start : start + parameters.sizes[place]] = 1 / (2 + damping)
+    return inverse

@@ -1,0 +1,336 @@
+"""Modules of any make that are at heart a perceptron with a known head.
+
+What a module computes is found once, from one traced call (``tracing``), and kept as a structure
+of slots in its module tree. Each time it is asked for, three things are checked again: the tree
+(types, ``forward`` functions, hooks, parameters by identity, shape and dtype), the tensors, and
+the numbers: a few rows of the batch through ``forward`` and through the network must agree. After
+a change the module is traced anew, and then the values over the batch and the gradients must agree
+as well. No pointer and no value is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from trpo_fast.base.modes import own_precision
+from trpo_fast.base.tensors import PLAIN_TENSORS
+from trpo_fast.networks.activations import SOFTPLUS_THRESHOLD
+from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
+from trpo_fast.networks.network import Layer, Network
+from trpo_fast.recognition.module_tree import Tree, read_tree, unusual_part
+from trpo_fast.recognition.structures import (
+    Structure,
+    distribution_tensors,
+    policy_structure,
+    policy_tensors,
+    value_structure,
+    value_tensors,
+)
+from trpo_fast.recognition.tracing import Tracer
+
+UNDECIDED = "decided at each step, by what forward does with its observations"
+TRACED_ROWS = 5  # enough that a row is not mistaken for the batch
+CHECKED_ROWS = 4  # each time
+CHECKED_ROWS_ONCE = 8192  # after a trace
+VALUE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+
+
+class _Memory(NamedTuple):
+    key: tuple[Any, ...]
+    found: Structure | str
+
+
+class Recognizer:
+    """Finds and remembers what modules compute.
+
+    Args:
+        read: From the tracer and what ``forward`` returned to a structure, or a reason.
+        observe: The tensors to compare in what ``forward`` returned; None where there are none.
+        compute: The same tensors from the structure, the slots' tensors and some rows.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Tracer, Any], Structure | str],
+        observe: Callable[[Any], tuple[Tensor, ...] | None],
+        compute: Callable[[Structure, Sequence[Tensor], Tensor], tuple[Tensor, ...]],
+    ) -> None:
+        self._read, self._observe, self._compute = read, observe, compute
+        self._memory: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
+
+    def __call__(self, module: nn.Module, obs: Any) -> tuple[Structure, list[Tensor]] | str:
+        """The structure and the tensors in its slots, or the reason why there is none.
+
+        Args:
+            module: The module; its modes and parameters are as before afterwards.
+            obs: ``[N, ...]``, the batch at hand.
+
+        Raises:
+            ValueError: forward fails on observations of another shape than it was recognised on.
+        """
+        tree = read_tree(module)
+        if isinstance(tree, str):
+            return tree
+        if obs is None:
+            return UNDECIDED
+        if not isinstance(obs, Tensor):
+            return f"the observations are a {type(obs).__name__}, not one tensor"
+        if obs.ndim < 2 or len(obs) == 0:
+            return f"the observations have shape {tuple(obs.shape)}, not [N, O]"
+        for part in tree.training:  # nn.Module.__setattr__ costs ten times as much
+            part.__dict__["training"] = False
+        try:
+            with own_precision(obs.device):
+                found = self._find(module, tree, obs)
+        except Exception as error:  # noqa: BLE001
+            self._check_shape(module, tree, obs, error)
+            # The generic path meets the same error, with the module's own traceback.
+            return f"forward raised {type(error).__name__}: {error}"
+        finally:
+            for part in tree.training:
+                part.__dict__["training"] = True
+        return found if isinstance(found, str) else (found, tree.tensors)
+
+    def _check_shape(self, module: nn.Module, tree: Tree, obs: Tensor, error: Exception) -> None:
+        memory = self._memory.get(module)
+        if memory is None or memory.key[0] != tree.key or isinstance(memory.found, str):
+            return
+        expected = tuple(memory.key[1])
+        if expected != obs.shape[1:]:
+            sizes = ", ".join(str(size) for size in expected)
+            raise ValueError(
+                f"obs has shape {tuple(obs.shape)}, expected (N, {sizes}), as before: {error}"
+            ) from error
+
+    def _find(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
+        key = (tree.key, obs.shape[1:], obs.dtype, obs.device)
+        memory = self._memory.get(module)
+        if memory is not None and memory.key == key:
+            found = memory.found
+            if isinstance(found, str):
+                return found
+            few = obs[:: max(1, len(obs) // CHECKED_ROWS)][:CHECKED_ROWS]
+            if self._servable(found, tree) is None and self._agrees(module, found, tree, few):
+                return found
+        traced = self._trace(module, tree, obs)
+        self._memory[module] = _Memory(key, traced)
+        return traced
+
+    def _trace(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
+        rows = obs[torch.arange(TRACED_ROWS, device=obs.device) % len(obs)]
+        tracer = Tracer(module, rows, tree.tensors)
+        devices = [obs.device] if obs.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            with tracer:
+                result = module(rows)
+            found = tracer.refusal or self._read(tracer, result)
+            if isinstance(found, str):
+                return found
+            reason = self._servable(found, tree) or self._gradients_differ(
+                result, found, tree.tensors, rows
+            )
+            if reason is not None:
+                return reason
+            many = obs[:: max(1, len(obs) // CHECKED_ROWS_ONCE)][:CHECKED_ROWS_ONCE]
+            if not self._agrees(module, found, tree, many):
+                return "forward gives other numbers than the layers found in it"
+        return found
+
+    def _servable(self, found: Structure, tree: Tree) -> str | None:
+        return unservable([tree.tensors[slot] for slot in found.slots()])
+
+    @torch.no_grad()
+    def _agrees(self, module: nn.Module, found: Structure, tree: Tree, rows: Tensor) -> bool:
+        state = torch.get_rng_state()
+        given = self._observe(module(rows))
+        if not torch.equal(state, torch.get_rng_state()):
+            torch.set_rng_state(state)  # a look must not change what is drawn later
+        wanted = self._compute(found, tree.tensors, rows)
+        if given is None or len(given) != len(wanted):
+            return False
+        return all(_close(a, b, VALUE_TOLERANCE) for a, b in zip(given, wanted, strict=True))
+
+    def _gradients_differ(
+        self, result: Any, found: Structure, tensors: Sequence[Tensor], rows: Tensor
+    ) -> str | None:
+        """Whether backward goes other ways than forward: detach, custom functions, hooks."""
+        leaves = [tensors[slot] for slot in found.slots() if tensors[slot].requires_grad]
+        if not leaves:
+            return None
+        sides = (self._observe(result), self._compute(found, tensors, rows))
+        given, wanted = (_gradients(side, leaves) for side in sides)
+        for a, b in zip(given, wanted, strict=True):
+            if a is None or b is None or not _close(a, b, GRADIENT_TOLERANCE):
+                return "gradients through forward differ from those of the layers found in it"
+        return None
+
+
+def _gradients(side: tuple[Tensor, ...] | None, leaves: list[Tensor]) -> Sequence[Tensor | None]:
+    """Derivatives of a fixed combination of all entries, or Nones."""
+    total: Tensor | None = None
+    for tensor in side or ():
+        steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        term = (torch.cos(1 + steps).reshape(tensor.shape) * tensor).sum()
+        total = term if total is None else total + term
+    if total is None or not total.requires_grad:
+        return [None] * len(leaves)
+    return torch.autograd.grad(total, leaves, allow_unused=True)
+
+
+def _close(a: Tensor, b: Tensor, tolerance: dict[torch.dtype, float]) -> bool:
+    """Equal, or within rounding of the greatest entry."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if torch.equal(a, b):
+        return True
+    return bool((a - b).abs().max() <= tolerance[a.dtype] * b.abs().max())
+
+
+recognise_policy = Recognizer(policy_structure, distribution_tensors, policy_tensors)
+recognise_values = Recognizer(
+    value_structure,
+    lambda result: (result.reshape(-1),) if isinstance(result, Tensor) else None,
+    value_tensors,
+)
+
+
+_SIMPLE_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+}
+
+
+def _activation_of(module: nn.Module) -> tuple[str, float] | None:
+    kind = type(module)
+    if kind in _SIMPLE_ACTIVATIONS:
+        return _SIMPLE_ACTIVATIONS[kind], 0.0
+    if isinstance(module, nn.LeakyReLU):
+        return ("leaky_relu", float(module.negative_slope)) if kind is nn.LeakyReLU else None
+    if isinstance(module, nn.ELU):
+        return ("elu", float(module.alpha)) if kind is nn.ELU else None
+    if isinstance(module, nn.GELU) and kind is nn.GELU:
+        return ("gelu_tanh" if module.approximate == "tanh" else "gelu", 0.0)
+    if isinstance(module, nn.Softplus):
+        usual = kind is nn.Softplus and module.threshold == SOFTPLUS_THRESHOLD
+        return ("softplus", float(module.beta)) if usual else None
+    return None
+
+
+def _sequential_layers(body: nn.Sequential) -> tuple[Layer, ...] | str:
+    """Layers of Linear, activation, Linear, ..., Linear; or why it is not of that form."""
+    layers: list[Layer] = []
+    previous: nn.Module | None = None
+    for module in body:
+        last, previous = previous, module
+        if type(module) is nn.Linear:
+            # nn.Module.__getattr__ costs ten times as much
+            own = module._parameters
+            weight, bias = own["weight"], own["bias"]
+            assert weight is not None  # noqa: S101
+            if layers and layers[-1].weight.shape[0] != weight.shape[1]:
+                return "the widths of consecutive layers do not match"
+            layers.append(Layer(weight, bias, "identity"))
+            continue
+        activation = _activation_of(module)
+        if activation is None or not layers:
+            return f"the layer {type(module).__name__} is not one that the fused path knows"
+        if type(last) is not nn.Linear:
+            return f"{type(module).__name__} follows {type(last).__name__} directly"
+        layers[-1] = Layer(layers[-1].weight, layers[-1].bias, *activation)
+    return tuple(layers)
+
+
+def unservable(tensors: Sequence[Tensor]) -> str | None:
+    """Why these parameter tensors of a network cannot be served, or None."""
+    first = tensors[0]
+    if first.dtype not in (torch.float32, torch.float64):
+        return f"parameters are {first.dtype}; the fused path serves float32 and float64"
+    dtype, device, spans = first.dtype, first.device, []
+    for t in tensors:
+        if t.dtype is not dtype or t.device != device:
+            return "parameters differ in dtype or device"
+        if t.layout is not torch.strided:
+            return "a parameter is not a dense (strided) tensor"
+        if type(t) not in PLAIN_TENSORS or not t.numel():
+            return "a parameter is of a tensor subclass, or empty"
+        if t._backward_hooks:
+            return "a gradient hook is registered on a parameter"
+        start = t.data_ptr()
+        spans.append((start, start + (t.nbytes if t.is_contiguous() else 1)))
+    spans.sort()
+    shared = any(end > start for (_, end), (start, _) in pairwise(spans))
+    return "two layers share a parameter, or memory of theirs" if shared else None
+
+
+def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...] | str:
+    """The layers of a value function, or the reason, in words, why it is not recognised.
+
+    Args:
+        module: Its forward maps ``[N, O]`` to ``[N]`` or ``[N, 1]``.
+        obs: ``[N, O]``; what another module than ``ValueFunction`` computes is found, and each
+            time compared, on these. Without them such a module is ``UNDECIDED``.
+    """
+    if type(module) is ValueFunction:
+        layers = _checked_layers(module, module.body)
+        if isinstance(layers, str):
+            return layers
+        tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+        return unservable(tensors) or layers
+    found = recognise_values(module, obs)
+    return found if isinstance(found, str) else found[0].layers(found[1])
+
+
+def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | str:
+    reason = unusual_part(module)
+    if reason is not None:
+        return reason
+    if type(body) is not nn.Sequential:
+        return f"its body is a {type(body).__name__}, not a plain Sequential"
+    return _sequential_layers(body)
+
+
+def network_of(
+    module: nn.Module, obs: Any = None, action_mask: Tensor | None = None
+) -> Network | str:
+    """The network of a policy, or the reason, in words, why it is not recognised.
+
+    Recognised: ``MlpPolicy``, and any module whose forward is at heart a chain of Linear layers and
+    activations that ends in a known distribution (``recognizer``); without hooks,
+    parametrizations or a replaced forward; with float32 or float64 parameters. The network's
+    tensors are the module's own parameters.
+
+    Args:
+        module: Its forward maps ``[N, O]`` to a distribution.
+        obs: The batch at hand. What another module than ``MlpPolicy`` computes is found, and each
+            time compared, on its rows; without them such a module is ``UNDECIDED``.
+        action_mask: The batch's mask, or None.
+    """
+    if type(module) is not MlpPolicy:
+        return _foreign_network(module, obs, action_mask)
+    layers = _checked_layers(module, module.body)
+    if isinstance(layers, str):
+        return layers
+    if layers[-1].activation != "identity":
+        return "the last layer has an activation"
+    network = Network(layers, module.head, module.log_std)
+    return unservable(list(network.tensors())) or network
+
+
+def _foreign_network(module: nn.Module, obs: Any, action_mask: Tensor | None) -> Network | str:
+    if action_mask is None:
+        found = recognise_policy(module, obs)
+    else:
+        found = "an action_mask is given, which the fused path serves for MlpPolicy alone"
+    if isinstance(found, str):
+        return found if found == UNDECIDED else f"{type(module).__name__}: {found}"
+    return found[0].network(found[1])

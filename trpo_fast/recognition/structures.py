@@ -1,0 +1,182 @@
+"""A recognised module as layers and head over slots, read off what was traced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from trpo_fast.networks import network
+from trpo_fast.networks.heads import (
+    GaussianHead,
+    Head,
+    StateStdGaussianHead,
+    head_of_outputs,
+)
+from trpo_fast.networks.network import Layer, Network
+from trpo_fast.recognition.tracing import Tracer
+from trpo_fast.recognition.values import Chain, Columns, Constant, Exp, Row, Slot, Step, Unknown
+
+KNOWN_HEADS = (
+    "Independent(Normal, 1), Categorical, trpo_fast's MultiCategorical and "
+    "Independent(Bernoulli, 1)"
+)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A recognised module: layers, and for a policy its head; tensors are given by slots.
+
+    ``log_std`` is a slot, or the logarithm of a fixed standard deviation.
+    """
+
+    steps: tuple[Step, ...]
+    head: Head | None = None
+    log_std: int | float | None = None
+
+    def slots(self) -> Iterator[int]:
+        """Every slot in use."""
+        if isinstance(self.log_std, int):
+            yield self.log_std
+        for step in self.steps:
+            yield step.weight
+            if step.bias is not None:
+                yield step.bias
+
+    def layers(self, tensors: Sequence[Tensor]) -> tuple[Layer, ...]:
+        """The layers, with the tensors that are in their slots now."""
+        return tuple(
+            Layer(
+                tensors[s.weight],
+                None if s.bias is None else tensors[s.bias],
+                s.activation,
+                s.parameter,
+            )
+            for s in self.steps
+        )
+
+    def network(self, tensors: Sequence[Tensor]) -> Network:
+        """The policy's network, with the tensors that are in their slots now."""
+        assert self.head is not None  # noqa: S101
+        log_std = None
+        if isinstance(self.log_std, int):
+            log_std = tensors[self.log_std]
+        elif self.log_std is not None:
+            log_std = tensors[self.steps[0].weight].new_full((self.head.components,), self.log_std)
+        return Network(self.layers(tensors), self.head, log_std)
+
+
+def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
+    """The structure of a policy from what its ``forward`` returned, or why there is none."""
+    if not isinstance(result, Distribution):
+        return f"forward returns a {type(result).__name__}, not a torch Distribution"
+    inner: Any = result
+    if type(result) is Independent and result.reinterpreted_batch_ndims == 1:
+        inner = result.base_dist
+    wrapped = inner is not result
+    kind = type(inner)
+    if wrapped and kind is Normal:
+        return _gaussian(tracer, inner)
+    from_probs = "probs" in inner.__dict__  # before the logits are asked for, which makes them
+    found = head_of_outputs(result)
+    if found is not None and from_probs:
+        return f"the {kind.__name__} is made from probs; make it from logits"
+    if found is not None:
+        return _of_outputs(tracer, *found)
+    name = f"Independent({kind.__name__})" if wrapped else kind.__name__
+    return f"forward returns {name}; the fused path knows {KNOWN_HEADS}"
+
+
+def _of_outputs(tracer: Tracer, head: Head, outputs: Tensor) -> Structure | str:
+    value = tracer.value(outputs)
+    if isinstance(value, Unknown):
+        return value.reason
+    chain = value if isinstance(value, Chain) else getattr(value, "of", None)
+    if not isinstance(chain, Chain) or outputs.ndim != 2 or chain.squeezed:
+        return "the logits are not the outputs [N, n] of one layer"
+    if chain.steps[-1].activation != "identity":
+        return f"the last layer has an activation ({chain.steps[-1].activation})"
+    return Structure(chain.steps, head)
+
+
+def _gaussian(tracer: Tracer, normal: Normal) -> Structure | str:
+    mean, scale = tracer.value(normal.loc), tracer.value(normal.scale)
+    for value in (mean, scale):
+        if isinstance(value, Unknown):
+            return value.reason
+    if normal.loc.ndim != 2:
+        return f"the Normal has shape {tuple(normal.loc.shape)}, not [N, A]"
+    width = normal.loc.shape[1]
+    chain = mean.chain if isinstance(mean, Columns) else mean
+    if not isinstance(chain, Chain) or chain.squeezed:
+        return "the mean is not the output of a layer"
+    if chain.steps[-1].activation != "identity":
+        return f"the last layer has an activation ({chain.steps[-1].activation})"
+    if isinstance(scale, Slot | Row):
+        return (
+            f"the standard deviation is {tracer.slot_name(scale.index)} itself; make its logarithm "
+            "the parameter: Normal(mean, log_std.exp())"
+        )
+    if isinstance(mean, Columns):
+        last = tracer.slot(chain.steps[-1].weight)
+        halves = (Columns(chain, 0, width), Exp(Columns(chain, width, 2 * width)))
+        if (mean, scale) == halves and len(last) == 2 * width:
+            return Structure(chain.steps, StateStdGaussianHead(width))
+        return "mean and log standard deviation are not the two halves, in this order, of a layer"
+    if isinstance(scale, Constant) and scale.number > 0:
+        return Structure(chain.steps, GaussianHead(width), math.log(scale.number))
+    of = scale.of if isinstance(scale, Exp) else None
+    if isinstance(of, Slot | Row) and tracer.slot(of.index).numel() == width:
+        return Structure(chain.steps, GaussianHead(width), of.index)
+    if isinstance(of, Chain | Columns):
+        return (
+            "mean and log standard deviation come from two layers; the fused path knows one layer "
+            "with both, mean first"
+        )
+    return "the standard deviation is not exp of a parameter with one entry per action dimension"
+
+
+def value_structure(tracer: Tracer, result: Any) -> Structure | str:
+    """As ``policy_structure``, of a value function."""
+    if not isinstance(result, Tensor):
+        return f"forward returns a {type(result).__name__}, not a tensor"
+    value = tracer.value(result)
+    if isinstance(value, Unknown):
+        return value.reason
+    if not isinstance(value, Chain) or result.numel() != len(result):
+        return "forward does not return the output of a layer of width 1"
+    return Structure(value.steps)
+
+
+def distribution_tensors(distribution: Any) -> tuple[Tensor, ...] | None:
+    """What a distribution of a known kind is made of."""
+    if type(distribution) is Independent and type(distribution.base_dist) is Normal:
+        return distribution.base_dist.loc, distribution.base_dist.scale
+    found = head_of_outputs(distribution)
+    return None if found is None else (found[1],)
+
+
+def policy_tensors(
+    structure: Structure, tensors: Sequence[Tensor], rows: Tensor
+) -> tuple[Tensor, ...]:
+    """``distribution_tensors`` of what the structure computes on some rows."""
+    net = structure.network(tensors)
+    outputs = network.forward(net.layers, _rows_of(net.layers, rows))
+    return net.head.parts(net.at(outputs))
+
+
+def value_tensors(
+    structure: Structure, tensors: Sequence[Tensor], rows: Tensor
+) -> tuple[Tensor, ...]:
+    """The values ``[n]`` that the structure computes on some rows, in a tuple."""
+    layers = structure.layers(tensors)
+    return (network.forward(layers, _rows_of(layers, rows)).reshape(-1),)
+
+
+def _rows_of(layers: Sequence[Layer], rows: Tensor) -> Tensor:
+    """As ``fused_batch`` prepares them."""
+    return rows.flatten(1).to(layers[0].weight.dtype)

@@ -1,0 +1,300 @@
+"""Running normalisation of observations and rewards, frozen while a rollout is being used.
+
+What rollout k shows is pending until `commit()`, which the agent calls after the update; it
+applies from rollout k + 1 on. Within one update every network therefore sees one and the same
+normalisation, at sampling time as in the loss: otherwise the KL between the old policy (old
+statistics) and the new one (new statistics) would not be 0 at the old parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trpo_fast.rollouts.gae import compute_gae
+
+__all__ = ["ObservationNormalizer", "ReturnScaler", "RunningMeanStd"]
+
+Array = TypeVar("Array", npt.NDArray[np.floating[Any]], torch.Tensor)
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+StateDict = dict[str, Float64]
+
+# Added to variances, so that a constant input divides by 1e-4 and not by 0 (the constant of
+# Stable-Baselines3's VecNormalize).
+EPSILON = 1e-8
+
+
+class RunningMeanStd:
+    """Mean and population variance of all rows seen, in float64.
+
+    Args:
+        shape: shape of one row; () for scalars.
+
+    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
+    sample variances", equation 2.1; stable where sums of squares cancel.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        self.mean: Float64 = np.zeros(shape)
+        self.var: Float64 = np.ones(shape)
+        self.count = 0.0
+
+    def update(self, batch: npt.ArrayLike) -> None:
+        """Take in rows, [..., *shape] with any number of leading axes.
+
+        Raises:
+            ValueError: the trailing axes are not ``shape``, or a value is NaN or infinite (one
+                such value would stay in the statistics for ever).
+        """
+        rows = np.asarray(batch, np.float64)
+        shape = self.mean.shape
+        if rows.shape[rows.ndim - len(shape) :] != shape:
+            raise ValueError(f"expected rows of shape {shape}, got an array of shape {rows.shape}.")
+        rows = rows.reshape(-1, *shape)
+        if not len(rows):
+            return
+        mean = rows.mean(axis=0)
+        if not np.isfinite(mean).all():
+            row = int(np.argwhere(~np.isfinite(rows))[0][0])
+            raise ValueError(f"row {row} of the batch holds NaN or infinity: {rows[row]}.")
+        self._merge(mean, np.square(rows - mean).mean(axis=0), float(len(rows)))
+
+    def merge(self, other: RunningMeanStd) -> None:
+        """Take in everything that ``other`` has seen."""
+        if other.count:
+            self._merge(other.mean, other.var, other.count)
+
+    def _merge(self, mean: Float64, var: Float64, count: float) -> None:
+        total = self.count + count
+        delta = mean - self.mean
+        # M2 = M2_a + M2_b + delta^2 n_a n_b / n
+        m2 = self.var * self.count + var * count + delta**2 * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.var = m2 / total
+        self.count = total
+
+    @property
+    def std(self) -> Float64:
+        """Standard deviation, never 0: sqrt(var + 1e-8)."""
+        return np.sqrt(self.var + EPSILON)
+
+    def state_dict(self) -> StateDict:
+        """Plain float64 arrays: ``mean``, ``var``, ``count``."""
+        return {
+            "mean": np.array(self.mean),
+            "var": np.array(self.var),
+            "count": np.asarray(self.count, np.float64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: a key is missing, a shape differs, or a value cannot be a statistic.
+        """
+        mean = _checked("mean", state, self.mean.shape)
+        var = _checked("var", state, self.mean.shape)
+        count = _checked("count", state, ())
+        if (var < 0).any() or count < 0:
+            raise ValueError("normaliser state: var and count must not be negative.")
+        self.mean, self.var, self.count = mean, var, float(count)
+
+
+class ObservationNormalizer:
+    """``clip((x - mean) / std)`` with the statistics of the rollouts committed so far.
+
+    Before the first commit mean is 0 and std 1, so only the clipping acts.
+
+    Args:
+        shape: shape of one observation, (O,).
+        clip: bound on the absolute normalised value, > 0.
+    """
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
+        if not clip > 0:
+            raise ValueError(f"clip must be positive, got {clip!r}.")
+        self.clip = float(clip)
+        self.statistics = RunningMeanStd(shape)
+        self._pending = RunningMeanStd(shape)
+        self._refresh()
+
+    def __call__(self, observations: Array, out: Array | None = None) -> Array:
+        """Normalised observations, [..., O], of the kind and precision given.
+
+        ``out`` (of the same kind and shape) receives the result without allocating.
+        """
+        if isinstance(observations, torch.Tensor):
+            mean, scale = self._tensors(observations)
+            shifted = torch.sub(observations, mean, out=out)
+            return shifted.mul_(scale).clamp_(-self.clip, self.clip)
+        if observations.dtype == np.float32:
+            mean32, scale32 = self._float32
+            result: npt.NDArray[Any] = np.subtract(observations, mean32, out=out)
+            np.multiply(result, scale32, out=result)
+        else:
+            result = np.subtract(observations, self.statistics.mean, out=out)
+            np.multiply(result, self._scale, out=result)
+        # maximum and minimum: np.clip costs several times as much on a batch of a few rows
+        np.maximum(result, -self.clip, out=result)
+        np.minimum(result, self.clip, out=result)
+        return result
+
+    def constants(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]:
+        """Mean [O], scale [O] and clip, with which float32 observations are normalised."""
+        mean, scale = self._float32
+        return mean.ravel(), scale.ravel(), self.clip
+
+    def observe(self, observations: npt.ArrayLike, valid: Bool | None = None) -> None:
+        """Note the raw observations of a rollout, [..., O]; they count from `commit` on.
+
+        Args:
+            observations: what the policy was shown, before normalisation.
+            valid: [...], false on rows to leave out (autoreset rows, dropped episodes).
+        """
+        rows = np.asarray(observations)
+        keep = None if valid is None or np.all(valid) else np.asarray(valid)
+        self._pending.update(rows if keep is None else rows[keep])
+
+    def commit(self) -> None:
+        """Apply what was observed. Call between an update and the next rollout."""
+        self.statistics.merge(self._pending)
+        self._pending = RunningMeanStd(self.statistics.mean.shape)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        empty = self.statistics.count == 0
+        self._scale = np.ones(self.statistics.mean.shape) if empty else 1 / self.statistics.std
+        self._float32 = self.statistics.mean.astype(np.float32), self._scale.astype(np.float32)
+        self._tensor_cache: dict[
+            tuple[torch.dtype, torch.device], tuple[torch.Tensor, torch.Tensor]
+        ] = {}
+
+    def _tensors(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (like.dtype, like.device)
+        if key not in self._tensor_cache:
+            self._tensor_cache[key] = (
+                torch.as_tensor(self.statistics.mean, dtype=like.dtype, device=like.device),
+                torch.as_tensor(self._scale, dtype=like.dtype, device=like.device),
+            )
+        return self._tensor_cache[key]
+
+    def state_dict(self) -> StateDict:
+        """The committed statistics as plain arrays; save between updates, after `commit`."""
+        return self.statistics.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; forgets what was pending. Raises ValueError."""
+        self.statistics.load_state_dict(state)
+        self._pending = RunningMeanStd(self.statistics.mean.shape)
+        self._refresh()
+
+
+class ReturnScaler:
+    """Divides rewards by the standard deviation of the running discounted return.
+
+    Rewards keep their sign and their zero; no mean is taken off, which would change the task.
+
+    Args:
+        gamma: discount of the return, in [0, 1].
+        num_envs: B.
+        clip: bound on the absolute scaled reward, > 0.
+
+    Source: Engstrom et al. 2020, arXiv:2005.12729, section 3 and algorithm 1.
+    """
+
+    def __init__(self, gamma: float, num_envs: int = 1, clip: float = 10.0) -> None:
+        if not (math.isfinite(gamma) and 0 <= gamma <= 1):
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}.")
+        if not clip > 0:
+            raise ValueError(f"clip must be positive, got {clip!r}.")
+        self.gamma = float(gamma)
+        self.clip = float(clip)
+        self.statistics = RunningMeanStd()
+        self._pending = RunningMeanStd()
+        self._returns = np.zeros(num_envs)
+
+    @property
+    def scale(self) -> float:
+        """What rewards are divided by; 1 before the first commit."""
+        return float(self.statistics.std) if self.statistics.count else 1.0
+
+    def __call__(self, rewards: Array) -> Array:
+        """Scaled and clipped rewards, of the kind, shape and precision given."""
+        if isinstance(rewards, torch.Tensor):
+            return (rewards / self.scale).clamp_(-self.clip, self.clip)
+        scaled: npt.NDArray[np.floating[Any]] = np.clip(
+            rewards / rewards.dtype.type(self.scale), -self.clip, self.clip
+        )
+        return scaled
+
+    def observe(self, rewards: npt.ArrayLike, ended: Bool, valid: Bool | None = None) -> None:
+        """Note the raw rewards of a rollout; they count from `commit` on.
+
+        Args:
+            rewards: [T, B], unscaled.
+            ended: [T, B], true where an episode ended (terminated or truncated).
+            valid: [T, B], false on rows to leave out.
+        """
+        raw = np.asarray(rewards, np.float64)
+        if raw.ndim != 2 or raw.shape[1] != len(self._returns):
+            raise ValueError(
+                f"rewards must be [T, {len(self._returns)}] for {len(self._returns)} "
+                f"environments, got shape {raw.shape}."
+            )
+        keep = np.ones(raw.shape, bool) if valid is None else np.asarray(valid)
+        running = self._running(np.where(keep, raw, 0.0), np.asarray(ended, bool))
+        self._pending.update(running[keep])
+        self._returns = np.where(ended[-1], 0.0, running[-1])
+
+    def _running(self, rewards: Float64, ended: Bool) -> Float64:
+        """R_t = gamma R_{t-1} + r_t within each episode, [T, B], going on from the last rollout.
+
+        Rows left out come with reward 0: they belong to an episode of which no row is kept from
+        there on, or lie between two.
+        """
+        before = np.zeros_like(ended)  # row t: whether an episode ended at row t - 1
+        before[1:] = ended[:-1]
+        # With time reversed this is the sum that advantages are of rewards, at lambda = 1.
+        backwards, _ = compute_gae(
+            np.ascontiguousarray(rewards[::-1]),
+            np.zeros_like(rewards),
+            np.ascontiguousarray(before[::-1]),
+            np.zeros_like(ended),
+            self._returns,
+            gamma=self.gamma,
+            lam=1.0,
+        )
+        return backwards[::-1]
+
+    def commit(self) -> None:
+        """Apply what was observed. Call between an update and the next rollout."""
+        self.statistics.merge(self._pending)
+        self._pending = RunningMeanStd()
+
+    def state_dict(self) -> StateDict:
+        """Plain arrays, the running returns of the current episodes [B] among them."""
+        return {**self.statistics.state_dict(), "returns": self._returns.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; forgets what was pending. Raises ValueError."""
+        returns = _checked("returns", state, self._returns.shape)
+        self.statistics.load_state_dict(state)
+        self._returns = returns
+        self._pending = RunningMeanStd()
+
+
+def _checked(name: str, state: Mapping[str, Any], shape: tuple[int, ...]) -> Float64:
+    if name not in state:
+        raise ValueError(f"normaliser state: {name!r} is missing; it holds {sorted(state)}.")
+    array = np.array(state[name], np.float64)
+    if array.shape != shape:
+        raise ValueError(f"normaliser state: {name} must have shape {shape}, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"normaliser state: {name} holds NaN or infinity.")
+    return array

@@ -1,0 +1,179 @@
+"""What a rollout holds, and the buffers it is written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trpo_fast.base.tensors import finite_rows
+from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
+
+Bool = npt.NDArray[np.bool_]
+
+# Rows per call of the value function: bounds the memory of its hidden layers.
+_VALUE_ROWS = 1 << 16
+
+
+@dataclass
+class Rollout:
+    """T steps of B environments, time first, on the CPU.
+
+    Rows that are not ``valid`` hold no transition (autoreset rows, dropped episodes) and are to
+    be left out of every mean and every count.
+    """
+
+    observations: Tensor  # [T, B, O] float32, as the environment gave them
+    actions: Tensor  # [T, B] or [T, B, A], as distribution.sample() gave them
+    log_probs: Tensor  # [T, B]
+    rewards: Tensor  # [T, B] float32
+    terminated: Tensor  # [T, B] bool
+    truncated: Tensor  # [T, B] bool
+    valid: Tensor  # [T, B] bool
+    final_index: tuple[Tensor, Tensor]  # ([K], [K]): steps, environments
+    final_observations: Tensor  # [K, O], where episodes were truncated and not terminated
+    last_observations: Tensor  # [B, O], after the last row
+    action_masks: Tensor | None  # [T, B, n] bool
+    episode_returns: list[float]  # of the episodes that ended here, in order
+    episode_lengths: list[int]
+    dropped_episodes: int = 0
+
+    @property
+    def num_valid(self) -> int:
+        """Number of transitions."""
+        return int(self.valid.sum())
+
+    def select(self, rows: Tensor) -> Tensor:
+        """The valid rows of a [T, B, ...] tensor as [N, ...]; a view when all are valid."""
+        flat = rows.flatten(0, 1)
+        return flat if bool(self.valid.all()) else flat[self.valid.flatten()]
+
+
+def bootstrap_values(
+    rollout: Rollout, value_fn: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All values that advantage estimation needs, in one evaluation after the rollout.
+
+    Args:
+        rollout: T steps of B environments.
+        value_fn: raw observations [N, O] to values [N].
+
+    Returns:
+        ``values`` [T, B], ``last_values`` [B] and ``final_values`` [T, B], the latter 0 but where
+        an episode was truncated without being terminated.
+    """
+    steps, envs, width = rollout.observations.shape
+    values = _in_chunks(value_fn, rollout.observations.reshape(-1, width)).reshape(steps, envs)
+    last_values = _in_chunks(value_fn, rollout.last_observations)
+    final_values = torch.zeros_like(values)
+    if len(rollout.final_observations):
+        final_values[rollout.final_index] = _in_chunks(value_fn, rollout.final_observations)
+    return values, last_values, final_values
+
+
+def _in_chunks(value_fn: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    with torch.no_grad():
+        parts = [value_fn(part) for part in rows.split(_VALUE_ROWS)]
+    values = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if values.shape != rows.shape[:1]:
+        raise ValueError(
+            f"the value function must give [N] values for [N, O] observations; for N = "
+            f"{len(rows)} it gave shape {tuple(values.shape)}."
+        )
+    return values
+
+
+class Recording:
+    """The buffers of one rollout, allocated once."""
+
+    def __init__(self, env: VectorEnvironment, steps: int) -> None:
+        shape = (steps, env.num_envs)
+        self.observations = np.empty((steps + 1, env.num_envs, env.observation_width), np.float32)
+        self.rewards = np.empty(shape, np.float32)
+        # As most steps leave them; the others are written.
+        self.terminated = np.zeros(shape, bool)
+        self.truncated = np.zeros(shape, bool)
+        self.valid = np.ones(shape, bool)
+        self.masks: Bool | None = None
+        self.actions: Tensor | None = None
+        self.finals: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+        self.episode_returns: list[float] = []
+        self.episode_lengths: list[int] = []
+        self.dropped = 0
+        self._rewards_finite = finite_rows(self.rewards)
+        self._observations_finite = finite_rows(self.observations)
+
+    def keep_masks(self, t: int, masks: Bool) -> None:
+        """Note the action masks [B, n] that step t was taken under."""
+        if self.masks is None:
+            self.masks = np.empty((*self.rewards.shape, masks.shape[1]), bool)
+        self.masks[t] = masks
+
+    def keep_actions(self, t: int, actions: Tensor) -> None:
+        """Note the actions [B, ...] of step t, as sampled."""
+        if self.actions is None:
+            shape = (*self.rewards.shape, *actions.shape[1:])
+            self.actions = torch.empty(shape, dtype=actions.dtype, device="cpu")
+        self.actions[t] = actions
+
+    def keep(self, t: int, transition: Transition) -> None:
+        """Note what the environments answered at step t."""
+        self.rewards[t] = transition.rewards
+        if transition.quiet:
+            return
+        self.terminated[t] = transition.terminated
+        self.truncated[t] = transition.truncated
+        np.logical_not(transition.resetting, out=self.valid[t])
+        if len(transition.final_envs):
+            self.finals.append((t, transition.final_envs, transition.final_observations))
+
+    def finite(self, t: int, transition: Transition) -> bool:
+        """Whether all that step t brought is finite."""
+        return (
+            self._rewards_finite(t)
+            and self._observations_finite(t + 1)
+            and (transition.quiet or bool(np.isfinite(transition.final_observations).all()))
+        )
+
+    def forget_finals(self, t: int, envs: Bool) -> None:
+        """Drop the final observations that ``envs`` [B] gave at step t."""
+        if self.finals and self.finals[-1][0] == t:
+            _, kept, rows = self.finals.pop()
+            stay = ~envs[kept]
+            self.finals.append((t, kept[stay], rows[stay]))
+
+    def finish(self, last: npt.NDArray[np.float32], log_probs: Tensor) -> Rollout:
+        """The rollout; its last observations are copied to ``last`` [B, O] too."""
+        last[:] = self.observations[-1]
+        width = self.observations.shape[-1]
+        steps = [np.full(len(envs), t, np.int64) for t, envs, _ in self.finals]
+        envs = [envs for _, envs, _ in self.finals]
+        rows = [rows for _, _, rows in self.finals]
+        none = np.empty(0, np.int64)
+        observations = torch.from_numpy(self.observations)
+        assert self.actions is not None  # noqa: S101
+        return Rollout(
+            observations=observations[:-1],
+            actions=self.actions,
+            log_probs=log_probs,
+            rewards=torch.from_numpy(self.rewards),
+            terminated=torch.from_numpy(self.terminated),
+            truncated=torch.from_numpy(self.truncated),
+            valid=torch.from_numpy(self.valid),
+            final_index=(
+                torch.from_numpy(np.concatenate([none, *steps])),
+                torch.from_numpy(np.concatenate([none, *envs])),
+            ),
+            final_observations=torch.from_numpy(
+                np.concatenate([np.empty((0, width), np.float32), *rows])
+            ),
+            last_observations=observations[-1],
+            action_masks=None if self.masks is None else torch.from_numpy(self.masks),
+            episode_returns=self.episode_returns,
+            episode_lengths=self.episode_lengths,
+            dropped_episodes=self.dropped,
+        )

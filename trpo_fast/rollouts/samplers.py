@@ -1,0 +1,234 @@
+"""Drawing a rollout's actions, reproducibly.
+
+For a policy whose network is known the noise of a whole rollout is drawn at its start, from NumPy's
+generator: a step is then a function of observations, parameters and noise, and one native call.
+Any other policy draws for itself from torch's generator, seeded for the rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from trpo_fast import _native
+from trpo_fast.backends.codes import HEAD_CODES
+from trpo_fast.base.modes import seeded_generators
+from trpo_fast.base.tensors import all_finite
+from trpo_fast.environments.flattening import action_converter
+from trpo_fast.networks import network
+from trpo_fast.networks.network import Network
+from trpo_fast.recognition.recognizer import network_of
+from trpo_fast.rollouts.normalization import ObservationNormalizer
+from trpo_fast.rollouts.rollout import Recording
+
+Array = npt.NDArray[Any]
+
+
+class Sampler:
+    """The steps of one rollout, written to a recording.
+
+    A call gives the actions of a step as the environments take them; ``log_probs`` afterwards the
+    log-probabilities [T, B].
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        normalizer: ObservationNormalizer | None,
+        recording: Recording,
+        space: spaces.Space[Any],
+    ) -> None:
+        self._policy = policy
+        self._normalizer = normalizer
+        self._recording = recording
+        self._space = space
+        self._to_env = action_converter(policy, space)
+        parameter = next(policy.parameters(), torch.empty(0, device="cpu"))
+        self._device, self._dtype = parameter.device, parameter.dtype
+        self._kept: list[Tensor] = []
+
+    def _shown(self, t: int) -> tuple[Tensor, Tensor | None]:
+        """What the policy is shown at step t, [B, O], and its masks."""
+        recording = self._recording
+        raw = recording.observations[t]
+        shown = raw if self._normalizer is None else self._normalizer(raw)
+        mask = None if recording.masks is None else torch.from_numpy(recording.masks[t])
+        return torch.from_numpy(shown).to(self._device), (
+            None if mask is None else mask.to(self._device)
+        )
+
+    def __call__(self, t: int) -> Array:
+        """Sample step t by the policy's own distribution."""
+        x, mask = self._shown(t)
+        given = {} if mask is None else {"action_mask": mask}
+        chosen = self._policy(x, **given)
+        if not isinstance(chosen, Distribution):
+            raise TypeError(
+                f"the policy's forward gives a {type(chosen).__name__}, expected a "
+                "torch.distributions.Distribution of batch_shape [N]"
+            )
+        actions: Tensor = chosen.sample()
+        log_prob: Tensor = chosen.log_prob(actions)
+        if log_prob.shape != (len(x),):
+            raise ValueError(
+                f"the policy's log_prob must have shape [{len(x)}], one number per row of "
+                f"obs; got {tuple(log_prob.shape)}. Wrap per-dimension distributions in "
+                "torch.distributions.Independent(..., 1)."
+            )
+        self._kept.append(log_prob.cpu())
+        actions = actions.cpu()
+        self._recording.keep_actions(t, actions)
+        return self._to_env(actions)
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities [T, B] of the actions."""
+        return torch.stack(self._kept)
+
+
+class NetworkSampler(Sampler):
+    """In pure torch, for a known network anywhere; and the ground of the native one."""
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        normalizer: ObservationNormalizer | None,
+        recording: Recording,
+        space: spaces.Space[Any],
+        net: Network,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(policy, normalizer, recording, space)
+        self._net = net
+        steps, envs = recording.rewards.shape
+        double = self._dtype is torch.float64
+        self._noise = net.head.noise(rng, steps, envs, double=double)
+        width = net.head.action_shape
+        dtype = torch.int64 if net.head.integral else self._dtype
+        recording.actions = torch.empty((steps, envs, *width), dtype=dtype, device="cpu")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what a faster kind of this needs besides noise and a place for the actions."""
+
+    def __call__(self, t: int) -> Array:
+        """Sample step t from the noise of the rollout."""
+        x, mask = self._shown(t)
+        outputs = network.forward(self._net.layers, x.to(self._dtype))
+        self._kept.append(outputs)
+        noise = torch.from_numpy(self._noise[t]).to(self._device)
+        kept = self._recording.actions
+        assert kept is not None  # noqa: S101
+        drawn = self._net.head.draw(self._net.at(outputs, mask), noise)
+        kept[t] = drawn.cpu().view(kept[t].shape)
+        return self._to_env(kept[t])
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities [T, B] of the actions, in one batch."""
+        recording, kept = self._recording, torch.stack(self._kept)
+        assert recording.actions is not None  # noqa: S101
+        masks = recording.masks
+        mask = None if masks is None else torch.from_numpy(masks).flatten(0, 1).to(self._device)
+        chosen = self._net.head.distribution(self._net.at(kept.flatten(0, 1), mask))
+        flat = chosen.log_prob(recording.actions.flatten(0, 1).to(self._device))
+        return flat.cpu().reshape(kept.shape[:2])
+
+
+class NativeSampler(NetworkSampler):
+    """By one native call a step, without a tensor made on the way."""
+
+    def _prepare(self) -> None:
+        self._native: Any = None
+        self._env_actions: Array | None = None
+        # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
+        head = self._net.head
+        if head.clips_to_env and not getattr(self._policy, "squash", False):
+            # New for each rollout: an environment may keep the actions it was given.
+            self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
+            shape = (*self._noise.shape[:2], *(self._space.shape or ()))
+            self._shaped = self._env_actions.reshape(shape)
+
+    def _actions(self) -> Array:
+        assert self._recording.actions is not None  # noqa: S101
+        array: Array = self._recording.actions.numpy()
+        return array.reshape(self._noise.shape)
+
+    def _begin(self) -> None:
+        """Once the first step's masks are there."""
+        from trpo_fast.backends.cpu.sampling import NativeSampling
+
+        policy: Any = self._policy
+        actions, recording = self._actions(), self._recording
+        bounds = (
+            np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
+            for bound in (policy.action_low, policy.action_high)
+        )
+        self._native = NativeSampling(
+            self._net,
+            observations=recording.observations,
+            constants=None if self._normalizer is None else self._normalizer.constants(),
+            noise=self._noise,
+            masks=recording.masks,
+            actions=actions,
+            env_actions=self._env_actions,
+            bounds=(next(bounds), next(bounds)),
+        )
+
+    def __call__(self, t: int) -> Array:
+        """Sample step t natively."""
+        if self._native is None:
+            self._begin()
+        self._native.step(t)
+        if self._env_actions is None:
+            assert self._recording.actions is not None  # noqa: S101
+            return self._to_env(self._recording.actions[t])
+        given: Array = self._shaped[t].astype(self._space.dtype, copy=False)
+        return given
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities [T, B] of the actions."""
+        found: Tensor = self._native.log_probs
+        return found.squeeze(-1).to(self._dtype)
+
+
+def sampler_for(
+    policy: nn.Module,
+    normalizer: ObservationNormalizer | None,
+    recording: Recording,
+    space: spaces.Space[Any],
+    rng: np.random.Generator,
+) -> Sampler:
+    """The fastest sampler that serves the policy; the noise is drawn from ``rng`` here."""
+    net = network_of(policy)
+    if isinstance(net, str):
+        return Sampler(policy, normalizer, recording, space)
+    on_cpu = net.layers[0].weight.device.type == "cpu"
+    native = _native.core is not None and on_cpu and net.head.kind in HEAD_CODES
+    kind = NativeSampler if native else NetworkSampler
+    return kind(policy, normalizer, recording, space, net, rng)
+
+
+@contextmanager
+def sampling(policy: nn.Module, seed: int) -> Iterator[None]:
+    """Eval mode, no autograd, and torch's generators seeded; all put back afterwards."""
+    for name, parameter in policy.named_parameters():
+        if not all_finite(parameter.detach()):
+            raise ValueError(
+                f"parameter {name!r} of the policy holds NaN or infinity; no action can be drawn."
+            )
+    training = [module for module in policy.modules() if module.training]
+    devices = {p.device for p in policy.parameters() if p.device.type == "cuda"}
+    policy.eval()
+    try:
+        with seeded_generators(seed, list(devices)), torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

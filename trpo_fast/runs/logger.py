@@ -1,0 +1,220 @@
+"""The record of a run: progress.csv and TensorBoard events, one row an update.
+
+Column names follow Stable-Baselines3. After a resume the CSV has neither gaps nor duplicates:
+rows of updates later than the checkpoint are dropped, and they are computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trpo_fast.base.errors import UserError
+from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
+from trpo_fast.runs.checkpoint import write_atomically
+from trpo_fast.runs.tensorboard import EventFile
+
+ITERATION = "time/iterations"
+TIMESTEPS = "time/total_timesteps"
+COLUMNS = (
+    ITERATION,
+    TIMESTEPS,
+    "time/time_elapsed",
+    "time/fps",
+    *TIME_COLUMNS,
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "rollout/episodes",
+    "rollout/dropped_episodes",
+    "eval/mean_reward",
+    "eval/std_reward",
+    "eval/mean_ep_length",
+    "train/status",
+    "train/accepted",
+    "train/is_line_search_success",
+    "train/kl",
+    "train/kl_divergence_loss",
+    "train/policy_objective",
+    "train/loss_before",
+    "train/loss_after",
+    "train/expected_improvement",
+    "train/actual_improvement",
+    "train/step_size",
+    "train/backtracks",
+    "train/cg_iters",
+    "train/cg_residual",
+    "train/gradient_norm",
+    "train/backend",
+    "train/entropy",
+    "train/std",
+    "train/value_loss",
+    "train/explained_variance",
+    "train/unscaled_advantages",
+    "train/skipped_critic_rows",
+)
+Row = Mapping[str, Any]
+
+
+class ProgressFileError(UserError):
+    """A progress.csv that was damaged after it was written; the text says where."""
+
+
+class RunLogger:
+    """Appends rows to progress.csv and TensorBoard; survives a disk that refuses for a while.
+
+    `last_iteration` is the last update that counts: on resume, rows after it are dropped, and
+    TensorBoard is told to forget what came after `last_timesteps`.
+
+    Raises ProgressFileError for a damaged progress.csv, which is then left as it is; OSError.
+    """
+
+    def __init__(
+        self, directory: Path, *, last_iteration: int = 0, last_timesteps: int = 0
+    ) -> None:
+        self._path = directory / "progress.csv"
+        self._pending: list[bytes] = []
+        self._end = _start_csv(self._path, last_iteration)
+        self._events: EventFile | None = None
+        self._open_events(directory, last_timesteps + 1 if last_iteration else None)
+
+    @property
+    def has_unwritten_rows(self) -> bool:
+        """Whether some rows have not reached the disk."""
+        return bool(self._pending)
+
+    def write(self, row: Row) -> None:
+        """Record one update. A row the disk refuses is kept and written with a later one."""
+        self._pending.append(_line(row.get(column) for column in COLUMNS))
+        self.flush()
+        self._write_events(row)
+
+    def flush(self) -> bool:
+        """Try to put everything on disk; False, with a warning, when the disk refuses."""
+        try:
+            self._append(b"".join(self._pending))
+        except OSError as error:
+            warnings.warn(f"cannot write {self._path}: {error}; will try again", stacklevel=3)
+            return False
+        self._pending.clear()
+        return True
+
+    def close(self) -> None:
+        """Write what is left and close the files."""
+        if self._pending:
+            self.flush()
+        if self._events is not None:
+            self._guard_events(self._events.close)
+            self._events = None
+
+    def _append(self, data: bytes) -> None:
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        with os.fdopen(handle, "r+b") as file:
+            if os.fstat(handle).st_size < self._end:
+                # Deleted or cut by somebody: to go on at its old end would leave a hole of zeros.
+                warnings.warn(f"{self._path} has lost its rows: it begins anew", stacklevel=4)
+                self._end = 0
+            if not self._end:
+                data = _line(COLUMNS) + data
+            # What an earlier, refused write left behind goes first.
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._end += len(data)
+
+    def _open_events(self, directory: Path, purge_step: int | None) -> None:
+        def start() -> None:
+            self._events = EventFile(directory, purge_step)
+
+        self._guard_events(start)
+
+    def _write_events(self, row: Row) -> None:
+        events = self._events
+        if events is not None:
+            numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+            self._guard_events(lambda: events.write(int(row[TIMESTEPS]), numbers))
+
+    def _guard_events(self, action: Callable[[], None]) -> None:
+        """TensorBoard is a convenience: when its files fail, it is switched off with a warning."""
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            if self._events is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._events.close()
+            self._events = None
+            warnings.warn(f"TensorBoard events are switched off: {error}", stacklevel=4)
+
+
+def read_progress(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a progress.csv in order, each update once; [] without a file.
+
+    Raises ProgressFileError where a row that others follow is none, or the text is no text.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    # A killed process can leave half a line: only what a newline ends counts.
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    if not lines:
+        return []
+    names = _cells(path, 1, lines[0])
+    if ITERATION not in names or TIMESTEPS not in names:
+        raise _damaged(path, 1, f"it has no columns {ITERATION} and {TIMESTEPS}")
+    rows: list[dict[str, str]] = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = _cells(path, number, line)
+        row = dict(zip(names, cells, strict=False))
+        if not cells:
+            continue  # a blank line
+        if len(cells) != len(names) or not row[ITERATION].isdecimal():
+            if number < len(lines):
+                raise _damaged(path, number, f"{len(cells)} cells of {len(names)}, or no number")
+        elif not rows or int(row[ITERATION]) > int(rows[-1][ITERATION]):
+            rows.append(row)
+    return rows
+
+
+def _cells(path: Path, number: int, line: bytes) -> list[str]:
+    try:
+        return next(csv.reader([line.decode()]), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(path, number, str(error)) from None
+
+
+def _damaged(path: Path, number: int, reason: str) -> ProgressFileError:
+    return ProgressFileError(
+        f"{path} is damaged in line {number} ({reason}): take the line out, or move the file away; "
+        "a run that is resumed then begins a new one"
+    )
+
+
+def _start_csv(path: Path, last_iteration: int) -> int:
+    """Leave a file with the header and the rows that count; returns its size in bytes."""
+    rows = [row for row in read_progress(path) if int(row[ITERATION]) <= last_iteration]
+    lines = [_line(COLUMNS), *(_line(row.get(column) for column in COLUMNS) for row in rows)]
+    data = b"".join(lines)
+    write_atomically(path, data)
+    return len(data)
+
+
+def _line(values: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([_cell(value) for value in values])
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,139 @@
+"""What `learn` leaves on disk: config, rows, checkpoints, the picture.
+
+A disk that refuses does not end the training: each failure is a warning, the write is tried again
+with the next update, and what is still missing at the end is listed in `missing`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trpo_fast.runs.checkpoint import save_checkpoint
+from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
+from trpo_fast.runs.lock import RunLock
+from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress
+from trpo_fast.runs.plotting import PlotError, plot_runs
+
+State = Mapping[str, Any]
+
+
+class RunRecorder:
+    """Writes one run into its directory.
+
+    Raises RunDirectoryError when it cannot be written to, ProgressFileError when its progress.csv
+    is damaged; nobody holds the lock then.
+
+    Args:
+        directory: where to.
+        lock: that the directory's `claim` gave; held until `close`.
+        document: what config.json holds.
+        state: what the run goes on from. Rolling checkpoints and rows of later updates, where an
+            older one was loaded, are not of this run any more.
+        save_every: updates between rolling checkpoints; 0 for none before the end.
+        keep: rolling checkpoints kept.
+        last_iteration: updates done before (on resume).
+        last_timesteps: steps done before.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        lock: RunLock,
+        document: Mapping[str, Any],
+        state: State,
+        *,
+        save_every: int,
+        keep: int,
+        last_iteration: int,
+        last_timesteps: int,
+    ) -> None:
+        self.directory = directory
+        self.last_checkpoint: Path | None = None
+        self._save_every = save_every
+        self._keep = keep
+        self._unsaved: dict[str, Callable[[], None]] = {}
+        self._saved_at = -1
+        self._lock = lock
+        try:
+            # The log first: where it is refused as damaged, nothing has been written.
+            if directory.newer_than(last_timesteps):
+                read_progress(directory.progress_file)
+                # Before later rows are dropped, so that no resume finds a checkpoint without them.
+                directory.go_back(state, last_timesteps)
+            self._logger = RunLogger(
+                directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
+            )
+            directory.write_config(document)
+        except OSError as error:
+            # Before the first update nothing is lost by saying so.
+            reason = error.strerror or error
+            lock.release()
+            raise RunDirectoryError(f"cannot write to {directory.path}: {reason}") from error
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def missing(self) -> list[str]:
+        """What could not be written, in words; empty when all is on disk."""
+        rows = [self.directory.progress_file.name] if self._logger.has_unwritten_rows else []
+        return [*rows, *self._unsaved]
+
+    def record(self, row: Row, state: State, *, best: bool) -> None:
+        """Write one update's row, and a checkpoint when it is time for one."""
+        self._logger.write(row)
+        retry = "the checkpoint" in self._unsaved
+        if best:
+            self._try("the best checkpoint", lambda: self._save_best(state))
+        elif "the best checkpoint" in self._unsaved:
+            self._try("the best checkpoint", self._unsaved["the best checkpoint"])
+        if retry or (self._save_every and row[ITERATION] % self._save_every == 0):
+            self.save(state, row[TIMESTEPS])
+
+    def save(self, state: State, num_timesteps: int) -> Path | None:
+        """Write a rolling checkpoint; its path, or None with a warning when the disk refuses."""
+        if self._saved_at != num_timesteps:
+            self._try("the checkpoint", lambda: self._save_rolling(state, num_timesteps))
+        return self.last_checkpoint if self._saved_at == num_timesteps else None
+
+    def finish(self, state: State, num_timesteps: int) -> None:
+        """Write everything that is still to be written, and the learning curve."""
+        for name, action in list(self._unsaved.items()):
+            self._try(name, action)
+        self.save(state, num_timesteps)
+        self._try("the learning curve", self._draw)
+        self.close()
+
+    def close(self) -> None:
+        """Close the log files, and leave the directory to others."""
+        self._logger.close()
+        self._lock.release()
+
+    def _save_rolling(self, state: State, num_timesteps: int) -> None:
+        self.last_checkpoint = self.directory.save(state, num_timesteps, self._keep)
+        self._saved_at = num_timesteps
+
+    def _save_best(self, state: State) -> None:
+        save_checkpoint(self.directory.best_file, state)
+
+    def _draw(self) -> None:
+        try:
+            plot_runs([self.directory.path], self.directory.picture_file)
+        except PlotError:
+            return  # a run too short to finish an episode has no curve: nothing is missing
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 (a picture is no reason to fail a training)
+            warnings.warn(f"no learning curve: {error}", stacklevel=2)
+
+    def _try(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self._unsaved[name] = action
+            warnings.warn(f"cannot write {name}: {error}; will try again", stacklevel=4)
+        else:
+            self._unsaved.pop(name, None)

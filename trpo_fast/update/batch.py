@@ -1,0 +1,55 @@
+"""What the keyword form of ``step`` was given: checked once, then trusted by every backend."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One checked batch. Floating tensors have the parameters' dtype; rows of weight 0 are gone.
+
+    Attributes:
+        rows: N.
+        obs: ``[N, O]`` on the fused path; any nesting of ``[N, ...]`` tensors on the generic one.
+        actions: ``[N]`` or ``[N, A]``: int64 for categorical heads; None where none are needed.
+        advantages: ``[N]`` in units of ``unit``, or None.
+        old_log_prob: ``[N]``, or None for the policy's own.
+        weights: ``[N]``, positive, or None for equal ones.
+        action_mask: ``[N, n]`` bool, or None.
+        unit: A power of two that multiplies the advantages and so the loss.
+    """
+
+    rows: int
+    obs: Any
+    actions: Tensor | None = None
+    advantages: Tensor | None = None
+    old_log_prob: Tensor | None = None
+    weights: Tensor | None = None
+    action_mask: Tensor | None = None
+    unit: float = 1.0
+
+
+def batch_rows(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Some rows of a batch."""
+    fields = ("actions", "advantages", "old_log_prob", "weights", "action_mask")
+    parts = {name: getattr(batch, name) for name in fields}
+    chosen: dict[str, Any] = {k: None if t is None else t[rows] for k, t in parts.items()}
+    obs = _tree_rows(batch.obs, rows)
+    return batch._replace(rows=len(first_leaf(obs)), obs=obs, **chosen)
+
+
+def _tree_rows(tree: Any, rows: slice | Tensor) -> Any:
+    if isinstance(tree, dict):
+        return {key: _tree_rows(item, rows) for key, item in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_tree_rows(item, rows) for item in tree)
+    return tree[rows]
+
+
+def first_leaf(tree: Any) -> Tensor:
+    """The first tensor of a nesting."""
+    while not isinstance(tree, Tensor):
+        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
+    return tree

@@ -1,0 +1,176 @@
+"""The update itself: gradient, solve, scale, line search, for any backend.
+
+TRPO after Schulman et al. 2015 (arXiv 1502.05477, section 6 and appendix C). Departures from the
+textbook: the solve runs on g / |g|, so that no scale of the advantages can overflow it; the step's
+length comes from x'(F + damping I)x; every candidate is judged by the mean KL and the surrogate
+over the whole batch, and a rejected step leaves every parameter's bits alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trpo_fast.base.tensors import dot, norm
+from trpo_fast.update.options import Options
+from trpo_fast.update.parameters import FlatParameters
+from trpo_fast.update.result import Solution, Status, TrustRegionResult
+
+
+class Problem(Protocol):
+    """One batch at theta_old, as a backend sees it. The loss is to fall; P-vectors are flat.
+
+    No method changes a parameter for longer than the call lasts. A problem that can do all of
+    ``update`` itself, by the same steps, in one native call, has a method for it besides these:
+    ``update(options, unit) -> TrustRegionResult``.
+    """
+
+    backend: str
+    parameters: FlatParameters
+
+    def gradient(self) -> tuple[float, Tensor]:
+        """The loss at theta_old, and the direction ``[P]`` of its steepest descent, -dloss."""
+
+    def solve(self, g: Tensor, options: Options) -> Solution:
+        """An approximate solution of ``(F + damping I) x = g`` for ``g`` ``[P]``."""
+
+    def fisher_product(self, v: Tensor) -> Tensor:
+        """``F v`` ``[P]``, without damping."""
+
+    def evaluate(self, theta: Tensor) -> tuple[float, float]:
+        """Loss and mean KL at the parameters ``theta`` ``[P]``; NaN where they are not finite."""
+
+
+def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustRegionResult:
+    """Do one update in place: an accepted step, or every parameter's bits as before.
+
+    Args:
+        problem: The batch at theta_old. Its loss is in units of ``unit``.
+        options: Checked options.
+        unit: What the problem's loss is multiplied by in every figure and decision.
+    """
+    whole: Callable[[Options, float], TrustRegionResult] | None = getattr(problem, "update", None)
+    if whole is not None:
+        return whole(options, unit)
+    theta = problem.parameters.start
+    loss, g = problem.gradient()
+    size = norm(g)
+    search = _Search(problem, options, theta, unit, loss * unit, size * unit)
+    if not (math.isfinite(loss) and math.isfinite(search.gradient_norm)):
+        return search.rejected(Status.non_finite)
+    if search.gradient_norm == 0:
+        return search.rejected(Status.zero_gradient)
+
+    # x solves (F + damping I) x = g / |g|
+    g_unit = (g.double() / size).to(g.dtype)
+    solution = search.solution = problem.solve(g_unit, options)
+    slope, quadratic = dot(g_unit, solution.x), solution.quadratic
+    if not (math.isfinite(slope) and math.isfinite(quadratic)):
+        return search.rejected(Status.non_finite)
+    if quadratic <= 0 or slope <= 0:
+        return search.rejected(solution.status or Status.breakdown)
+
+    if options.constraint == "hard":
+        scale = math.sqrt(2 * options.max_kl / quadratic)  # scale^2 x'(F + dI)x / 2 = max_kl
+    elif options.constraint == "penalty":
+        scale = search.gradient_norm / options.beta  # maximises g.sx - beta s^2 x'(F + dI)x / 2
+    else:
+        scale = search.gradient_norm  # theta + lr (F + dI)^-1 g
+    return search.along(solution.x, options.lr * scale, slope, quadratic)
+
+
+def _moved(theta: Tensor, x: Tensor, step: float) -> Tensor:
+    """``theta + step x``, also where torch refuses the step as too large for the dtype."""
+    if step <= torch.finfo(theta.dtype).max:
+        return torch.add(theta, x, alpha=step)
+    return (theta.double() + step * x.double()).to(theta.dtype)
+
+
+class _Search:
+    """The line search of one update, and the figures gathered on the way."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        options: Options,
+        theta: Tensor,
+        unit: float,
+        loss: float,
+        gradient_norm: float,
+    ) -> None:
+        self.problem, self.options, self.theta, self.unit = problem, options, theta, unit
+        self.loss, self.gradient_norm = loss, gradient_norm
+        self.solution: Solution | None = None
+        self.expected = 0.0
+        self.backtracks = 0
+
+    def along(self, x: Tensor, size: float, slope: float, quadratic: float) -> TrustRegionResult:
+        """Candidates ``theta + size * backtrack_coeff^j * x``, the first acceptable one taken."""
+        o, finite = self.options, False
+        candidates = 1 if o.constraint == "none" else o.max_backtracks + 1
+        for self.backtracks in range(candidates):
+            step = size * o.backtrack_coeff**self.backtracks
+            expected = step * slope * self.gradient_norm
+            if o.constraint == "penalty":
+                expected -= 0.5 * o.beta * step * step * quadratic
+            if self.backtracks == 0:
+                self.expected = expected
+            candidate = _moved(self.theta, x, step)
+            if torch.equal(candidate, self.theta):
+                if self.backtracks == 0:
+                    return self.rejected(Status.zero_step)
+                break
+            loss, kl = self.problem.evaluate(candidate)
+            loss *= self.unit
+            if not (math.isfinite(loss) and math.isfinite(kl)):
+                continue
+            finite = True
+            if self._acceptable(loss, kl, expected):
+                return self._accepted(candidate, loss, kl, step, expected)
+        return self.rejected(Status.line_search_failed if finite else Status.non_finite)
+
+    def _acceptable(self, loss: float, kl: float, expected: float) -> bool:
+        o = self.options
+        improvement = self.loss - loss
+        if o.constraint == "none":
+            return True
+        if kl < -o.max_kl:  # beyond rounding: what was registered as the KL is none
+            return False
+        if o.constraint == "penalty":
+            improvement -= o.beta * kl
+        elif kl > o.max_kl:
+            return False
+        return improvement > 0 and improvement >= o.accept_ratio * expected
+
+    def _accepted(
+        self, candidate: Tensor, loss: float, kl: float, step: float, expected: float
+    ) -> TrustRegionResult:
+        self.problem.parameters.replace(self.theta, candidate)
+        self.expected = expected
+        return self._result(Status.accepted, kl, loss, step / self.gradient_norm)
+
+    def rejected(self, status: Status) -> TrustRegionResult:
+        return self._result(status, 0.0, self.loss, 0.0)
+
+    def _result(self, status: Status, kl: float, loss: float, step: float) -> TrustRegionResult:
+        solution = self.solution
+        return TrustRegionResult(
+            status=status,
+            accepted=status is Status.accepted,
+            kl=kl,
+            loss_before=self.loss,
+            loss_after=loss,
+            expected_improvement=self.expected,
+            actual_improvement=self.loss - loss if status is Status.accepted else 0.0,
+            step_size=step,
+            backtracks=self.backtracks,
+            cg_iters=solution.cg_iters if solution else 0,
+            cg_residual=solution.residual if solution else 0.0,
+            gradient_norm=self.gradient_norm,
+            backend=self.problem.backend,
+            solve_status=solution.status if solution else None,
+        )
