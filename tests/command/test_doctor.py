@@ -132,7 +132,9 @@ def test_kernels_that_a_device_cannot_run_are_named(
     monkeypatch: pytest.MonkeyPatch, error: str, usable: bool
 ) -> None:
     facts = {"runtime": 13000, "driver": 13000, "devices": 1, "error": None}
-    core = SimpleNamespace(facts=lambda: facts, device_error=lambda index: error)
+    core = SimpleNamespace(
+        architectures="90-real", facts=lambda: facts, device_error=lambda index: error
+    )
     monkeypatch.setattr(_native, "cuda", lambda: (core, None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -142,3 +144,4 @@ def test_kernels_that_a_device_cannot_run_are_named(
     assert report["cuda"]["kernels"]["usable"] == usable
     hinted = any("unusable on device 0: no kernel image" in hint for hint in report["hints"])
     assert hinted != usable
+    assert "built with CUDA 13.0 for 90-real" in doctor.format_report(report)
