@@ -24,6 +24,7 @@ set(cuda_device_sources
   csrc/cuda/tiles/tiled_kernel_f64.cu)
 set(cuda_register_sources
   csrc/python/register_cuda_device.cpp
+  csrc/python/register_cuda_forward.cpp
   csrc/python/register_cuda_gae.cpp
   csrc/python/register_cuda_policy_problem.cpp)
 

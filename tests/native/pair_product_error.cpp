@@ -1,4 +1,4 @@
-#include "cpu/kernels/pair_product_check.h"
+#include "pair_product_error.h"
 
 #include <cmath>
 #include <cstring>
@@ -148,19 +148,9 @@ struct Result {
 };
 
 PairProduct product_of(const PairCase& c, const std::vector<Term<Pair>>& terms, Result& result) {
-  PairProduct p{c.M,
-                result.slabs,
-                terms.data(),
-                int(terms.size()),
-                c.bias ? result.bias.data() : nullptr,
-                nullptr,
-                0,
-                0,
-                c.output == PairOutput::accumulate,
-                {},
-                {},
-                nullptr,
-                0};
+  PairProduct p{c.M, result.slabs, terms.data(), int(terms.size())};
+  p.bias = c.bias ? result.bias.data() : nullptr;
+  p.accumulate = c.output == PairOutput::accumulate;
   if (c.output == PairOutput::rounded) {
     p.rounded = result.split(result.rounded[0].data(), result.rounded[1].data(), c.parts);
     p.slope = result.split(result.slope.data.data(), result.slope_lo.data.data(), c.parts);
@@ -250,24 +240,6 @@ double pair_product_error(void (*product)(const PairProduct&), const PairCase& c
     }
   }
   return worst;
-}
-
-bool pair_product_is_right(void (*product)(const PairProduct&)) {
-  constexpr PairOutput outputs[] = {PairOutput::store, PairOutput::accumulate, PairOutput::rounded};
-  int i = 0;
-  for (const Index M : {Index(1), Index(16), Index(37)}) {
-    for (const Index N : {Index(5), Index(48), Index(70)}) {
-      for (const Index K : {Index(3), Index(64), Index(97)}) {
-        for (const bool transposed : {false, true}) {
-          const PairCase c{M,         N,          K,          i % 4 == 0 ? Index(9) : Index(0),
-                           1 + i % 2, transposed, i % 3 == 0, outputs[i / 2 % 3]};
-          if (!(pair_product_error(product, c) <= 1)) return false;
-          ++i;
-        }
-      }
-    }
-  }
-  return true;
 }
 
 }  // namespace trpo_fast

@@ -75,15 +75,14 @@ Bf16* PolicyProblem<T>::rounded_scratch_of(int worker) const {
 
 template <class T>
 void PolicyProblem<T>::keep_rounded(const Plan& plan, Index panel, T* cache, int worker) const {
-  if constexpr (std::is_same_v<T, float>) {
-    if (!bf16_) return;
+  where_rounded(bf16_, [&](const auto& bf16) {
     Bf16* const to = rounded_cache_of(panel, worker);
     const MatrixView<const T> x = plan.obs(panel);
-    bf16_->keep_observations(x, to, rounded_scratch_of(worker));
+    bf16.keep_observations(x, to, rounded_scratch_of(worker));
     for (std::size_t l = 0; l < cached_.size(); ++l) {
-      bf16_->keep_hidden(l, hidden(cache, l), slopes(cache, l), x.rows, to);
+      bf16.keep_hidden(l, hidden(cache, l), slopes(cache, l), x.rows, to);
     }
-  }
+  });
 }
 
 template <class T>
@@ -91,38 +90,32 @@ Panel<T> PolicyProblem<T>::outputs_tangent(Index panel, int worker) const {
   T* const floats = cache_of(fisher_, panel, worker);
   const bool kept = cached(fisher_, panel);
   if (!kept) forward_hidden(fisher_, panel, floats);
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) {
-      if (!kept) keep_rounded(fisher_, panel, floats, worker);
-      const Bf16* const cache = rounded_cache_of(panel, worker);
-      const bool ahead = cached(fisher_, panel + 1) && bf16_->cache_size() <= kAheadElements;
-      const Panel<T> zdot = buffer(worker, 0, weights_.layers.back().out_slabs);
-      bf16_->tangent(fisher_.rows_in(panel), cache, ahead ? cache + bf16_->cache_size() : nullptr,
-                     rounded_scratch_of(worker), zdot);
-      return zdot;
-    }
-  }
-  return tangent(panel, floats, worker);
+  const Panel<T> zdot = buffer(worker, 0, weights_.layers.back().out_slabs);
+  const bool rounded = where_rounded(bf16_, [&](const auto& bf16) {
+    if (!kept) keep_rounded(fisher_, panel, floats, worker);
+    const Bf16* const cache = rounded_cache_of(panel, worker);
+    const bool ahead = cached(fisher_, panel + 1) && bf16.cache_size() <= kAheadElements;
+    bf16.tangent(fisher_.rows_in(panel), cache, ahead ? cache + bf16.cache_size() : nullptr,
+                 rounded_scratch_of(worker), zdot);
+  });
+  return rounded ? zdot : tangent(panel, floats, worker);
 }
 
 template <class T>
 void PolicyProblem<T>::add_transposed(Index panel, const Panel<T>& u, int worker, T* partial,
                                       bool first) const {
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) {
-      return bf16_->backward(fisher_.rows_in(panel), rounded_cache_of(panel, worker), u,
-                             rounded_scratch_of(worker), blocks_, partial, first);
-    }
-  }
+  const bool rounded = where_rounded(bf16_, [&](const auto& bf16) {
+    bf16.backward(fisher_.rows_in(panel), rounded_cache_of(panel, worker), u,
+                  rounded_scratch_of(worker), blocks_, partial, first);
+  });
+  if (rounded) return;
   backward(fisher_, panel, cache_of(fisher_, panel, worker), u, worker, partial, first);
 }
 
 template <class T>
 void PolicyProblem<T>::pack_direction(const T* v) {
   direction_.pack(layers_at(v, true), batch_.threads);
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) bf16_->pack_direction(direction_);
-  }
+  where_rounded(bf16_, [&](auto& bf16) { bf16.pack_direction(direction_); });
 }
 
 template <class T>

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 
 #include "common/heads.h"
 #include "cpu/network/packed_network.h"
@@ -145,6 +146,16 @@ class PolicyProblem {
 
  private:
   using Plan = RowPlan<T>;
+  // f(bf16_), where it takes the Fisher products over; returns whether it does. Only float has it:
+  // f is not compiled for double.
+  template <class Optional, class F>
+  static bool where_rounded(Optional& bf16, F&& f) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (bf16) f(*bf16);
+      return bf16.has_value();
+    }
+    return false;
+  }
   PolicyProblem(const PolicyBatch<T>& batch, Arena&& arena);
   void layout(Arena& arena);
   void pack_backward();

@@ -131,7 +131,6 @@ class CudaProblem:
             "advantages": self._arg(batch.advantages, self._dtype),
             "old_log_prob": self._arg(batch.old_log_prob, torch.float64),
             "kl_new_old": options.kl_direction == "new_old",
-            "forward_only": False,
             "tiled": self.tiled(options),
             "products": PRODUCT_CODES[options.precision],
             "device": self._device.index or 0,
