@@ -47,7 +47,7 @@ def test_report_names_the_native_module_and_its_instruction_set() -> None:
 
 @pytest.mark.skipif(_native.core is None, reason="the native module is not built")
 def test_forced_instruction_set_is_reported(run_python) -> None:
-    code = "import json, trpo_fast.doctor as d; print(json.dumps(d.doctor_report()['native']))"
+    code = "import json, trpo_fast.command.doctor as d; print(json.dumps(d.doctor_report()['native']))"
     forced = json.loads(run_python(code, TRPO_FAST_ISA="baseline").stdout)
     assert (forced["isa"], forced["isa_forced"]) == ("baseline", "baseline")
     unknown = json.loads(run_python(code, TRPO_FAST_ISA="vax").stdout)
