@@ -18,8 +18,9 @@ FIXED_ADDRESSES = $$(setarch -R true 2>/dev/null && echo setarch -R)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# The build tools are in $(VENV) already, so a rebuild reuses the build directory.
-INSTALL := $(PIP) install -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
+# The build tools are in $(VENV) already, so a rebuild reuses the build directory. -v shows what is
+# compiled.
+INSTALL := $(PIP) install -v -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
 EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')

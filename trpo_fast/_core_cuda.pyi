@@ -9,6 +9,8 @@ TensorArg: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
 PreconditionerArg: TypeAlias = tuple[TensorArg, TensorArg, list[tuple[int, bool]]]
 SolveOptions: TypeAlias = dict[str, float | PreconditionerArg | None]
 
+architectures: str  # what it was compiled for: "80-real, 90"
+
 def facts() -> dict[str, Any]: ...
 def device_error(device: int) -> str: ...
 def plan(

@@ -41,8 +41,9 @@ def cuda() -> tuple[ModuleType | None, str | None]:
     except (ImportError, OSError) as error:
         found = f"present but cannot be loaded ({error})"
     message = (
-        f"the native module trpo_fast._core_cuda is {found}; it is built where nvcc is found: put "
-        "CUDA's bin directory on PATH and reinstall (in a checkout: make build)"
+        f"the native module trpo_fast._core_cuda is {found}; it is built where a device is present "
+        "and nvcc is found: put CUDA's bin directory on PATH and reinstall (in a checkout: make "
+        "build), or anywhere, for every device, with -C cmake.define.TRPO_FAST_CUDA=ON added to pip"
     )
     return None, " ".join(message.split())
 

@@ -233,7 +233,8 @@ template <class T>
 struct ProblemArgs {
   Task task;
   NetworkPlan network;
-  HeadKind head_kind;
+  int head_kind;              // its place in Heads
+  bool log_std_is_parameter;  // of that head
   int outputs, actions;
   Index nvec[kMaxBlocks];
   RowSet<T> rows, fisher_rows;

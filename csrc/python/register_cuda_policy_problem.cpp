@@ -2,6 +2,7 @@
 
 #include "cuda/plan.h"
 #include "python/gil.h"
+#include "python/head_arg.h"
 #include "python/register_cuda.h"
 #include "python/tensor_arg.h"
 #include "python/update_options.h"
@@ -28,7 +29,7 @@ class BoundCudaProblem {
     a_.advantages = read<T>(args["advantages"], "advantages", {rows});
     a_.old_log_prob = read<double>(args["old_log_prob"], "old_log_prob", {rows});
     const py::object actions = args["actions"];
-    if (categorical()) {
+    if (categories_) {
       a_.category_actions = read<std::int64_t>(actions, "actions", {rows, Index(a_.actions)});
     } else {
       a_.real_actions = read<T>(actions, "actions", {rows, Index(a_.actions)});
@@ -181,26 +182,17 @@ class BoundCudaProblem {
   }
 
   void read_head(const py::kwargs& args) {
-    const int kind = args["head"].cast<int>();
-    if (kind < 0 || kind >= kHeadCount) throw py::value_error("unknown head");
-    a_.head_kind = HeadKind(kind);
-    a_.actions = args["action_dim"].cast<int>();
     a_.outputs = a_.network.last().out;
-    const auto nvec = args["nvec"].cast<std::vector<Index>>();
-    int expected = a_.head_kind == HeadKind::gaussian_state_std ? 2 * a_.actions : a_.actions;
-    if (categorical()) {
-      expected = 0;
-      for (const Index n : nvec) expected += int(n);
-      if (int(nvec.size()) != a_.actions || nvec.size() > std::size_t(cuda::kMaxBlocks)) {
-        throw py::value_error("nvec is not [A], or has too many blocks");
-      }
-      std::copy(nvec.begin(), nvec.end(), a_.nvec);
+    const HeadArg head(args["head"].cast<int>(), args["action_dim"].cast<Index>(),
+                       args["nvec"].cast<std::vector<Index>>(), a_.outputs);
+    if (head.nvec.size() > std::size_t(cuda::kMaxBlocks)) {
+      throw py::value_error("nvec has too many blocks");
     }
-    if (expected != a_.outputs) throw py::value_error("the last layer does not fit the head");
-  }
-
-  bool categorical() const {
-    return a_.head_kind == HeadKind::categorical || a_.head_kind == HeadKind::multi_categorical;
+    a_.head_kind = head.kind;
+    a_.actions = int(head.actions);
+    a_.log_std_is_parameter = head.facts.log_std_is_parameter;
+    categories_ = head.facts.categories;
+    std::copy(head.nvec.begin(), head.nvec.end(), a_.nvec);
   }
 
   RowSet<T> row_set(const py::kwargs& args, const std::string& prefix) const {
@@ -248,7 +240,7 @@ class BoundCudaProblem {
 
   int device_;
   cuda::DeviceLimits limits_{};
-  bool bound_ = false, tiled_ = false;
+  bool bound_ = false, tiled_ = false, categories_ = false;
   std::size_t bytes_ = 0;
   ProblemArgs<T> a_{};
 };

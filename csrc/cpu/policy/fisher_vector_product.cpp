@@ -9,7 +9,7 @@ namespace trpo_fast {
 
 template <class T>
 void PolicyProblem<T>::prepare_fisher() {
-  const bool keeps_metric = head_.kind != HeadKind::gaussian;
+  const bool keeps_metric = !facts_of(head_).log_std_is_parameter;
   for_chunks(fisher_, [&](Index panel, int worker, T*, double*, bool) {
     if (!cached(fisher_, panel) && !keeps_metric) return;
     T* const cache = cache_of(fisher_, panel, worker);
@@ -17,41 +17,48 @@ void PolicyProblem<T>::prepare_fisher() {
     if (cached(fisher_, panel)) keep_rounded(fisher_, panel, cache, worker);
     if (!keeps_metric) return;
     const Panel<T> outputs = forward_outputs(fisher_, panel, cache, worker);
-    for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
-      const Index row = panel * fisher_.panel_rows + r;
-      cache_metric(row, outputs.contiguous(r, row_buffer(worker)));
-    }
+    with_head(head_, [&](auto head) {
+      for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
+        const Index row = panel * fisher_.panel_rows + r;
+        cache_metric(head, row, outputs.contiguous(r, row_buffer(worker)));
+      }
+    });
   });
 }
 
 // As apply_metric and metric_square take it.
 template <class T>
-const T* PolicyProblem<T>::metric_of(Index row) const {
-  return head_.kind == HeadKind::gaussian ? inv_variance_ : metric_ + row * head_.outputs;
+template <class H>
+const T* PolicyProblem<T>::metric_of(const H& head, Index row) const {
+  return H::kLogStdIsParameter ? inv_variance_ : metric_ + row * head.outputs;
 }
 
 template <class T>
 void PolicyProblem<T>::metric_rows(Index panel, const Panel<T>& u, int worker) const {
   const T equal_share = T(1 / fisher_.weight_sum);
-  for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
-    const Index row = panel * fisher_.panel_rows + r;
-    const T weight = fisher_.set.weights ? T(fisher_.share(row)) : equal_share;
-    T* const o = u.contiguous(r, row_buffer(worker));
-    apply_metric(head_, metric_of(row), weight, o);
-    u.put_back(r, o);
-  }
+  with_head(head_, [&](auto head) {
+    for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
+      const Index row = panel * fisher_.panel_rows + r;
+      const T weight = fisher_.set.weights ? T(fisher_.share(row)) : equal_share;
+      T* const o = u.contiguous(r, row_buffer(worker));
+      head.apply_metric(metric_of(head, row), weight, o);
+      u.put_back(r, o);
+    }
+  });
 }
 
 // The panel's share of (J v)' M (J v), rows by their weights.
 template <class T>
 double PolicyProblem<T>::metric_squares(Index panel, const Panel<T>& zdot, int worker) const {
-  double total = 0;
-  for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
-    const Index row = panel * fisher_.panel_rows + r;
-    const T* const o = zdot.contiguous(r, row_buffer(worker));
-    total += fisher_.share(row) * metric_square(head_, metric_of(row), o);
-  }
-  return total;
+  return with_head(head_, [&](auto head) {
+    double total = 0;
+    for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
+      const Index row = panel * fisher_.panel_rows + r;
+      const T* const o = zdot.contiguous(r, row_buffer(worker));
+      total += fisher_.share(row) * head.metric_square(metric_of(head, row), o);
+    }
+    return total;
+  });
 }
 
 // The bfloat16 operands of a panel, or room for them.
@@ -148,7 +155,7 @@ double PolicyProblem<T>::fisher_curvature(const T* v, double damping) {
   double scales = 0;
   for (Index a = 0; batch_.log_std_offset >= 0 && a < batch_.actions; ++a) {
     const double at = double(v[batch_.log_std_offset + a]);
-    scales += 2 * at * at;
+    scales += kLogStdMetric * at * at;
   }
   return chunk_sum(fisher_, 0) + scales + damping * kernels_.dot(v, v, batch_.parameters);
 }
@@ -166,9 +173,8 @@ void PolicyProblem<T>::finish_fisher_product(const T* v, double damping, T* out)
 template <class T>
 void PolicyProblem<T>::finish_fisher(const T* v, double damping, T* out) const {
   reduce(fisher_, out);
-  // The state-independent log std: F = 2 I, whatever the data.
   for (Index a = 0; batch_.log_std_offset >= 0 && a < batch_.actions; ++a) {
-    out[batch_.log_std_offset + a] = T(2) * v[batch_.log_std_offset + a];
+    out[batch_.log_std_offset + a] = T(kLogStdMetric) * v[batch_.log_std_offset + a];
   }
   for (Index i = 0; damping != 0 && i < batch_.parameters; ++i) out[i] += T(damping) * v[i];
 }

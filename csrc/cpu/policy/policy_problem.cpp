@@ -121,7 +121,7 @@ void PolicyProblem<T>::layout(Arena& arena) {
       arena.take<Bf16>(bf16_ ? (rounded_size + bf16_->scratch_size()) * batch_.threads : 0);
   const Index outputs_size = weights_.layers.back().out_slabs.size(rows);
   fisher_outputs_ = arena.take<T>(fisher_halves() ? fisher_.panels * outputs_size : 0);
-  const bool keeps_metric = head_.kind != HeadKind::gaussian;
+  const bool keeps_metric = !facts_of(head_).log_std_is_parameter;
   metric_ = arena.take<T>(keeps_metric ? fisher_.rows * outputs : 0);
   inv_variance_ = arena.take<T>(batch_.actions);
   old_outputs_ = arena.take<T>(all_.rows * outputs);
@@ -271,12 +271,6 @@ Panel<T> PolicyProblem<T>::forward_outputs(const Plan& plan, Index panel, T* cac
   add_term<T>(p, input, packed<T>(layer.weight, layer.out_slabs, layer.in), layer.in);
   kernels_.product(p);
   return z;
-}
-
-template <class T>
-void PolicyProblem<T>::cache_metric(Index row, const T* outputs) const {
-  if (head_.kind == HeadKind::gaussian) return;
-  metric_cache(head_, outputs, fisher_.set.mask_row(row), metric_ + row * head_.outputs);
 }
 
 template struct RowPlan<float>;
