@@ -425,11 +425,8 @@ def _signature() -> inspect.Signature:
     """The constructor's real parameters, every option of Config among them, for help()."""
     own = inspect.signature(TRPO.__init__).parameters
     keep = [own[name] for name in ("env", "policy", "value_function", "run_dir")]
-    options = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(Config).parameters.values()
-    ]
-    return inspect.Signature([*keep, *options])
+    options = inspect.signature(Config).parameters
+    return inspect.Signature([*keep, *(options[name] for name in OPTIONS)])
 
 
 TRPO.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.config import Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
@@ -27,9 +27,9 @@ from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
 from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler
 from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
+from trpo_fast.update.options import SharedOptions
 from trpo_fast.update.result import TrustRegionResult
 
-OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
 # Below this share of the largest advantage, their deviation is rounding, not signal.
@@ -84,7 +84,7 @@ class Learner:
                 )
             self.policy = policy.to(self.device)
             self.value_function = value_function.to(self.device)
-            options = {name: getattr(config, name) for name in OPTIMIZER_OPTIONS}
+            options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SharedOptions)}
             self.optimizer = TRPOOptimizer(self.policy, **options)
             self.critic = Critic(
                 self.value_function,
