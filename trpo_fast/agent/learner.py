@@ -28,8 +28,21 @@ from trpo_fast.rollouts.gae import compute_gae
 from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler
 from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
 from trpo_fast.update.options import SharedOptions
-from trpo_fast.update.result import TrustRegionResult
+from trpo_fast.update.result import FIGURES, TrustRegionResult
 
+# What `Learner.update` gives for the log, in the order of the columns.
+COLUMNS = (
+    *(f"train/{name}" for name in FIGURES),
+    "train/is_line_search_success",
+    "train/kl_divergence_loss",
+    "train/policy_objective",
+    "train/entropy",
+    "train/std",
+    "train/value_loss",
+    "train/explained_variance",
+    "train/unscaled_advantages",
+    "train/skipped_critic_rows",
+)
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
 # Below this share of the largest advantage, their deviation is rounding, not signal.
@@ -203,23 +216,8 @@ class Learner:
 
     def _step_figures(self) -> dict[str, Any]:
         result = cast("TrustRegionResult", self.optimizer.last_result)
-        names = (
-            "accepted",
-            "kl",
-            "loss_before",
-            "loss_after",
-            "expected_improvement",
-            "actual_improvement",
-            "step_size",
-            "backtracks",
-            "cg_iters",
-            "cg_residual",
-            "gradient_norm",
-            "backend",
-        )
         return {
-            "train/status": result.status.name.lower(),
-            **{f"train/{name}": getattr(result, name) for name in names},
+            **{f"train/{name}": value for name, value in result.figures().items()},
             "train/is_line_search_success": result.accepted,
             "train/kl_divergence_loss": result.kl,
             "train/policy_objective": -result.loss_after,
