@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,17 @@ from trpo_fast.update.options import TABLE, Options, from_group
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import TrustRegionResult
 from trpo_fast.update.trust_region import update
+
+
+class Samples(NamedTuple):
+    """What the keyword form of ``step`` was given."""
+
+    obs: Any
+    actions: Any
+    advantages: Any
+    old_log_prob: Any
+    weights: Any
+    action_mask: Any
 
 
 class TRPOOptimizer(LightOptimizer):
@@ -159,9 +170,9 @@ class TRPOOptimizer(LightOptimizer):
             IndexError: a discrete action out of range.
             TypeError: neither or both forms, or a closure without a distribution.
         """
-        data = (obs, actions, advantages, old_log_prob, weights, action_mask)
+        given = Samples(obs, actions, advantages, old_log_prob, weights, action_mask)
         options = self._options()
-        empty = all(item is None for item in data)
+        empty = all(item is None for item in given)
         if closure is None and empty and options.lr == 0:
             # torch.distributed.checkpoint has an optimizer make its state by such a step.
             return torch.zeros((), device=self.param_groups[0]["params"][0].device)
@@ -172,7 +183,7 @@ class TRPOOptimizer(LightOptimizer):
             if closure is not None:
                 result = self._closure_step(closure, parameters, options)
             else:
-                result = self._batch_step(data, parameters, options)
+                result = self._batch_step(given, parameters, options)
         if options.maximize:
             result = replace(result, loss_before=-result.loss_before, loss_after=-result.loss_after)
         if options.constraint == "penalty" and options.adaptive_beta and result.accepted:
@@ -211,16 +222,17 @@ class TRPOOptimizer(LightOptimizer):
             return update(problem, options)
 
     def _batch_step(
-        self, data: tuple[Any, ...], parameters: FlatParameters, options: Options
+        self, given: Samples, parameters: FlatParameters, options: Options
     ) -> TrustRegionResult:
         if self.module is None:
             raise TypeError(
                 "step(obs=, ...) needs the policy module: construct TRPOOptimizer(policy), or "
                 "give step a closure"
             )
-        obs, actions, advantages, old_log_prob, weights, action_mask = data
-        reader = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device)
-        batch = reader.batch(actions, advantages, old_log_prob, action_mask)
+        reader = BatchReader(
+            given.obs, given.weights, dtype=parameters.dtype, device=parameters.device
+        )
+        batch = reader.batch(given.actions, given.advantages, given.old_log_prob, given.action_mask)
         network = self._recognise(batch.obs, batch.action_mask)
         if isinstance(network, Network):
             if any(t.requires_grad and id(t) not in parameters.place for t in network.tensors()):
