@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trpo_fast.runs.tensorboard import EventFile
 
 ITERATION = "time/iterations"
 TIMESTEPS = "time/total_timesteps"
+# Those of every run; what an update tells comes after them.
 COLUMNS = (
     ITERATION,
     TIMESTEPS,
@@ -35,28 +36,6 @@ COLUMNS = (
     "eval/mean_reward",
     "eval/std_reward",
     "eval/mean_ep_length",
-    "train/status",
-    "train/accepted",
-    "train/is_line_search_success",
-    "train/kl",
-    "train/kl_divergence_loss",
-    "train/policy_objective",
-    "train/loss_before",
-    "train/loss_after",
-    "train/expected_improvement",
-    "train/actual_improvement",
-    "train/step_size",
-    "train/backtracks",
-    "train/cg_iters",
-    "train/cg_residual",
-    "train/gradient_norm",
-    "train/backend",
-    "train/entropy",
-    "train/std",
-    "train/value_loss",
-    "train/explained_variance",
-    "train/unscaled_advantages",
-    "train/skipped_critic_rows",
 )
 Row = Mapping[str, Any]
 
@@ -68,6 +47,7 @@ class ProgressFileError(UserError):
 class RunLogger:
     """Appends rows to progress.csv and TensorBoard; survives a disk that refuses for a while.
 
+    `columns` are those of progress.csv that an update fills, besides `COLUMNS`.
     `last_iteration` is the last update that counts: on resume, rows after it are dropped, and
     TensorBoard is told to forget what came after `last_timesteps`.
 
@@ -75,11 +55,17 @@ class RunLogger:
     """
 
     def __init__(
-        self, directory: Path, *, last_iteration: int = 0, last_timesteps: int = 0
+        self,
+        directory: Path,
+        columns: Sequence[str] = (),
+        *,
+        last_iteration: int = 0,
+        last_timesteps: int = 0,
     ) -> None:
         self._path = directory / "progress.csv"
+        self._columns = (*COLUMNS, *columns)
         self._pending: list[bytes] = []
-        self._end = _start_csv(self._path, last_iteration)
+        self._end = _start_csv(self._path, self._columns, last_iteration)
         self._events: EventFile | None = None
         self._open_events(directory, last_timesteps + 1 if last_iteration else None)
 
@@ -90,7 +76,7 @@ class RunLogger:
 
     def write(self, row: Row) -> None:
         """Record one update. A row the disk refuses is kept and written with a later one."""
-        self._pending.append(_line(row.get(column) for column in COLUMNS))
+        self._pending.append(_line(row.get(column) for column in self._columns))
         self.flush()
         self._write_events(row)
 
@@ -120,7 +106,7 @@ class RunLogger:
                 warnings.warn(f"{self._path} has lost its rows: it begins anew", stacklevel=4)
                 self._end = 0
             if not self._end:
-                data = _line(COLUMNS) + data
+                data = _line(self._columns) + data
             # What an earlier, refused write left behind goes first.
             file.truncate(self._end)
             file.seek(self._end)
@@ -197,10 +183,10 @@ def _damaged(path: Path, number: int, reason: str) -> ProgressFileError:
     )
 
 
-def _start_csv(path: Path, last_iteration: int) -> int:
+def _start_csv(path: Path, columns: Sequence[str], last_iteration: int) -> int:
     """Leave a file with the header and the rows that count; returns its size in bytes."""
     rows = [row for row in read_progress(path) if int(row[ITERATION]) <= last_iteration]
-    lines = [_line(COLUMNS), *(_line(row.get(column) for column in COLUMNS) for row in rows)]
+    lines = [_line(columns), *(_line(row.get(column) for column in columns) for row in rows)]
     data = b"".join(lines)
     write_atomically(path, data)
     return len(data)

@@ -7,7 +7,7 @@ with the next update, and what is still missing at the end is listed in `missing
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class RunRecorder:
         document: what config.json holds.
         state: what the run goes on from. Rolling checkpoints and rows of later updates, where an
             older one was loaded, are not of this run any more.
+        columns: what an update tells, for progress.csv.
         save_every: updates between rolling checkpoints; 0 for none before the end.
         keep: rolling checkpoints kept.
         last_iteration: updates done before (on resume).
@@ -45,6 +46,7 @@ class RunRecorder:
         document: Mapping[str, Any],
         state: State,
         *,
+        columns: Sequence[str],
         save_every: int,
         keep: int,
         last_iteration: int,
@@ -64,7 +66,10 @@ class RunRecorder:
                 # Before later rows are dropped, so that no resume finds a checkpoint without them.
                 directory.go_back(state, last_timesteps)
             self._logger = RunLogger(
-                directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
+                directory.path,
+                columns,
+                last_iteration=last_iteration,
+                last_timesteps=last_timesteps,
             )
             directory.write_config(document)
         except OSError as error:

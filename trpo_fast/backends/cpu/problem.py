@@ -30,6 +30,7 @@ from trpo_fast.update.batch import Batch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, TrustRegionResult
+from trpo_fast.update.trust_region import WholeUpdate
 
 if TYPE_CHECKING:
     from trpo_fast._core import PreconditionerArg, TensorArg
@@ -76,7 +77,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     return int(preconditioner_kind(options, network, batch.rows) == "kfac")
 
 
-class CpuProblem(KroneckerStatistics):
+class CpuProblem(KroneckerStatistics, WholeUpdate):
     """A ``trust_region.Problem`` for a recognised network, served by the native module.
 
     Holds the batch's tensors and the workspace for the time of one update. The native side reads
@@ -158,7 +159,7 @@ class CpuProblem(KroneckerStatistics):
             self.parameters.replace(theta, candidate)
         return result
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
         g = torch.empty(self._size, dtype=self._dtype, device="cpu")
         loss = self._native.gradient(tensor_arg(g, self._dtype))
