@@ -307,7 +307,7 @@ class TestWhoGetsIt:
         d = case(2000, dtype=torch.float64)
         chosen = Options(preconditioner="kfac")
         for instruction in (False, True):
-            monkeypatch.setattr(cpu._core, "bf16_instruction", lambda has=instruction: has)
+            monkeypatch.setattr(cpu.kernels, "bf16_instruction", lambda has=instruction: has)
             assert cpu.bf16_parts(c.network, c.batch, chosen) == int(instruction)
             for other in (
                 (c.network, c.batch, Options(preconditioner="none")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -87,9 +88,10 @@ def test_rows_refused_by_the_disk_are_written_later(tmp_path, monkeypatch):
     assert iterations(tmp_path) == [1, 2, 3]
 
 
-def test_event_files_hold_the_numbers(tmp_path):
+def test_event_files_hold_the_numbers_and_sort_by_age(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.setattr("trpo_fast.runs.tensorboard._count", itertools.count(9))
     logged(tmp_path, [1, 2, 3])
     logged(tmp_path, [3, 4], last_iteration=2, last_timesteps=200)
     events = EventAccumulator(str(tmp_path))

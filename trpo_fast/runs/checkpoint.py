@@ -22,7 +22,6 @@ from torch import Tensor
 from trpo_fast.base.errors import UserError
 
 FORMAT = 2
-UNCHECKED = 1  # without checksums; read, no longer written
 HEADER_KEY = "trpo_fast"
 CHECKSUM = "crc32"
 MAX_FILE_BYTES = 16 * 2**30
@@ -64,9 +63,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     data = _read_bounded(path)
-    packed, checked = _document(path, data)
+    packed = _document(path, data)
     try:
-        state = _unpack(packed, load(data), checked)
+        state = _unpack(packed, load(data))
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     if not isinstance(state, dict):
@@ -74,24 +73,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def _document(path: Path, data: bytes) -> tuple[Any, bool]:
-    """The packed state in a file's bytes, and whether its arrays carry checksums."""
+def _document(path: Path, data: bytes) -> Any:
+    """The packed state in a file's bytes."""
     try:
         header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
         document = json.loads(header["__metadata__"][HEADER_KEY])
         version, packed = document["format"], document["state"]
-        checksum = document.get(CHECKSUM)
-        unchecked = version == UNCHECKED and checksum is None
-        whole = unchecked or checksum == zlib.crc32(_plain(packed))
+        whole = document.get(CHECKSUM) == zlib.crc32(_plain(packed))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of trpo_fast: {error!r}") from None
-    if version not in (UNCHECKED, FORMAT):
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {version!r}; this version reads up to {FORMAT}"
+            f"{path} has checkpoint format {version!r}; this version reads {FORMAT}"
         )
     if not whole:
         raise CheckpointError(f"{path} is damaged: the checksum of its description does not match")
-    return packed, not unchecked
+    return packed
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -158,16 +155,16 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__} (at {name!r})")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor], checked: bool) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if TENSOR in value:
             tensor = tensors[value[TENSOR]]
-            if checked and value.get(CHECKSUM) != _checksum(tensor):
+            if value.get(CHECKSUM) != _checksum(tensor):
                 raise ValueError(f"the checksum of {value[TENSOR]} does not match")
             return tensor.numpy() if value.get("numpy") else tensor
-        return {key: _unpack(item, tensors, checked) for key, item in value.items()}
+        return {key: _unpack(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
-        return [_unpack(item, tensors, checked) for item in value]
+        return [_unpack(item, tensors) for item in value]
     return value
 
 
