@@ -272,8 +272,8 @@ class RolloutCollector:
             episodes = self.env.running_episodes()
             state["episodes"] = np.array([number for number, _ in episodes], np.int64)
             state["action_counts"] = np.array([len(acts) for _, acts in episodes], np.int64)
-            taken = [acts for _, acts in episodes if len(acts)]
-            state["actions"] = np.concatenate(taken) if taken else np.empty(0)
+            taken = [acts for _, acts in episodes]
+            state["actions"] = np.concatenate([acts for acts in taken if len(acts)] or taken)
         return state
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
