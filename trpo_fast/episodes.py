@@ -111,6 +111,10 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """Whether the environment has an ``action_masks()`` method (sb3-contrib's convention)."""
         return callable(self._mask_method)
 
+    def rewind(self) -> None:
+        """Let the coming reset begin the first episode."""
+        self.episode = -1
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
@@ -230,6 +234,9 @@ class LocalEnvironments(SyncVectorEnv):
     def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]]) -> None:
         super().__init__(factories, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
         self._one_array = isinstance(self.single_observation_space, gym.spaces.Box)
+        # A reset of some environments batches all, those too that were replayed and never reset.
+        rows = iterate(self.observation_space, self._observations)
+        self._env_obs = [copy.deepcopy(row) for row in rows]
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step each environment and begin the next episode of each that ended."""

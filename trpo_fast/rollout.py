@@ -67,7 +67,7 @@ class RolloutCollector:
             policy: ``policy(obs)`` or ``policy(obs, action_mask=mask)`` gives a distribution of
                 batch_shape [B]; in eval mode meanwhile.
             normalizer: applied to what the policy sees; the rollout keeps raw observations.
-            steps: T.
+            steps: T. A single step that only resets (NEXT_STEP) is followed by another.
             rng: gives the noise of the whole rollout, and a seed for torch, on which a policy that
                 samples for itself draws; torch's own generator is left as it was.
             should_stop: asked before each step.
@@ -98,6 +98,9 @@ class RolloutCollector:
                     raise RolloutInterrupted
                 self._step(t, recording, sampler, budget)
             rollout = recording.finish(self._observations, sampler.log_probs())
+        if not rollout.num_valid and not rollout.dropped_episodes:
+            # NEXT_STEP: one row, in which every environment did nothing but reset.
+            return self.collect(policy, normalizer, steps, rng, should_stop, budget)
         if not rollout.num_valid:
             raise EnvironmentFault(
                 f"every episode of this rollout was dropped: {self.env.name} gives NaN at every "

@@ -114,7 +114,9 @@ class VectorEnvironment:
         return self._mask_from
 
     def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
-        """Begin an episode everywhere; observations go to ``out`` [B, O].
+        """Begin an episode everywhere, the first one where they are replayable.
+
+        Observations go to ``out`` [B, O].
 
         Args:
             out: receives the observations.
@@ -128,6 +130,8 @@ class VectorEnvironment:
             EnvironmentFault: an environment raised.
         """
         self._revive()
+        if self._seeded:
+            self._guard(self.vector.call, "rewind")
         seed = None if self._seeded else restart_seed(self.seed, restarts)
         batch, infos = self._guard(self.vector.reset, seed=seed)
         self._resetting = self._nowhere
