@@ -102,6 +102,21 @@ def spoiled(index: int, length: int, end: str, poison: str) -> Callable[[], Any]
     return lambda: Clockwork(length, end, poison, poisoned)
 
 
+class Bomb:
+    """Stands for the vector's step, and raises in its call of a certain number."""
+
+    def __init__(self, step: Callable[..., Any], call: int, error: type[BaseException]) -> None:
+        self.step = step
+        self.left = call
+        self.error = error
+
+    def __call__(self, actions: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error("on purpose")
+        return self.step(actions)
+
+
 def moment(agent: TRPO) -> dict[str, Any]:
     """The agent's state but for the wall clock."""
     state = state_of(agent)

@@ -16,6 +16,7 @@ from clockwork import (
     MIXED,
     ROLLOUTS,
     TINY,
+    Bomb,
     Clockwork,
     clockworks,
     moment,
@@ -204,21 +205,6 @@ def test_a_pool_goes_on_from_each_save(tmp_path, length):
 
 
 # Saves that nobody planned
-
-
-class Bomb:
-    """Stands for the vector's step, and raises in its call of a certain number."""
-
-    def __init__(self, step: Callable[..., Any], call: int, error: type[BaseException]) -> None:
-        self.step = step
-        self.left = call
-        self.error = error
-
-    def __call__(self, actions: Any) -> Any:
-        self.left -= 1
-        if self.left == 0:
-            raise self.error("on purpose")
-        return self.step(actions)
 
 
 @pytest.mark.parametrize("rollout", [1, 2, 3])

@@ -1,11 +1,13 @@
 """What `learn` leaves on disk: config, rows, checkpoints, the picture.
 
-A disk that refuses does not end the training: each failure is a warning, the write is tried again
-with the next update, and what is still missing at the end is listed in `missing`.
+A disk that refuses does not end the training, nor does a mistake in saving: a warning names the
+cause, the write is tried again with the next update, and what is still missing at the end is listed
+in `missing`.
 """
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,6 +57,7 @@ class RunRecorder:
         self._save_every = save_every
         self._keep = keep
         self._unsaved: dict[str, Callable[[], None]] = {}
+        self._reasons: dict[str, str] = {}  # of what is in _unsaved, as last told
         self._saved_at = -1
         self._lock = lock
         try:
@@ -94,7 +97,7 @@ class RunRecorder:
             self.save(state, row[TIMESTEPS])
 
     def save(self, state: State, num_timesteps: int) -> Path | None:
-        """Write a rolling checkpoint; its path, or None with a warning when the disk refuses."""
+        """Write a rolling checkpoint; its path, or None with a warning where that failed."""
         if self._saved_at != num_timesteps:
             self._try("the checkpoint", lambda: self._save_rolling(state, num_timesteps))
         return self.last_checkpoint if self._saved_at == num_timesteps else None
@@ -132,8 +135,21 @@ class RunRecorder:
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except OSError as error:
-            self._unsaved[name] = action
-            warnings.warn(f"cannot write {name}: {error}; will try again", stacklevel=4)
+        except Exception as error:  # noqa: BLE001 (training is not to be lost to a mistake of ours)
+            reason = _reason(error)
         else:
             self._unsaved.pop(name, None)
+            self._reasons.pop(name, None)
+            return
+        self._unsaved[name] = action
+        if reason != self._reasons.get(name):
+            self._reasons[name] = reason
+            warnings.warn(f"cannot write {name}: {reason}; will try again", stacklevel=4)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong; where as well, unless it is the disk's word."""
+    if isinstance(error, OSError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
