@@ -19,6 +19,8 @@ from training_process import TINY, final_state, iterations, rows_of
 from trpo_fast import MlpPolicy, cli
 from trpo_fast.checkpoint import load_checkpoint
 from trpo_fast.environments import EnvironmentFault
+from trpo_fast.event_file import EventFile
+from trpo_fast.logger import RunLogger
 from trpo_fast.recorder import RunRecorder
 from trpo_fast.run_directory import RunDirectory
 
@@ -134,6 +136,36 @@ def test_on_the_command_line_the_cause_is_told_once_and_the_exit_code_is_1(
     assert f"error: could not write the checkpoint in {tmp_path}" in err
     assert "Traceback" not in err
     assert len(rows_of(tmp_path)) == 3
+
+
+def test_a_row_that_a_mistake_kept_back_is_written_later(tmp_path, monkeypatch):
+    append, calls = RunLogger._append, []
+
+    def odd(self: RunLogger, data: bytes) -> None:
+        calls.append(data)
+        if len(calls) in (2, 3):
+            raise KeyError("made on purpose")
+        append(self, data)
+
+    monkeypatch.setattr(RunLogger, "_append", odd)
+    with small(run_dir=tmp_path, **TRAINING) as agent:
+        with pytest.warns(UserWarning, match=f"progress.csv: {CAUSE}") as caught:
+            agent.learn(160, progress_bar=False)
+        assert agent.recorder.missing == []
+    assert len(told(caught)) == 1
+    assert iterations(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_mistake_in_writing_events_switches_them_off(tmp_path, monkeypatch):
+    def odd(*_: Any) -> None:
+        raise KeyError("made on purpose")
+
+    monkeypatch.setattr(EventFile, "write", odd)
+    with small(run_dir=tmp_path, **TRAINING) as agent:
+        with pytest.warns(UserWarning, match=f"events are switched off: {CAUSE}"):
+            agent.learn(64, progress_bar=False)
+        assert agent.recorder.missing == []
+    assert iterations(tmp_path) == [1, 2]
 
 
 class Odd(nn.Module):

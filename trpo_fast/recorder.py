@@ -7,14 +7,13 @@ in `missing`.
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trpo_fast.checkpoint import save_checkpoint
-from trpo_fast.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress
+from trpo_fast.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress, reason_of
 from trpo_fast.plotting import PlotError, plot_runs
 from trpo_fast.run_directory import RunDirectory, RunDirectoryError
 from trpo_fast.run_lock import RunLock
@@ -136,7 +135,7 @@ class RunRecorder:
         try:
             action()
         except Exception as error:  # noqa: BLE001 (training is not to be lost to a mistake of ours)
-            reason = _reason(error)
+            reason = reason_of(error)
         else:
             self._unsaved.pop(name, None)
             self._reasons.pop(name, None)
@@ -145,11 +144,3 @@ class RunRecorder:
         if reason != self._reasons.get(name):
             self._reasons[name] = reason
             warnings.warn(f"cannot write {name}: {reason}; will try again", stacklevel=4)
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong; where as well, unless it is the disk's word."""
-    if isinstance(error, OSError):
-        return str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
