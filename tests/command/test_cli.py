@@ -12,8 +12,8 @@ import pytest
 from patience import PATIENCE
 
 from trpo_fast import cli
-from trpo_fast.command import train as train_module
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.command import train as train_module
 from trpo_fast.command.options import agent_options, parse
 from trpo_fast.runs.checkpoint import load_checkpoint
 from trpo_fast.runs.logger import read_progress

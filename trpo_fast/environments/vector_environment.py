@@ -118,7 +118,9 @@ class VectorEnvironment:
         return self._seeded
 
     def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
-        """Begin an episode everywhere; observations go to ``out`` [B, O].
+        """Begin an episode everywhere, the first one where they are replayable.
+
+        Observations go to ``out`` [B, O].
 
         Args:
             out: receives the observations.
@@ -132,6 +134,8 @@ class VectorEnvironment:
             EnvironmentFault: an environment raised.
         """
         self._revive()
+        if self._seeded:
+            self._guard(self.vector.call, "rewind")
         seed = None if self._seeded else restart_seed(self.seed, restarts)
         batch, infos = self._guard(self.vector.reset, seed=seed)
         self._resetting = self._nowhere

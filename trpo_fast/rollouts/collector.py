@@ -60,7 +60,7 @@ class RolloutCollector:
             policy: ``policy(obs)`` or ``policy(obs, action_mask=mask)`` gives a distribution of
                 batch_shape [B]; in eval mode meanwhile.
             normalizer: applied to what the policy sees; the rollout keeps raw observations.
-            steps: T.
+            steps: T. A single step that only resets (NEXT_STEP) is followed by another.
             rng: gives the noise of the whole rollout, and a seed for torch, on which a policy that
                 samples for itself draws; torch's own generator is left as it was.
             budget: the times of the environments and of the policy are counted in it.
@@ -87,6 +87,9 @@ class RolloutCollector:
             for t in range(steps):
                 self._step(t, recording, sampler, budget)
             rollout = recording.finish(self._observations, sampler.log_probs())
+        if not rollout.num_valid and not rollout.dropped_episodes:
+            # NEXT_STEP: one row, in which every environment did nothing but reset.
+            return self.collect(policy, normalizer, steps, rng, budget)
         if not rollout.num_valid:
             raise EnvironmentFault(
                 f"every episode of this rollout was dropped: {self.env.name} gives NaN at every "
@@ -261,8 +264,8 @@ class RolloutCollector:
             episodes = self.env.running_episodes()
             state["episodes"] = np.array([number for number, _ in episodes], np.int64)
             state["action_counts"] = np.array([len(acts) for _, acts in episodes], np.int64)
-            taken = [acts for _, acts in episodes if len(acts)]
-            state["actions"] = np.concatenate(taken) if taken else np.empty(0)
+            taken = [acts for _, acts in episodes]
+            state["actions"] = np.concatenate([acts for acts in taken if len(acts)] or taken)
         return state
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -7,15 +7,18 @@ JSON and every array carry a CRC-32: bytes that a disk changed are refused, not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,8 +42,9 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
     """Write `state` to `path`, whole or not at all.
 
     `state` is any nesting of dicts with text keys, lists, tuples (they come back as lists),
-    numbers, text, None, torch tensors and numpy arrays. Raises OSError when the disk refuses; the
-    file that was there before is then untouched.
+    numbers, text, None, torch tensors and numpy arrays. Raises TypeError for anything else, with
+    its place in `state`; OSError when the disk refuses. The file that was there before is then
+    untouched.
     """
     from safetensors.torch import save
 
@@ -67,7 +71,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = _unpack(packed, load(data))
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        # torch adds frames of its own to what it says of an impossible shape
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged: {reason}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is damaged: it holds no state")
     return state
@@ -134,14 +140,12 @@ def _short(value: Any) -> str:
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor | np.ndarray):
-        # A copy of its own, laid out plainly: safetensors refuses views and shared memory.
-        if isinstance(value, np.ndarray):
-            copy = torch.from_numpy(value.copy(order="C"))
-        else:
-            copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        tensors[name] = copy
-        numpy = isinstance(value, np.ndarray)
-        return {TENSOR: name, "numpy": numpy, CHECKSUM: _checksum(copy)}
+        tensors[name] = copy = _plain_copy(value, name)
+        return {
+            TENSOR: name,
+            "numpy": isinstance(value, np.ndarray),
+            CHECKSUM: _checksum(copy),
+        }
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) and key != TENSOR for key in value):
             raise TypeError(f"checkpoint keys are text, at {name!r} they are {list(value)[:3]!r}")
@@ -149,10 +153,38 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return [_pack(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__} (at {name!r})")
+
+
+def _plain_copy(value: Tensor | npt.NDArray[Any], name: str) -> Tensor:
+    """A copy of its own, laid out plainly: safetensors refuses views and shared memory."""
+    kind, copy = f"{type(value).__name__} of {value.dtype}", None
+    if isinstance(value, np.ndarray):
+        with contextlib.suppress(TypeError, ValueError):
+            # The type by its name: C has two names for some integers, and torch knows one of them.
+            copy = torch.from_numpy(value.astype(value.dtype.str, "C"))
+    else:
+        kind += f", {value.layout}, on {value.device}"
+        if value.layout is torch.strided and not value.is_meta and _is_storable(value.dtype):
+            copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if copy is None or not _is_storable(copy.dtype):
+        raise TypeError(f"a checkpoint cannot hold {kind} (at {name!r})")
+    return copy
+
+
+@cache
+def _is_storable(dtype: torch.dtype) -> bool:
+    """Whether the installed safetensors writes and reads that type."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    try:
+        return load(save({"": torch.empty(1, dtype=dtype)}))[""].dtype == dtype
+    except (KeyError, RuntimeError, SafetensorError):
+        return False
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import io
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ class RunLogger:
         self._path = directory / "progress.csv"
         self._columns = (*COLUMNS, *columns)
         self._pending: list[bytes] = []
+        self._told = ""  # why they are pending
         self._end = _start_csv(self._path, self._columns, last_iteration)
         self._events: EventFile | None = None
         self._open_events(directory, last_timesteps + 1 if last_iteration else None)
@@ -81,14 +83,19 @@ class RunLogger:
         self._write_events(row)
 
     def flush(self) -> bool:
-        """Try to put everything on disk; False, with a warning, when the disk refuses."""
+        """Try to put everything on disk; False where that fails, with a warning of each reason."""
         try:
             self._append(b"".join(self._pending))
-        except OSError as error:
-            warnings.warn(f"cannot write {self._path}: {error}; will try again", stacklevel=3)
-            return False
-        self._pending.clear()
-        return True
+        except Exception as error:  # noqa: BLE001 (as for a checkpoint: see recorder.py)
+            reason = reason_of(error)
+        else:
+            self._pending.clear()
+            self._told = ""
+            return True
+        if reason != self._told:
+            self._told = reason
+            warnings.warn(f"cannot write {self._path}: {reason}; will try again", stacklevel=3)
+        return False
 
     def close(self) -> None:
         """Write what is left and close the files."""
@@ -131,12 +138,23 @@ class RunLogger:
         """TensorBoard is a convenience: when its files fail, it is switched off with a warning."""
         try:
             action()
-        except (OSError, ValueError) as error:
-            if self._events is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    self._events.close()
-            self._events = None
-            warnings.warn(f"TensorBoard events are switched off: {error}", stacklevel=4)
+        except Exception as error:  # noqa: BLE001
+            reason = reason_of(error)
+        else:
+            return
+        if self._events is not None:
+            with contextlib.suppress(Exception):
+                self._events.close()
+        self._events = None
+        warnings.warn(f"TensorBoard events are switched off: {reason}", stacklevel=4)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something was not written; with the place, unless that is the disk's word."""
+    if isinstance(error, OSError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def read_progress(path: Path) -> list[dict[str, str]]:
