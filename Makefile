@@ -26,7 +26,7 @@ EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train emulation test sanitize cuda cross lint format bench smoke wheel ci clean
+.PHONY: help build train headline emulation test sanitize cuda cross lint format bench smoke wheel ci clean
 .DELETE_ON_ERROR:
 # Two pips in one environment, or two builds in one directory, would spoil each other under make -j;
 # ninja uses all cores anyway.
@@ -58,6 +58,9 @@ build: $(STAMP)/native  ## build the native module and install the package, edit
 
 train: $(STAMP)/native $(STAMP)/extra-mujoco  ## train TRAIN_ENV for TRAIN_STEPS steps and name the results
 	$(BIN)/trpo-fast train $(TRAIN_ENV) --total-steps $(TRAIN_STEPS) $(TRAIN_ARGS)
+
+headline: $(STAMP)/native $(STAMP)/extra-mujoco  ## run what README and docs promise, whole: before a release
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/headline.py --page docs/learning-results.md
 
 $(STAMP)/emulation: $(STAMP)/build-tools $(NATIVE_SOURCES) $(EMULATION_SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/emulation -G Ninja -DTRPO_FAST_EMULATION=ON \

@@ -12,8 +12,8 @@ import pytest
 from patience import PATIENCE
 
 from trpo_fast import cli
-from trpo_fast.agent import agent as agent_module
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.command import train as train_module
 from trpo_fast.command.options import agent_options, parse
 from trpo_fast.runs.checkpoint import load_checkpoint
 from trpo_fast.runs.logger import read_progress
@@ -179,8 +179,8 @@ def test_every_option_of_the_agent_is_an_option_of_train(capsys):
         (["nosuchmodule:Env-v0"], "nosuchmodule"),
         (["CartPole-v1", "--activation", "nosuch"], "nosuch"),
         (["CartPole-v1", "--squash"], "squash"),
-        (["CartPole-v1", "--max-kl", "-1"], "max_kl must be above 0"),
-        (["CartPole-v1", "--num-envs", "0"], "num_envs must be at least 1"),
+        (["CartPole-v1", "--max-kl", "-1"], "max_kl must be a number > 0"),
+        (["CartPole-v1", "--num-envs", "0"], "num_envs must be a whole number >= 1"),
         (["CartPole-v1", "--env-kwargs", "nosuch=1"], "nosuch"),
         (["CartPole-v1", "--device", "nosuch"], "device"),
         (["CartPole-v1", "--device", "meta"], "device is"),
@@ -235,7 +235,7 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
     def broken(*_, **__):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(agent_module, "TRPO", broken)
+    monkeypatch.setattr(train_module, "TRPO", broken)
     with pytest.raises(ValueError, match="a bug"):
         train()
 

@@ -16,7 +16,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def make_run(path, rows=20, offset=0.0):
     path.mkdir()
-    logger = RunLogger(path)
+    logger = RunLogger(path, ["train/kl"])
     for i in range(1, rows + 1):
         logger.write(
             {

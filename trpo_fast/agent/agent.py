@@ -21,7 +21,7 @@ from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
-from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.learner import COLUMNS, Learner
 from trpo_fast.agent.state import Training
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.make import make_vector_env
@@ -274,6 +274,7 @@ class TRPO:
             lock,
             agent_state.config_document(self.training),
             boundary,
+            columns=COLUMNS,
             save_every=self.config.save_every,
             keep=self.config.keep_checkpoints,
             last_iteration=self.progress.num_updates,
@@ -425,11 +426,8 @@ def _signature() -> inspect.Signature:
     """The constructor's real parameters, every option of Config among them, for help()."""
     own = inspect.signature(TRPO.__init__).parameters
     keep = [own[name] for name in ("env", "policy", "value_function", "run_dir")]
-    options = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(Config).parameters.values()
-    ]
-    return inspect.Signature([*keep, *options])
+    options = inspect.signature(Config).parameters
+    return inspect.Signature([*keep, *(options[name] for name in OPTIONS)])
 
 
 TRPO.__signature__ = _signature()  # type: ignore[attr-defined]

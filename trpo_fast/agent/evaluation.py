@@ -63,10 +63,9 @@ def run_episodes(
     episodes: int,
     *,
     seed: int,
-    first_episode: int = 0,
     parallel: int = MAX_PARALLEL,
 ) -> Evaluation:
-    """Play episodes number `first_episode` onwards and report their returns.
+    """Play so many episodes and report their returns.
 
     Every environment plays a fixed share of the episodes: taking whichever finish first would
     favour short ones. Raises ValueError when `episodes` is below 1, EnvironmentFault when an
@@ -80,9 +79,7 @@ def run_episodes(
     try:
         envs.extend(make_env() for _ in range(min(episodes, parallel)))
         current = list(range(len(envs)))
-        starts = [
-            env.reset(seed=episode_seed(seed, first_episode + i)) for i, env in enumerate(envs)
-        ]
+        starts = [env.reset(seed=episode_seed(seed, i)) for i, env in enumerate(envs)]
         observations, infos = [s[0] for s in starts], [s[1] for s in starts]
         while any(number < episodes for number in current):
             playing = [i for i, number in enumerate(current) if number < episodes]
@@ -92,7 +89,7 @@ def run_episodes(
             except BadObservationError as error:
                 index = playing[error.env]
                 step = lengths[current[index]]
-                where = f"evaluation episode {first_episode + current[index]}, step {step}"
+                where = f"evaluation episode {current[index]}, step {step}"
                 raise EnvironmentFault(f"{where}: {error}", env_index=index, step=step) from error
             for i, action in zip(playing, actions, strict=True):
                 observations[i], reward, terminated, truncated, infos[i] = envs[i].step(action)
@@ -101,7 +98,7 @@ def run_episodes(
                 if terminated or truncated:
                     current[i] += len(envs)
                     if current[i] < episodes:
-                        start = episode_seed(seed, first_episode + current[i])
+                        start = episode_seed(seed, current[i])
                         observations[i], infos[i] = envs[i].reset(seed=start)
     finally:
         for env in envs:

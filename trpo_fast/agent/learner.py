@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.config import Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
@@ -27,9 +27,22 @@ from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
 from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler
 from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
-from trpo_fast.update.result import TrustRegionResult
+from trpo_fast.update.options import SharedOptions
+from trpo_fast.update.result import FIGURES, TrustRegionResult
 
-OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
+# What `Learner.update` gives for the log, in the order of the columns.
+COLUMNS = (
+    *(f"train/{name}" for name in FIGURES),
+    "train/is_line_search_success",
+    "train/kl_divergence_loss",
+    "train/policy_objective",
+    "train/entropy",
+    "train/std",
+    "train/value_loss",
+    "train/explained_variance",
+    "train/unscaled_advantages",
+    "train/skipped_critic_rows",
+)
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
 # Below this share of the largest advantage, their deviation is rounding, not signal.
@@ -84,7 +97,7 @@ class Learner:
                 )
             self.policy = policy.to(self.device)
             self.value_function = value_function.to(self.device)
-            options = {name: getattr(config, name) for name in OPTIMIZER_OPTIONS}
+            options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SharedOptions)}
             self.optimizer = TRPOOptimizer(self.policy, **options)
             self.critic = Critic(
                 self.value_function,
@@ -203,23 +216,8 @@ class Learner:
 
     def _step_figures(self) -> dict[str, Any]:
         result = cast("TrustRegionResult", self.optimizer.last_result)
-        names = (
-            "accepted",
-            "kl",
-            "loss_before",
-            "loss_after",
-            "expected_improvement",
-            "actual_improvement",
-            "step_size",
-            "backtracks",
-            "cg_iters",
-            "cg_residual",
-            "gradient_norm",
-            "backend",
-        )
         return {
-            "train/status": result.status.name.lower(),
-            **{f"train/{name}": getattr(result, name) for name in names},
+            **{f"train/{name}": value for name, value in result.figures().items()},
             "train/is_line_search_success": result.accepted,
             "train/kl_divergence_loss": result.kl,
             "train/policy_objective": -result.loss_after,

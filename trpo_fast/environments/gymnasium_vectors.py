@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import select
 import signal
 import traceback
@@ -27,6 +28,9 @@ class LocalEnvironments(SyncVectorEnv):
     def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]]) -> None:
         super().__init__(factories, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
         self._one_array = isinstance(self.single_observation_space, gym.spaces.Box)
+        # A reset of some environments batches all, those too that were replayed and never reset.
+        rows = iterate(self.observation_space, self._observations)
+        self._env_obs = [copy.deepcopy(row) for row in rows]
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step each environment and begin the next episode of each that ended."""

@@ -30,6 +30,7 @@ Environment = (
     str | EnvSpec | Callable[..., gym.Env[Any, Any]] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 )
 VECTORIZATIONS = ("sync", "async", "envpool")
+# The module whose absence an environment complains of, and the extra that brings it.
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "pygame": "video", "moviepy": "video"}
 
 

@@ -64,6 +64,10 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """Whether the environment has an ``action_masks()`` method (sb3-contrib's convention)."""
         return callable(self._mask_method)
 
+    def rewind(self) -> None:
+        """Let the coming reset begin the first episode."""
+        self.episode = -1
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:

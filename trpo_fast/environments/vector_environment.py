@@ -17,6 +17,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,13 +36,17 @@ Float32 = npt.NDArray[np.float32]
 MASK_KEY = "action_mask"
 
 
-def flatten_observations(space: spaces.Space[Any], batch: Any) -> Float32:
-    """A batch of observations as [B, O] float32, ordered as gymnasium.spaces.flatten does.
+class MaskSource(Enum):
+    """Where action masks come from; its text says so in messages."""
 
-    Raises:
-        UnsupportedSpaceError: the space has no fixed width.
-    """
-    return ObservationFlattener(space)(batch)
+    OBSERVATION = f"the {MASK_KEY!r} entry of the observation"
+    INFOS = f"infos[{MASK_KEY!r}]"
+    SEEDED_EPISODES = "the environment's action_masks() method"  # which they pass on in infos
+    ENVIRONMENTS = "action_masks() of each environment"
+    VECTOR = "action_masks() of the vector environment"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class Transition(NamedTuple):
@@ -68,6 +73,9 @@ class VectorEnvironment:
         seed: of the first reset.
         remake: makes the same vector afresh; given where its members are :class:`SeededEpisodes`,
             whose episodes can be replayed.
+
+    Attributes:
+        mask_source: Where action masks come from; None without masks. Known after a reset.
 
     Raises:
         UnsupportedSpaceError: no policy here can serve one of its spaces.
@@ -96,7 +104,7 @@ class VectorEnvironment:
         self.autoreset_mode = _autoreset_mode(vector)
         self._remake = remake
         self._seeded = remake is not None
-        self._mask_from: str | None = None
+        self.mask_source: MaskSource | None = None
         self._resetting = self._nowhere = np.zeros(self.num_envs, bool)
 
     @property
@@ -109,13 +117,10 @@ class VectorEnvironment:
         """Whether running episodes can be replayed (environments made here, not given whole)."""
         return self._seeded
 
-    @property
-    def mask_source(self) -> str | None:
-        """Where action masks come from, in words; None without masks. Known after a reset."""
-        return self._mask_from
-
     def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
-        """Begin an episode everywhere; observations go to ``out`` [B, O].
+        """Begin an episode everywhere, the first one where they are replayable.
+
+        Observations go to ``out`` [B, O].
 
         Args:
             out: receives the observations.
@@ -129,6 +134,8 @@ class VectorEnvironment:
             EnvironmentFault: an environment raised.
         """
         self._revive()
+        if self._seeded:
+            self._guard(self.vector.call, "rewind")
         seed = None if self._seeded else restart_seed(self.seed, restarts)
         batch, infos = self._guard(self.vector.reset, seed=seed)
         self._resetting = self._nowhere
@@ -194,7 +201,7 @@ class VectorEnvironment:
         batch, infos = self._reset_some(where, {}, out)
         still = self._resetting & ~where
         self._resetting = still if still.any() else self._nowhere
-        if self._mask_from is None or masks is None:
+        if self.mask_source is None or masks is None:
             return None
         fresh = self._raw_masks(batch, infos)
         return self._checked_masks(np.where(where[:, None], fresh, masks))
@@ -238,20 +245,20 @@ class VectorEnvironment:
             return
         inner = self.vector.unwrapped
         if self._mask_in_observation:
-            self._mask_from = f"the {MASK_KEY!r} entry of the observation"
+            self.mask_source = MaskSource.OBSERVATION
         elif self._seeded and any(self._guard(self.vector.call, "has_mask_method")):
-            self._mask_from = "the environment's action_masks() method"
+            self.mask_source = MaskSource.SEEDED_EPISODES
         elif MASK_KEY in infos:
-            self._mask_from = f"infos[{MASK_KEY!r}]"
+            self.mask_source = MaskSource.INFOS
         elif isinstance(inner, SyncVectorEnv) and all(
             env.has_wrapper_attr("action_masks") for env in inner.envs
         ):
-            self._mask_from = "action_masks() of each environment"
+            self.mask_source = MaskSource.ENVIRONMENTS
         elif callable(getattr(self.vector, "action_masks", None)):
-            self._mask_from = "action_masks() of the vector environment"
+            self.mask_source = MaskSource.VECTOR
 
     def _masks(self, batch: Any, infos: Mapping[str, Any], ignore: Bool) -> Bool | None:
-        if self._mask_from is None:
+        if self.mask_source is None:
             return None
         return self._checked_masks(self._raw_masks(batch, infos), ignore)
 
@@ -260,9 +267,9 @@ class VectorEnvironment:
         given: Any
         if self._mask_in_observation:
             given = batch[MASK_KEY]
-        elif self._mask_from == "action_masks() of each environment":
+        elif self.mask_source is MaskSource.ENVIRONMENTS:
             given = self._guard(self.vector.call, "action_masks")
-        elif self._mask_from == "action_masks() of the vector environment":
+        elif self.mask_source is MaskSource.VECTOR:
             given = self._guard(self.vector.action_masks)
         else:  # what an environment does not forbid is allowed
             said = infos.get(f"_{MASK_KEY}", [MASK_KEY in infos] * self.num_envs)
@@ -290,7 +297,7 @@ class VectorEnvironment:
         if not some.all():
             env, block = (int(i) for i in np.argwhere(~some)[0])
             raise EnvironmentFault(
-                f"environment {env} allows no choice for action {block} ({self._mask_from} is "
+                f"environment {env} allows no choice for action {block} ({self.mask_source} is "
                 "all False there), yet its episode goes on.",
                 env_index=env,
             )

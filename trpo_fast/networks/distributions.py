@@ -21,7 +21,6 @@ from torch.distributions import (
     Normal,
     TransformedDistribution,
     constraints,
-    kl_divergence,
     register_kl,
 )
 from torch.nn.functional import logsigmoid
@@ -311,12 +310,3 @@ def in_double(distribution: Distribution) -> Distribution:
     if kind is Beta:
         return Beta(d.concentration1.double(), d.concentration0.double(), validate_args=False)
     return distribution
-
-
-def joint_kl(p: Distribution, q: Distribution) -> Tensor:
-    """KL(p, q) of the joint action for each sample, ``batch_shape``, in nats, without cancellation.
-
-    Raises:
-        NotImplementedError: torch has no KL registered for the two types.
-    """
-    return kl_divergence(in_double(p), in_double(q))

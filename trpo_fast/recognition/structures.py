@@ -81,7 +81,8 @@ def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
     kind = type(inner)
     if wrapped and kind is Normal:
         return _gaussian(tracer, inner)
-    from_probs = "probs" in inner.__dict__  # before the logits are asked for, which makes them
+    # Before the logits are asked for, which makes them.
+    from_probs = "probs" in inner.__dict__ and "logits" not in inner.__dict__
     found = head_of_outputs(result)
     if found is not None and from_probs:
         return f"the {kind.__name__} is made from probs; make it from logits"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -21,10 +21,6 @@ from trpo_fast.rollouts.samplers import Sampler, sampler_for, sampling
 
 Bool = npt.NDArray[np.bool_]
 State = dict[str, npt.NDArray[Any]]
-
-
-class RolloutInterrupted(Exception):  # noqa: N818
-    """`should_stop` said so in mid-rollout; what was collected of it is discarded."""
 
 
 class RolloutCollector:
@@ -56,7 +52,6 @@ class RolloutCollector:
         normalizer: ObservationNormalizer | None,
         steps: int,
         rng: np.random.Generator,
-        should_stop: Callable[[], bool] | None = None,
         budget: TimeBudget | None = None,
     ) -> Rollout:
         """Step every environment ``steps`` times.
@@ -65,15 +60,13 @@ class RolloutCollector:
             policy: ``policy(obs)`` or ``policy(obs, action_mask=mask)`` gives a distribution of
                 batch_shape [B]; in eval mode meanwhile.
             normalizer: applied to what the policy sees; the rollout keeps raw observations.
-            steps: T.
+            steps: T. A single step that only resets (NEXT_STEP) is followed by another.
             rng: gives the noise of the whole rollout, and a seed for torch, on which a policy that
                 samples for itself draws; torch's own generator is left as it was.
-            should_stop: asked before each step.
             budget: the times of the environments and of the policy are counted in it.
 
         Raises:
             EnvironmentFault: an environment raised, died, or (on_fault="stop") gave a NaN.
-            RolloutInterrupted: ``should_stop`` returned true.
 
         After any exception the next call begins again where this one began, if the environments
         can be replayed.
@@ -92,10 +85,11 @@ class RolloutCollector:
         ):
             sampler = sampler_for(policy, normalizer, recording, self.env.action_space, rng)
             for t in range(steps):
-                if should_stop is not None and should_stop():
-                    raise RolloutInterrupted
                 self._step(t, recording, sampler, budget)
             rollout = recording.finish(self._observations, sampler.log_probs())
+        if not rollout.num_valid and not rollout.dropped_episodes:
+            # NEXT_STEP: one row, in which every environment did nothing but reset.
+            return self.collect(policy, normalizer, steps, rng, budget)
         if not rollout.num_valid:
             raise EnvironmentFault(
                 f"every episode of this rollout was dropped: {self.env.name} gives NaN at every "
@@ -270,8 +264,8 @@ class RolloutCollector:
             episodes = self.env.running_episodes()
             state["episodes"] = np.array([number for number, _ in episodes], np.int64)
             state["action_counts"] = np.array([len(acts) for _, acts in episodes], np.int64)
-            taken = [acts for _, acts in episodes if len(acts)]
-            state["actions"] = np.concatenate(taken) if taken else np.empty(0)
+            taken = [acts for _, acts in episodes]
+            state["actions"] = np.concatenate([acts for acts in taken if len(acts)] or taken)
         return state
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:

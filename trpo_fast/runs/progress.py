@@ -50,12 +50,6 @@ class ProgressDisplay:
         figures = _figures(row) | self._pace(steps)
         self._guard(lambda: self._draw(steps, figures))
 
-    def message(self, text: str) -> None:
-        """Print one line of plain text above the bar."""
-        if self._alive:
-            target = print if self._bar is None else self._bar.console.out
-            self._guard(lambda: target(text))
-
     def _pace(self, steps: int) -> dict[str, str]:
         rate = (steps - self._start) / max(time.monotonic() - self._began, 1e-9)
         left = max(self._total - steps, 0) / rate if rate > 0 else 0.0

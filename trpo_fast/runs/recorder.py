@@ -1,20 +1,21 @@
 """What `learn` leaves on disk: config, rows, checkpoints, the picture.
 
-A disk that refuses does not end the training: each failure is a warning, the write is tried again
-with the next update, and what is still missing at the end is listed in `missing`.
+A disk that refuses does not end the training, nor does a mistake in saving: a warning names the
+cause, the write is tried again with the next update, and what is still missing at the end is listed
+in `missing`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trpo_fast.runs.checkpoint import save_checkpoint
 from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
 from trpo_fast.runs.lock import RunLock
-from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress
+from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress, reason_of
 from trpo_fast.runs.plotting import PlotError, plot_runs
 
 State = Mapping[str, Any]
@@ -32,6 +33,7 @@ class RunRecorder:
         document: what config.json holds.
         state: what the run goes on from. Rolling checkpoints and rows of later updates, where an
             older one was loaded, are not of this run any more.
+        columns: what an update tells, for progress.csv.
         save_every: updates between rolling checkpoints; 0 for none before the end.
         keep: rolling checkpoints kept.
         last_iteration: updates done before (on resume).
@@ -45,6 +47,7 @@ class RunRecorder:
         document: Mapping[str, Any],
         state: State,
         *,
+        columns: Sequence[str],
         save_every: int,
         keep: int,
         last_iteration: int,
@@ -55,6 +58,7 @@ class RunRecorder:
         self._save_every = save_every
         self._keep = keep
         self._unsaved: dict[str, Callable[[], None]] = {}
+        self._reasons: dict[str, str] = {}  # of what is in _unsaved, as last told
         self._saved_at = -1
         self._lock = lock
         try:
@@ -64,7 +68,10 @@ class RunRecorder:
                 # Before later rows are dropped, so that no resume finds a checkpoint without them.
                 directory.go_back(state, last_timesteps)
             self._logger = RunLogger(
-                directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
+                directory.path,
+                columns,
+                last_iteration=last_iteration,
+                last_timesteps=last_timesteps,
             )
             directory.write_config(document)
         except OSError as error:
@@ -94,7 +101,7 @@ class RunRecorder:
             self.save(state, row[TIMESTEPS])
 
     def save(self, state: State, num_timesteps: int) -> Path | None:
-        """Write a rolling checkpoint; its path, or None with a warning when the disk refuses."""
+        """Write a rolling checkpoint; its path, or None with a warning where that failed."""
         if self._saved_at != num_timesteps:
             self._try("the checkpoint", lambda: self._save_rolling(state, num_timesteps))
         return self.last_checkpoint if self._saved_at == num_timesteps else None
@@ -132,8 +139,13 @@ class RunRecorder:
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except OSError as error:
-            self._unsaved[name] = action
-            warnings.warn(f"cannot write {name}: {error}; will try again", stacklevel=4)
+        except Exception as error:  # noqa: BLE001 (training is not to be lost to a mistake of ours)
+            reason = reason_of(error)
         else:
             self._unsaved.pop(name, None)
+            self._reasons.pop(name, None)
+            return
+        self._unsaved[name] = action
+        if reason != self._reasons.get(name):
+            self._reasons[name] = reason
+            warnings.warn(f"cannot write {name}: {reason}; will try again", stacklevel=4)

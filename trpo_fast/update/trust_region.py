@@ -9,7 +9,7 @@ over the whole batch, and a rejected step leaves every parameter's bits alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Protocol
 
 import torch
@@ -24,16 +24,14 @@ from trpo_fast.update.result import Solution, Status, TrustRegionResult
 class Problem(Protocol):
     """One batch at theta_old, as a backend sees it. The loss is to fall; P-vectors are flat.
 
-    No method changes a parameter for longer than the call lasts. A problem that can do all of
-    ``update`` itself, by the same steps, in one native call, has a method for it besides these:
-    ``update(options, unit) -> TrustRegionResult``.
+    No method changes a parameter for longer than the call lasts.
     """
 
     backend: str
     parameters: FlatParameters
 
-    def gradient(self) -> tuple[float, Tensor]:
-        """The loss at theta_old, and the direction ``[P]`` of its steepest descent, -dloss."""
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
+        """The loss at theta_old, and minus its gradient ``[P]``: that of the surrogate."""
 
     def solve(self, g: Tensor, options: Options) -> Solution:
         """An approximate solution of ``(F + damping I) x = g`` for ``g`` ``[P]``."""
@@ -45,6 +43,14 @@ class Problem(Protocol):
         """Loss and mean KL at the parameters ``theta`` ``[P]``; NaN where they are not finite."""
 
 
+class WholeUpdate(Problem):
+    """A problem that does all of ``update`` itself, by the same steps, in one native call."""
+
+    @abstractmethod
+    def update(self, options: Options, unit: float) -> TrustRegionResult:
+        """What the function ``update`` does, for a loss in units of ``unit``."""
+
+
 def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustRegionResult:
     """Do one update in place: an accepted step, or every parameter's bits as before.
 
@@ -53,11 +59,10 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
         options: Checked options.
         unit: What the problem's loss is multiplied by in every figure and decision.
     """
-    whole: Callable[[Options, float], TrustRegionResult] | None = getattr(problem, "update", None)
-    if whole is not None:
-        return whole(options, unit)
+    if isinstance(problem, WholeUpdate):
+        return problem.update(options, unit)
     theta = problem.parameters.start
-    loss, g = problem.gradient()
+    loss, g = problem.surrogate_gradient()
     size = norm(g)
     search = _Search(problem, options, theta, unit, loss * unit, size * unit)
     if not (math.isfinite(loss) and math.isfinite(search.gradient_norm)):

@@ -114,8 +114,8 @@ def assert_matches_reference(c: Case, tolerance: float = 1e-5) -> None:
     """Gradient, product and a candidate's figures against the reference in float64."""
     native = c.native()
     reference, _ = double(c)
-    loss, g = native.gradient()
-    exact_loss, exact_g = reference.gradient()
+    loss, g = native.surrogate_gradient()
+    exact_loss, exact_g = reference.surrogate_gradient()
     assert loss == pytest.approx(exact_loss, rel=tolerance, abs=tolerance)
     assert relative(g, exact_g) < tolerance
     v = torch.randn(len(g), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_float64_is_correct_to_rounding(activation: str) -> None:
 def test_solve_reaches_the_damped_solution() -> None:
     c = case(400, 5, None, (12,), dtype=torch.float64)
     native = c.native()
-    _, g = native.gradient()
+    _, g = native.surrogate_gradient()
     columns = [native.fisher_product(e) for e in torch.eye(len(g), dtype=torch.float64)]
     fisher = torch.stack(columns)
     torch.testing.assert_close(fisher, fisher.T, rtol=0, atol=1e-12)
@@ -175,7 +175,7 @@ def test_solve_reaches_the_damped_solution() -> None:
 
 def test_a_relative_residual_stops_the_solve_at_any_scale() -> None:
     native = case(400, 5).native()
-    _, g = native.gradient()
+    _, g = native.surrogate_gradient()
     counts = {native.solve(g * s, Options(cg_iters=50, cg_tol=0.1)).cg_iters for s in (1, 2**20)}
     assert len(counts) == 1
     assert 0 < counts.pop() < 50
@@ -189,7 +189,7 @@ def test_recomputed_activations_change_no_bit(
 
     def results() -> list[Tensor]:
         native = c.native(Options(fisher_fraction=0.5))
-        _, g = native.gradient()
+        _, g = native.surrogate_gradient()
         return [g, native.fisher_product(g), native.solve(g, Options()).x]
 
     kept = results()
@@ -207,7 +207,7 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
             native = c.native()
-            loss, g = native.gradient()
+            loss, g = native.surrogate_gradient()
             x = native.solve(g, Options()).x
             found.append((loss, g, x, native.evaluate(c.parameters.read() + 1e-3 * x)))
     finally:
@@ -224,7 +224,7 @@ def test_parallel_callers_get_the_serial_result() -> None:
 
     def solve(c: Case) -> Tensor:
         native = c.native()
-        _, g = native.gradient()
+        _, g = native.surrogate_gradient()
         return native.solve(g, Options()).x
 
     serial = [solve(c) for c in cases]
@@ -257,11 +257,11 @@ def test_frozen_parameters_get_no_step_and_shift_no_offsets() -> None:
 
 def test_parameters_of_any_strides_are_read_where_they_live() -> None:
     c = case(200, 9, None, (20, 20))
-    _, g = c.native().gradient()
+    _, g = c.native().surrogate_gradient()
     for t in c.parameters.tensors:
         if t.ndim == 2:
             t.data = t.data.t().contiguous().t()
-    _, strided = c.native().gradient()
+    _, strided = c.native().surrogate_gradient()
     assert torch.equal(g, strided)
 
 
@@ -292,7 +292,7 @@ def test_the_gil_is_released_and_ctrl_c_is_answered() -> None:
 import os, signal, sys, threading, time
 from test_cpu_problem import Options, case
 native = case(20000, 17).native()
-_, g = native.gradient()
+_, g = native.surrogate_gradient()
 main = threading.main_thread().ident
 def watch():
     place, ticks = None, 0
@@ -318,7 +318,7 @@ import sys, threading, time
 from test_cpu_problem import Options, case, torch
 from trpo_fast.backends.cpu.arguments import tensor_arg
 native = case(2000, 17).native()
-_, g = native.gradient()
+_, g = native.surrogate_gradient()
 tensors = g, torch.empty_like(g)
 v, out = (tensor_arg(t, torch.float32) for t in tensors)
 started = threading.Event()
@@ -346,7 +346,7 @@ def test_lazily_negated_observations_keep_their_sign() -> None:
     mirrored = torch.complex(torch.zeros_like(c.batch.obs), -c.batch.obs).conj().imag
     assert mirrored.is_neg()
     negated = Case(c.network, c.parameters, c.batch._replace(obs=mirrored))
-    assert torch.equal(negated.native().gradient()[1], c.native().gradient()[1])
+    assert torch.equal(negated.native().surrogate_gradient()[1], c.native().surrogate_gradient()[1])
 
 
 def test_observations_without_columns() -> None:
@@ -388,10 +388,10 @@ def test_a_forked_child_computes_the_same() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        _, g = c.native().gradient()
+        _, g = c.native().surrogate_gradient()
         child = os.fork()
         if child == 0:
-            same = torch.equal(c.native().gradient()[1], g)
+            same = torch.equal(c.native().surrogate_gradient()[1], g)
             os._exit(0 if same else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
@@ -410,7 +410,7 @@ class InPython:
 
     def __init__(self, native: cpu.CpuProblem) -> None:
         self.backend, self.parameters = native.backend, native.parameters
-        self.gradient, self.solve = native.gradient, native.solve
+        self.surrogate_gradient, self.solve = native.surrogate_gradient, native.solve
         self.fisher_product, self.evaluate = native.fisher_product, native.evaluate
 
 
@@ -458,6 +458,6 @@ def test_the_native_update_takes_the_steps_of_the_python_one(
     c.parameters.write(start)
     at_cap = native.cg_iters == options.cg_iters
     shorter = replace(options, cg_iters=options.cg_iters - 1) if at_cap else options
-    _, g = c.native(options).gradient()
+    _, g = c.native(options).surrogate_gradient()
     residual = c.native(options).solve(g / g.norm(), shorter).residual
     assert native.cg_residual == pytest.approx(residual, rel=10 * rtol, abs=atol)

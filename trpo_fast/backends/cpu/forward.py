@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
+from trpo_fast._native import kernels
 from trpo_fast.backends.cpu.arguments import layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Layer
@@ -32,7 +32,7 @@ class PackedForward:
             raise TypeError(
                 f"weights are {self._dtype}; the native CPU backend serves float32 and float64"
             )
-        native = _core.MlpForwardF32 if self._dtype is torch.float32 else _core.MlpForwardF64
+        native = kernels.MlpForwardF32 if self._dtype is torch.float32 else kernels.MlpForwardF64
         args = layer_args(layers, self._dtype)
         self._native = native(args, layers[0].weight.shape[1], torch.get_num_threads())
         self._memory = Workspace(self._native.workspace_bytes())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
+from trpo_fast._native import kernels
 from trpo_fast.backends.codes import HEAD_CODES
 from trpo_fast.backends.cpu.arguments import layer_args, packed_preconditioner, slabs_of, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
@@ -30,6 +30,7 @@ from trpo_fast.update.batch import Batch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, TrustRegionResult
+from trpo_fast.update.trust_region import WholeUpdate
 
 if TYPE_CHECKING:
     from trpo_fast._core import PreconditionerArg, TensorArg
@@ -68,7 +69,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     """
     if options.precision != "auto":
         return ROUNDINGS[options.precision].parts
-    if network.layers[0].weight.dtype != torch.float32 or not _core.bf16_instruction():
+    if network.layers[0].weight.dtype != torch.float32 or not kernels.bf16_instruction():
         return 0
     weights = sum(layer.weight.numel() for layer in network.layers)
     if batch.rows * options.fisher_fraction * weights < BF16_WORK:
@@ -76,7 +77,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     return int(preconditioner_kind(options, network, batch.rows) == "kfac")
 
 
-class CpuProblem(KroneckerStatistics):
+class CpuProblem(KroneckerStatistics, WholeUpdate):
     """A ``trust_region.Problem`` for a recognised network, served by the native module.
 
     Holds the batch's tensors and the workspace for the time of one update. The native side reads
@@ -109,7 +110,7 @@ class CpuProblem(KroneckerStatistics):
 
         used = [parameters.place.get(id(t)) for t in network.tensors()]
         parameters.used = [index in used for index in range(len(parameters.tensors))]
-        native = _core.PolicyProblemF32 if dtype is torch.float32 else _core.PolicyProblemF64
+        native = kernels.PolicyProblemF32 if dtype is torch.float32 else kernels.PolicyProblemF64
         head = network.head
         # A module may keep it [1, A]; the view has the parameter's own memory.
         log_std = None if network.log_std is None else network.log_std.detach().reshape(-1)
@@ -158,7 +159,7 @@ class CpuProblem(KroneckerStatistics):
             self.parameters.replace(theta, candidate)
         return result
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
         g = torch.empty(self._size, dtype=self._dtype, device="cpu")
         loss = self._native.gradient(tensor_arg(g, self._dtype))
@@ -208,7 +209,7 @@ class CpuProblem(KroneckerStatistics):
             torch.linalg.LinAlgError: it is not positive definite.
         """
         single = self._dtype is torch.float32
-        invert = _core.damped_inverse_f32 if single else _core.damped_inverse_f64
+        invert = kernels.damped_inverse_f32 if single else kernels.damped_inverse_f64
         count, width = slabs_of(len(factor))
         found = factor.new_empty(count, len(factor), width)
         matrix, to = tensor_arg(factor, self._dtype), tensor_arg(found, self._dtype)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
+from trpo_fast._native import kernels
 from trpo_fast.backends.codes import HEAD_CODES
 from trpo_fast.backends.cpu.arguments import layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
@@ -56,7 +56,7 @@ class NativeSampling:
         layers, head, log_std = network.layers, network.head, network.log_std
         dtype = layers[0].weight.dtype
         flat_log_std = None if log_std is None else log_std.detach().reshape(-1)
-        native = _core.SamplingF32 if dtype is torch.float32 else _core.SamplingF64
+        native = kernels.SamplingF32 if dtype is torch.float32 else kernels.SamplingF64
         self._native = native(
             layer_args(layers, dtype),
             layers[0].weight.shape[1],

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
+from trpo_fast._native import kernels
 from trpo_fast.backends.cpu.arguments import layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Layer
@@ -51,7 +51,7 @@ class AdamFit:
         # The native side holds addresses: these keep what they point at alive.
         self._kept = [layers, _moment(layers, adam, 0), _moment(layers, adam, 1)]
         parameters, exp_avg, exp_avg_sq = (layer_args(each, self.dtype) for each in self._kept)
-        native = _core.ValueFitF32 if self.dtype is torch.float32 else _core.ValueFitF64
+        native = kernels.ValueFitF32 if self.dtype is torch.float32 else kernels.ValueFitF64
         width, threads = layers[0].weight.shape[1], torch.get_num_threads()
         self._native = native(parameters, exp_avg, exp_avg_sq, width, batch_rows, threads)
         self._memory = Workspace(self._native.workspace_bytes())

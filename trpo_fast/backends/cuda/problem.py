@@ -37,6 +37,7 @@ from trpo_fast.update.batch import Batch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, TrustRegionResult
+from trpo_fast.update.trust_region import WholeUpdate
 
 if TYPE_CHECKING:
     from trpo_fast._core_cuda import PreconditionerArg, TensorArg
@@ -90,7 +91,7 @@ def in_tiles(network: Network, options: Options) -> bool:
     return widest > PANEL_WIDTH or options.preconditioner in ("diagonal", "kfac")
 
 
-class CudaProblem:
+class CudaProblem(WholeUpdate):
     """A ``trust_region.Problem`` for a recognised network on a CUDA device.
 
     Every method is one cooperative kernel on torch's current stream; only figures that the caller
@@ -165,7 +166,7 @@ class CudaProblem:
             self.parameters.replace(self.parameters.start, candidate)
         return result
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
         g = torch.empty(self._size, dtype=self._dtype, device=self._device)
         self._native.gradient(self._flat(g), self._figure_arg(), self._stream())

@@ -87,7 +87,7 @@ class GenericProblem:
         self.kept: Linearization | None = None  # of a single Fisher term
         self._convolutions = Convolutions()
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``.
 
         Raises:
@@ -128,7 +128,7 @@ class GenericProblem:
     def fisher_product(self, v: Tensor) -> Tensor:
         """``F v`` ``[P]``, without damping, over the Fisher's share of the rows."""
         if self.kept is None and self.fisher_terms is None:
-            self.gradient()
+            self.surrogate_gradient()
         if self.kept is not None:
             return self.kept.product(v)
         terms = self.fisher_terms or []

@@ -64,7 +64,7 @@ class ReferenceProblem:
         self.rounding = ROUNDINGS[options.precision]
         self.points: dict[int, tuple[Linearisation, Callable[[Tensor], Tensor]]] = {}
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
         self.old = []
         loss, g = 0.0, self._flatten(None, [])
