@@ -57,7 +57,7 @@ def native_and_twin(
     **options: Any,
 ) -> tuple[Any, Any, Any]:
     """The native product, its torch twin in float64, and the exact one, of one vector each."""
-    from test_cpu_problem import case, double
+    from cpu_cases import case, double
 
     c = case(rows, obs_dim, gym.spaces.Box(-1, 1, (actions,)), hidden, activation)
     _, d = double(c)
@@ -157,7 +157,7 @@ def test_any_width_and_depth(
 def test_bits_depend_neither_on_threads_nor_on_the_cache(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_cpu_problem import case
+    from cpu_cases import case
 
     from trpo_fast.backends.cpu import problem as cpu
 
@@ -187,7 +187,7 @@ def test_the_fisher_share_of_the_rows_is_rounded_alike(precision: str) -> None:
 @native_only
 @every_precision
 def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
-    from test_cpu_problem import case
+    from cpu_cases import case
 
     c = case(400)
     plain, rounded = c.native(Options(precision="fp32")), c.native(Options(precision=precision))
@@ -299,7 +299,7 @@ class TestWhoGetsIt:
     def test_auto_goes_by_hardware_preconditioner_dtype_and_size(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from test_cpu_problem import case
+        from cpu_cases import case
 
         from trpo_fast.backends.cpu import problem as cpu
 

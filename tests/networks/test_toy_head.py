@@ -91,6 +91,7 @@ def textbook_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> 
 def entered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "HEADS", [*heads.HEADS, GeometricHead])
     monkeypatch.setitem(update_cases.HEAD_FISHERS, "geometric", textbook_fisher)
+    monkeypatch.setattr("trpo_fast.base.errors._said", set())  # a fallback is said once a process
 
 
 class Own(nn.Module):
@@ -150,7 +151,7 @@ def test_products_gradient_and_candidates_equal_the_dense_oracle(
     policy, exact, data = pair(COUNTS, dtype, weighted=weighted)
     tolerance = 2e-5 if dtype is torch.float32 else 1e-10  # as for the package's own heads
     problem = build(policy, in_dtype(data, dtype), Options())
-    loss, g = problem.gradient()
+    loss, g = problem.surrogate_gradient()
     old = old_distribution(exact, data)
     expected, _ = loss_and_kl(exact, data, old)
     assert loss == pytest.approx(float(expected.detach()), rel=10 * tolerance, abs=tolerance)

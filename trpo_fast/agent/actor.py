@@ -76,7 +76,7 @@ class Actor:
         *,
         deterministic: bool,
     ) -> npt.NDArray[Any]:
-        """The same for a list of single observations and their infos (with their masks)."""
+        """Actions [n, ...] for a list of n single observations and their infos, with masks."""
         with np.errstate(over="ignore"):
             rows = np.stack([self._flatten.one(observation) for observation in observations])
         found = [self._mask_of(o, info) for o, info in zip(observations, infos, strict=True)]

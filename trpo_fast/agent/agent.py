@@ -119,7 +119,7 @@ class TRPO:
 
     @property
     def collector(self) -> RolloutCollector:
-        """What steps the environments."""
+        """The collector, which steps the environments."""
         return self.training.collector
 
     @property

@@ -27,7 +27,7 @@ class CallbackRunner:
         self._call("init_callback", agent)
 
     def start(self, local: LocalsGlobals, global_: LocalsGlobals) -> None:
-        """Before the first update."""
+        """Called once, before the first update."""
         self._call("on_training_start", local, global_)
 
     def step(self, local: LocalsGlobals, global_: LocalsGlobals) -> bool:

@@ -75,7 +75,7 @@ def check_allowed(actions: Tensor, mask: Tensor, nvec: tuple[int, ...]) -> None:
 
 
 def shifted_logits(logits: Tensor) -> Tensor:
-    """The same logits with greatest entry 0 in the last dimension.
+    """Logits of the same distribution, moved to have 0 as the greatest of the last dimension.
 
     torch normalises by ``logits - logsumexp(logits)``, which loses log n where the logits' ulp is
     above it: probabilities would sum to n, and a KL could be negative.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trpo_fast.backends.generic.problem import Evaluation, GenericProblem, Term, refuse_generic
+from trpo_fast.backends.generic.problem import GenericProblem, ModelCall, Term, refuse_generic
 from trpo_fast.base.errors import say_once
 from trpo_fast.base.modes import Draws, own_precision, twice_differentiable
 from trpo_fast.base.tensors import all_finite
@@ -207,7 +207,7 @@ class TRPOOptimizer(LightOptimizer):
         sign = -1.0 if options.maximize else 1.0
         draws = Draws(options.noise, parameters.device)
 
-        def evaluation() -> Evaluation:
+        def evaluation() -> ModelCall:
             with draws.same():
                 return read_closure(closure(), sign)
 

@@ -55,8 +55,7 @@ def precondition(
 ) -> None:
     """Give the problem the preconditioner that the options ask for, at theta_old."""
     kind = preconditioner_kind(options, network, batch.rows, lasts=curvature.lasts)
-    # On a device nothing is known yet of what "auto" would gain.
-    if kind == "none" or (options.preconditioner == "auto" and problem.backend == "cuda"):
+    if kind == "none" or (options.preconditioner == "auto" and not problem.gains_known):
         return
     problem.preconditioner = curvature.preconditioner(
         kind, network, problem, batch, options.damping, options.fisher_fraction

@@ -39,7 +39,7 @@ class Structure:
     log_std: int | float | None = None
 
     def slots(self) -> Iterator[int]:
-        """Every slot in use."""
+        """The slots of the tensors that the structure uses."""
         if isinstance(self.log_std, int):
             yield self.log_std
         for step in self.steps:
@@ -142,7 +142,7 @@ def _gaussian(tracer: Tracer, normal: Normal) -> Structure | str:
 
 
 def value_structure(tracer: Tracer, result: Any) -> Structure | str:
-    """As ``policy_structure``, of a value function."""
+    """The structure of a value function from what it returned, or why there is none."""
     if not isinstance(result, Tensor):
         return f"forward returns a {type(result).__name__}, not a tensor"
     value = tracer.value(result)
@@ -179,5 +179,5 @@ def value_tensors(
 
 
 def _rows_of(layers: Sequence[Layer], rows: Tensor) -> Tensor:
-    """As ``fused_batch`` prepares them."""
+    """Observations as ``fused_batch`` prepares them: flat rows ``[n, O]`` in the layers' dtype."""
     return rows.flatten(1).to(layers[0].weight.dtype)

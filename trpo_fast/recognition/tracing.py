@@ -86,7 +86,7 @@ class Tracer(TorchFunctionMode):
         self._record(obs, Observations())
 
     def value(self, tensor: Tensor) -> Value:
-        """What a tensor holds."""
+        """What is known of a tensor's origin; ``Unknown`` with the reason otherwise."""
         return self._known(tensor) or _UNFOLLOWED
 
     def __torch_function__(
@@ -222,7 +222,7 @@ class Tracer(TorchFunctionMode):
         return "a constant" if isinstance(value, Constant) else "the output of a layer"
 
     def slot(self, index: int) -> Tensor:
-        """The tensor in a slot."""
+        """The module's parameter or buffer of that number."""
         return self._slots[index]
 
     def slot_name(self, index: int) -> str:

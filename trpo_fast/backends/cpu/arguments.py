@@ -50,16 +50,16 @@ def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
     ]
 
 
-class PackedPreconditioner(NamedTuple):
+class SlabPreconditioner(NamedTuple):
     """A preconditioner as the native module takes it, and the tensors that this points into."""
 
     argument: PreconditionerArg
     tensors: list[Tensor]
 
 
-def packed_preconditioner(found: Preconditioner) -> PackedPreconditioner:
+def slab_preconditioner(found: Preconditioner) -> SlabPreconditioner:
     """The native layout of a preconditioner, made once and kept with it."""
-    if not isinstance(found.packed, PackedPreconditioner):
+    if not isinstance(found.packed, SlabPreconditioner):
         tensors: list[Tensor] = []
 
         def arg(tensor: Tensor) -> TensorArg:
@@ -70,7 +70,7 @@ def packed_preconditioner(found: Preconditioner) -> PackedPreconditioner:
         # Two matrices in slabs for each block, as large as its R.
         work = sum(2 * at.outputs * math.prod(slabs_of(at.columns)) for at, _ in found.blocks)
         argument = arg(found.diagonal), blocks, arg(found.diagonal.new_empty(work))
-        found.packed = PackedPreconditioner(argument, tensors)
+        found.packed = SlabPreconditioner(argument, tensors)
     return found.packed
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trpo_fast._native import kernels
 from trpo_fast.backends.codes import HEAD_CODES
-from trpo_fast.backends.cpu.arguments import layer_args, packed_preconditioner, slabs_of, tensor_arg
+from trpo_fast.backends.cpu.arguments import layer_args, slab_preconditioner, slabs_of, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.backends.native_update import (
     SOLVE_STATUS,
@@ -92,6 +92,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
 
     backend = "cpu"
     preconditioner: Preconditioner | None = None
+    gains_known = True
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
@@ -264,7 +265,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
     def _preconditioner(self) -> PreconditionerArg | None:
         if self.preconditioner is None:
             return None
-        return packed_preconditioner(self.preconditioner).argument
+        return slab_preconditioner(self.preconditioner).argument
 
     def _update_work(self) -> Tensor:
         if self._work is None:

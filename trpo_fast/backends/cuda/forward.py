@@ -11,7 +11,13 @@ from torch import Tensor
 
 from trpo_fast import _native
 from trpo_fast.backends.codes import ACTIVATION_CODES
-from trpo_fast.backends.cuda.layout import ALIGNMENT, MAX_LAYERS, PANEL_WIDTH, Place, packed_map
+from trpo_fast.backends.cuda.layout import (
+    ALIGNMENT,
+    MAX_LAYERS,
+    PANEL_WIDTH,
+    TensorPlace,
+    packed_map,
+)
 from trpo_fast.networks.network import Layer
 
 if TYPE_CHECKING:
@@ -55,7 +61,7 @@ class DeviceForward:
         self._core = found
         start = 0
         pieces: list[Tensor] = []
-        places: list[tuple[Place, Place | None]] = []
+        places: list[tuple[TensorPlace, TensorPlace | None]] = []
         for layer in layers:
             weight = (start, tuple(layer.weight.shape))
             start += layer.weight.numel()

@@ -19,7 +19,7 @@ from trpo_fast.backends.cuda.layout import (
     MAX_BLOCKS,
     MAX_LAYERS,
     PANEL_WIDTH,
-    Place,
+    TensorPlace,
     packed_map,
     packed_preconditioner,
 )
@@ -111,6 +111,7 @@ class CudaProblem(WholeUpdate):
 
     backend = "cuda"
     preconditioner: Preconditioner | None = None
+    gains_known = False
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
@@ -253,7 +254,7 @@ class CudaProblem(WholeUpdate):
         starts = [0, *accumulate(parameters.sizes)]
         used: set[int] = set()
         frozen: list[Tensor] = []
-        places: dict[int, Place] = {}
+        places: dict[int, TensorPlace] = {}
         for tensor in network.tensors():
             index = parameters.place.get(id(tensor))
             if index is None:

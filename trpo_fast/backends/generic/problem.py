@@ -28,7 +28,7 @@ CANDIDATE_REFUSED = ("to satisfy the constraint", "to be within the support")
 NOISE = 1e-6  # a KL(theta, theta) that rounding explains, in nats
 
 
-class Evaluation(NamedTuple):
+class ModelCall(NamedTuple):
     """What one call of the model gave: a scalar loss, the distribution, weights or None."""
 
     loss: Tensor
@@ -43,7 +43,7 @@ class Term(NamedTuple):
     is a closure, whose number of calls is promised.
     """
 
-    call: Callable[[], Evaluation]
+    call: Callable[[], ModelCall]
     share: float
     rows: Callable[[], Rows] | None = None
 

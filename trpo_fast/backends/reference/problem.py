@@ -47,6 +47,7 @@ class ReferenceProblem:
 
     backend = "reference"
     preconditioner: Preconditioner | None = None
+    gains_known = True
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
