@@ -141,6 +141,7 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
     shape = tuple(space.shape or ())
     size = math.prod(shape)
     to_env = getattr(policy, "to_env", None)
+    in_dtype = dtype_converter(space)
 
     def finish(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if array.size != len(array) * size:
@@ -149,7 +150,7 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
                 f"{(len(array), *shape)}: its forward must give a distribution over such actions"
             )
         shaped: npt.NDArray[Any] = array.reshape(len(array), *shape)
-        return shaped.astype(space.dtype, copy=False)
+        return in_dtype(shaped)
 
     if callable(to_env):
 
@@ -171,5 +172,26 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
                 space.dtype
             )
             return shifted
+
+    return convert
+
+
+def dtype_converter(space: Space) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """The cast of actions [B, ...] to the space's dtype.
+
+    A bound of a float64 Box rounded to float32 may lie outside: an action on the rounded bound is
+    put on the space's own.
+    """
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions.astype(space.dtype, copy=False)
+    with np.errstate(over="ignore"):
+        rounded = [(bound, bound.astype(np.float32)) for bound in (space.low, space.high)]
+    exact = all(np.array_equal(bound, narrow) for bound, narrow in rounded)
+
+    def convert(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        cast = actions.astype(space.dtype, copy=False)
+        for bound, narrow in () if exact else rounded:
+            cast = np.where(actions == narrow, bound, cast)
+        return cast
 
     return convert

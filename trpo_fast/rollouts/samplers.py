@@ -22,7 +22,7 @@ from trpo_fast import _native
 from trpo_fast.backends.codes import HEAD_CODES
 from trpo_fast.base.modes import seeded_generators
 from trpo_fast.base.tensors import all_finite
-from trpo_fast.environments.flattening import action_converter
+from trpo_fast.environments.flattening import action_converter, dtype_converter
 from trpo_fast.networks import network
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import network_of
@@ -154,6 +154,7 @@ class NativeSampler(NetworkSampler):
             self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
             shape = (*self._noise.shape[:2], *(self._space.shape or ()))
             self._shaped = self._env_actions.reshape(shape)
+            self._in_dtype = dtype_converter(self._space)
 
     def _actions(self) -> Array:
         assert self._recording.actions is not None  # noqa: S101
@@ -189,8 +190,7 @@ class NativeSampler(NetworkSampler):
         if self._env_actions is None:
             assert self._recording.actions is not None  # noqa: S101
             return self._to_env(self._recording.actions[t])
-        given: Array = self._shaped[t].astype(self._space.dtype, copy=False)
-        return given
+        return self._in_dtype(self._shaped[t])
 
     def log_probs(self) -> Tensor:
         """Log-probabilities [T, B] of the actions."""
