@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from trpo_fast.base.errors import BadObservationError
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
-from trpo_fast.environments.flattening import ObservationFlattener, action_converter, entry
+from trpo_fast.environments.flattening import ObservationFlattener, action_converter
+from trpo_fast.environments.observation_check import entry
 from trpo_fast.networks.distributions import mode
 from trpo_fast.rollouts.normalization import ObservationNormalizer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from trpo_fast.base.errors import UnsupportedSpaceError
 from trpo_fast.base.spaces import SUPPORTED_OBSERVATIONS, Space
+from trpo_fast.environments.observation_check import as_kept, leaves, pick, require_inside
 
 # Writes one leaf of a batch [B, ...] into its columns [B, width].
 _Write = Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], None]
@@ -37,7 +38,7 @@ class ObservationFlattener:
         self.space = space
         self._leaves: list[_Leaf] = []
         self.width = 0
-        for path, leaf in _leaves(space, ()):
+        for path, leaf in leaves(space):
             width, write = _leaf_writer(leaf, path)
             self._leaves.append((path, slice(self.width, self.width + width), write))
             self.width += width
@@ -52,54 +53,27 @@ class ObservationFlattener:
         Raises:
             ValueError: the batch does not have the space's shape, or an index is out of range.
         """
-        first = self._pick(batch, self._leaves[0][0])
+        first = pick(batch, self._leaves[0][0])
         rows = np.empty((len(first), self.width), np.float32) if out is None else out
         for path, columns, write in self._leaves:
-            write(np.asarray(self._pick(batch, path)), rows[:, columns])
+            write(np.asarray(pick(batch, path)), rows[:, columns])
         return rows
 
     def one(self, observation: Any) -> npt.NDArray[np.float32]:
         """Flatten a single observation to [O]."""
         row = np.empty(self.width, np.float32)
         for path, columns, write in self._leaves:
-            write(np.asarray(self._pick(observation, path))[None], row[None, columns])
+            write(np.asarray(pick(observation, path))[None], row[None, columns])
         return row
-
-    @staticmethod
-    def _pick(batch: Any, path: tuple[Any, ...]) -> Any:
-        for key in path:
-            batch = entry(batch, key)
-        return batch
-
-
-def entry(observation: Any, key: Any) -> Any:
-    """One entry of a nested observation; ValueError where it has none."""
-    try:
-        return observation[key]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(
-            f"the observation, a {type(observation).__name__}, has no entry {key}"
-        ) from None
-
-
-def _leaves(space: Space, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Space]]:
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            yield from _leaves(part, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        for index, part in enumerate(space.spaces):
-            yield from _leaves(part, (*path, index))
-    else:
-        yield path, space
 
 
 def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
-        return int(np.prod(space.shape)), _write_numbers
+        return int(np.prod(space.shape)), _numbers(space, path)
     if isinstance(space, spaces.Discrete):
-        return _one_hot(np.array([space.n]), np.array([space.start]))
+        return _one_hot(space, path, np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
-        return _one_hot(space.nvec.ravel(), np.asarray(space.start).ravel())
+        return _one_hot(space, path, space.nvec.ravel(), np.asarray(space.start).ravel())
     where = f" (at {'/'.join(map(str, path))})" if path else ""
     raise UnsupportedSpaceError(
         f"observations of {type(space).__name__}{where} are not supported. "
@@ -108,15 +82,23 @@ def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
     )
 
 
-def _write_numbers(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
-    rows[...] = batch.reshape(rows.shape)
+def _numbers(space: Space, path: tuple[Any, ...]) -> _Write:
+    def write(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
+        kept = as_kept(batch, space, path)
+        require_inside(kept, space, path)
+        rows[...] = kept.reshape(rows.shape)
+
+    return write
 
 
-def _one_hot(nvec: npt.NDArray[Any], start: npt.NDArray[Any]) -> tuple[int, _Write]:
+def _one_hot(
+    space: Space, path: tuple[Any, ...], nvec: npt.NDArray[Any], start: npt.NDArray[Any]
+) -> tuple[int, _Write]:
     offsets = np.concatenate([[0], np.cumsum(nvec)[:-1]]).astype(np.int64)
 
     def write(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
-        index = batch.reshape(len(rows), -1).astype(np.int64) - start  # [B, k]
+        kept = as_kept(batch, space, path).reshape(len(rows), -1)
+        index = kept.astype(np.int64) - start  # [B, k]
         outside = (index < 0) | (index >= nvec)
         if outside.any():
             row, entry = (int(i) for i in np.argwhere(outside)[0])

@@ -28,6 +28,7 @@ from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import check_action_space, logit_blocks
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
+from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.seeded_episodes import restart_seed
 
 Bool = npt.NDArray[np.bool_]
@@ -92,6 +93,7 @@ class VectorEnvironment:
             vector.single_observation_space, bool(self._blocks)
         )
         self._flatten = ObservationFlattener(self.observation_space)
+        self._check = ObservationCheck(vector.single_observation_space)
         self._no_finals = np.empty((0, self.observation_width), np.float32)
         self.autoreset_mode = _autoreset_mode(vector)
         self._remake = remake
@@ -133,7 +135,7 @@ class VectorEnvironment:
         batch, infos = self._guard(self.vector.reset, seed=seed)
         self._resetting = self._nowhere
         self._find_masks(infos)
-        self._flatten(batch, out)
+        self._write(batch, out)
         return self._masks(batch, infos, self._nowhere)
 
     def step(self, actions: npt.NDArray[Any], out: Float32) -> Transition:
@@ -149,7 +151,7 @@ class VectorEnvironment:
         """
         batch, rewards, terminated, truncated, infos = self._guard(self.vector.step, actions)
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
-        self._flatten(batch, out)
+        self._write(batch, out)
         ended = terminated | truncated
         resetting, finals = self._resetting, _NO_ENVS
         final_observations = self._no_finals
@@ -204,7 +206,7 @@ class VectorEnvironment:
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environments of ``where``; their infos replace those in ``infos``."""
         batch, fresh = self._guard(self.vector.reset, options={"reset_mask": where.copy()})
-        out[where] = self._flatten(batch)[where]
+        out[where] = self._write(batch)[where]
         merged = dict(infos)
         if MASK_KEY in fresh and MASK_KEY in infos:
             merged[MASK_KEY] = np.array(infos[MASK_KEY])
@@ -228,8 +230,25 @@ class VectorEnvironment:
             )
         found = infos["final_obs"]
         if isinstance(found, Mapping):  # a batch of a Dict space, not an array of dicts
-            return self._flatten(found)[envs]
-        return np.stack([self._flatten.one(found[env]) for env in envs])
+            return self._guard(self._flatten, found)[envs]
+        return np.stack([self._guard(self._flatten.one, found[env]) for env in envs])
+
+    def _write(self, batch: Any, out: Float32 | None = None) -> Float32:
+        """The rows of a batch; EnvironmentFault where it is not what the space says."""
+        inner = self.vector.unwrapped
+        if not self._seeded and isinstance(inner, SyncVectorEnv):
+            # Not the batch: there, numbers have been bent to the space already.
+            for env, observation in enumerate(inner._env_obs):
+                try:
+                    self._check(observation)
+                except ValueError as error:
+                    raise EnvironmentFault(
+                        f"environment {env} of {self.name}: {error}", env_index=env
+                    ) from error
+        try:
+            return self._flatten(batch, out)
+        except ValueError as error:
+            raise EnvironmentFault(f"{self.name}: {error}") from error
 
     # Action masks
 
@@ -322,7 +341,7 @@ class VectorEnvironment:
                     "not repeat itself from the same seed and actions, so it cannot be resumed.",
                     env_index=env,
                 )
-            out[env] = self._flatten.one(observation)
+            out[env] = self._guard(self._flatten.one, observation)
 
     # Faults and the end
 
