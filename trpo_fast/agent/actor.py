@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trpo_fast.base.errors import BadObservationError
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
-from trpo_fast.environments.flattening import ObservationFlattener, action_converter
+from trpo_fast.environments.flattening import ObservationFlattener, Rows, action_converter
 from trpo_fast.environments.observation_check import entry
 from trpo_fast.networks.distributions import mode
 from trpo_fast.rollouts.normalization import ObservationNormalizer
@@ -66,8 +66,7 @@ class Actor:
 
         Raises ValueError where one of them does not fit the space or is not finite.
         """
-        with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
-            rows = self._flatten(observations)
+        rows = self._flatten(observations)
         return self._act(rows, deterministic, self._masks(masks, observations))
 
     def act_each(
@@ -78,22 +77,23 @@ class Actor:
         deterministic: bool,
     ) -> npt.NDArray[Any]:
         """The same for a list of single observations and their infos (with their masks)."""
-        with np.errstate(over="ignore"):
-            rows = np.stack([self._flatten.one(observation) for observation in observations])
+        rows = np.stack([self._flatten.one(observation) for observation in observations])
         found = [self._mask_of(o, info) for o, info in zip(observations, infos, strict=True)]
         masks = [mask for mask in found if mask is not None]
         return self._act(rows, deterministic, np.stack(masks) if masks else None)
 
     def _act(
-        self, rows: npt.NDArray[np.float32], deterministic: bool, masks: npt.ArrayLike | None
+        self, rows: Rows, deterministic: bool, masks: npt.ArrayLike | None
     ) -> npt.NDArray[Any]:
-        shown = torch.from_numpy(rows)
-        if not all_finite(shown):
-            env, feature = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-            raise BadObservationError(env, feature, rows[env])
-        obs = shown.to(self._device)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
+            narrow = rows.astype(np.float32, copy=False)
+        if not all_finite(torch.from_numpy(narrow)):
+            env, feature = (int(i) for i in np.argwhere(~np.isfinite(narrow))[0])
+            raise BadObservationError(env, feature, narrow[env])
+        obs = torch.from_numpy(rows).to(self._device)
         if self._normalizer is not None:
             obs = self._normalizer(obs)
+        obs = obs.float()
         training = self.policy.training
         self.policy.eval()
         try:

@@ -32,8 +32,10 @@ from trpo_fast.update.result import TrustRegionResult
 OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
-# Below this share of the largest advantage, their deviation is rounding, not signal.
+# Below this share of what they were computed from in float32, advantages' deviation is rounding.
 CONSTANT_SHARE = 1e-6
+# Likewise of what was float64.
+WIDE_CONSTANT_SHARE = 1e-12
 
 
 # What is made in inference mode could never be stepped outside it.
@@ -133,7 +135,7 @@ class Learner:
         masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
         # The rollout's own log-probabilities are those of the current policy: None computes them
         # as the step itself does, so that the ratio is 1 to the last bit.
-        scaled = self._scaled(rollout.select(advantages)).to(self.device)
+        scaled = self._scaled(rollout.select(advantages), values).to(self.device, values.dtype)
         with budget.phase("update"):
             self.optimizer.step(
                 obs=observations,
@@ -142,7 +144,7 @@ class Learner:
                 old_log_prob=None,
                 action_mask=masks,
             )
-        returns = rollout.select(returns)
+        returns = rollout.select(returns).to(values.dtype)
         with budget.phase("critic"):
             fit = self.critic.fit(observations, returns.to(self.device), rng)
         if fit.skipped_rows:
@@ -162,7 +164,9 @@ class Learner:
 
         def shown(observations: Tensor) -> Tensor:
             observations = observations.to(self.device)
-            return observations if self.normalizer is None else self.normalizer(observations)
+            if self.normalizer is not None:
+                observations = self.normalizer(observations)
+            return observations.float()
 
         with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
             return dataclasses.replace(
@@ -176,10 +180,10 @@ class Learner:
         """V of observations [N, O] as the networks see them, on the CPU."""
         return state_values(self.value_function, observations).cpu()
 
-    def _scaled(self, advantages: Tensor) -> Tensor:
+    def _scaled(self, advantages: Tensor, values: Tensor) -> Tensor:
         if not self.config.normalize_advantages:
             return advantages
-        scaled, ok = normalize_advantages(advantages)
+        scaled, ok = normalize_advantages(advantages, values)
         if not ok:
             text = "the batch's advantages are all equal: they are not scaled"
             self._count("train/unscaled_advantages", 1, text)
@@ -314,17 +318,23 @@ def shared_parameters(policy: nn.Module, value: nn.Module, width: int) -> list[n
     return shared
 
 
-def normalize_advantages(advantages: Tensor) -> tuple[Tensor, bool]:
+def normalize_advantages(advantages: Tensor, values: Tensor | None = None) -> tuple[Tensor, bool]:
     """Advantages [N] less their mean, over their deviation, and whether they could be scaled.
 
     A single advantage, or equal ones, have no deviation to divide by: those come back unscaled.
+    With ``values``, those alone of what the advantages were computed from were float32.
     """
     wide = advantages.double()
     centred = wide - wide.mean()
     deviation = float(centred.square().mean().sqrt()) if len(wide) else 0.0
-    if not deviation > CONSTANT_SHARE * float(wide.abs().max() if len(wide) else 0.0):
+    rounding = CONSTANT_SHARE * _largest(wide if values is None else values)
+    if not deviation > max(rounding, WIDE_CONSTANT_SHARE * _largest(wide)):
         return advantages, False
     return (centred / deviation).to(advantages.dtype), True
+
+
+def _largest(numbers: Tensor) -> float:
+    return float(numbers.abs().max()) if numbers.numel() else 0.0
 
 
 def _make_policy(

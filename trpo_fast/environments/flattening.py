@@ -1,4 +1,4 @@
-"""Observations as rows of float32, actions as the environment takes them."""
+"""Observations as rows of numbers, actions as the environment takes them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from trpo_fast.base.spaces import SUPPORTED_OBSERVATIONS, Space
 from trpo_fast.environments.observation_check import as_kept, leaves, pick, require_inside
 
 # Writes one leaf of a batch [B, ...] into its columns [B, width].
-_Write = Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], None]
+Rows = npt.NDArray[np.floating[Any]]
+_Write = Callable[[npt.NDArray[Any], Rows], None]
 _Leaf = tuple[tuple[Any, ...], slice, _Write]
 
 
 class ObservationFlattener:
-    """Batches of a space's observations to [B, O] float32, as gymnasium.spaces.flatten orders them.
+    """Batches of a space's observations to rows [B, O], as gymnasium.spaces.flatten orders them.
 
     Boxes and MultiBinary are unrolled, Discrete and MultiDiscrete become one-hot blocks, Dict and
-    Tuple entries stand side by side. Numbers beyond float32 become infinite.
+    Tuple entries stand side by side. Rows have ``dtype``: float64 where a part of the space is
+    wider than float32, whose digits a mean far from 0 would use up, else float32.
 
     Args:
         space: the space of one observation.
@@ -44,24 +46,24 @@ class ObservationFlattener:
             self.width += width
         if not self.width:
             raise UnsupportedSpaceError(f"the observation space {space} holds nothing.")
+        wide = any(_is_wide(leaf) for _, leaf in leaves(space))
+        self.dtype: type[np.floating[Any]] = np.float64 if wide else np.float32
 
-    def __call__(
-        self, batch: Any, out: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def __call__(self, batch: Any, out: Rows | None = None) -> Rows:
         """Flatten a batch as gymnasium's vector environments stack it, into ``out`` if given.
 
         Raises:
             ValueError: the batch does not have the space's shape, or an index is out of range.
         """
         first = pick(batch, self._leaves[0][0])
-        rows = np.empty((len(first), self.width), np.float32) if out is None else out
+        rows = np.empty((len(first), self.width), self.dtype) if out is None else out
         for path, columns, write in self._leaves:
             write(np.asarray(pick(batch, path)), rows[:, columns])
         return rows
 
-    def one(self, observation: Any) -> npt.NDArray[np.float32]:
+    def one(self, observation: Any) -> Rows:
         """Flatten a single observation to [O]."""
-        row = np.empty(self.width, np.float32)
+        row: Rows = np.empty(self.width, self.dtype)
         for path, columns, write in self._leaves:
             write(np.asarray(pick(observation, path))[None], row[None, columns])
         return row
@@ -82,8 +84,13 @@ def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
     )
 
 
+def _is_wide(space: Space) -> bool:
+    """Whether a leaf's numbers may need more than float32's 24 bits."""
+    return isinstance(space, spaces.Box) and not np.can_cast(space.dtype, np.float32)
+
+
 def _numbers(space: Space, path: tuple[Any, ...]) -> _Write:
-    def write(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
+    def write(batch: npt.NDArray[Any], rows: Rows) -> None:
         kept = as_kept(batch, space, path)
         require_inside(kept, space, path)
         rows[...] = kept.reshape(rows.shape)
@@ -96,7 +103,7 @@ def _one_hot(
 ) -> tuple[int, _Write]:
     offsets = np.concatenate([[0], np.cumsum(nvec)[:-1]]).astype(np.int64)
 
-    def write(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
+    def write(batch: npt.NDArray[Any], rows: Rows) -> None:
         kept = as_kept(batch, space, path).reshape(len(rows), -1)
         index = kept.astype(np.int64) - start  # [B, k]
         outside = (index < 0) | (index >= nvec)

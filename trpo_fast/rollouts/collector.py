@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import nn
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.tensors import bad_rows
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
@@ -42,7 +43,7 @@ class RolloutCollector:
         self.env = env
         self.on_fault = on_fault
         self.dropped_episodes = 0
-        self._observations = np.zeros((env.num_envs, env.observation_width), np.float32)
+        self._observations = np.zeros((env.num_envs, env.observation_width), env.observation_dtype)
         self._masks: Bool | None = None
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
@@ -115,7 +116,7 @@ class RolloutCollector:
         self._masks = self.env.reset(self._observations, self._restarts)
         self._returns[:] = 0
         self._lengths[:] = 0
-        self._renew(_bad_rows(self._observations), self._observations)
+        self._renew(bad_rows(self._observations), self._observations)
         self._started = True
 
     def _step(
@@ -165,14 +166,14 @@ class RolloutCollector:
         env_actions: npt.NDArray[Any],
     ) -> None:
         following = recording.observations[t + 1]
-        bad_row = _bad_rows(following)
+        bad_row = bad_rows(following)
         # Where an episode was terminated its final observation has no use, and environments do
         # terminate because it is not finite. NEXT_STEP alone shows it here.
         unused = bad_row & transition.terminated & ~transition.fresh
         following[unused] = 0
-        bad_reward = ~np.isfinite(recording.rewards[t])
+        bad_reward = bad_rows(recording.rewards[t][:, None])
         bad_episode = bad_reward | (bad_row & ~unused & ~transition.fresh)
-        bad_final = _bad_rows(transition.final_observations)
+        bad_final = bad_rows(transition.final_observations)
         bad_episode[transition.final_envs[bad_final]] = True
         if bad_episode.any():
             if self.on_fault == "stop":
@@ -220,7 +221,7 @@ class RolloutCollector:
             self._masks = self.env.reset_where(running, following, self._masks)
         self._require_finite_start(bad & ~pending, following)
 
-    def _renew(self, bad: Bool, observations: npt.NDArray[np.float32]) -> None:
+    def _renew(self, bad: Bool, observations: npt.NDArray[np.floating[Any]]) -> None:
         """Reset once more where the first observation of an episode is not finite."""
         if not bad.any():
             return
@@ -230,8 +231,10 @@ class RolloutCollector:
         self._masks = self.env.reset_where(bad, observations, self._masks)
         self._require_finite_start(bad, observations)
 
-    def _require_finite_start(self, where: Bool, observations: npt.NDArray[np.float32]) -> None:
-        bad = where & _bad_rows(observations)
+    def _require_finite_start(
+        self, where: Bool, observations: npt.NDArray[np.floating[Any]]
+    ) -> None:
+        bad = where & bad_rows(observations)
         if bad.any():
             raise self._nan_fault(int(np.flatnonzero(bad)[0]), "observation", None)
 
@@ -299,8 +302,10 @@ class RolloutCollector:
         actions = np.split(np.asarray(state["actions"]), ends[:-1])
         numbers = [int(number) for number in state["episodes"]]
         self.env.replay(list(zip(numbers, actions, strict=True)), self._observations)
-        if not np.array_equal(self._observations, state["observations"]):
-            env = int(np.argwhere(self._observations != state["observations"])[0][0])
+        recorded = np.asarray(state["observations"])  # of float32 in every older checkpoint
+        differs = self._observations.astype(recorded.dtype, copy=False) != recorded
+        if differs.any():
+            env = int(np.argwhere(differs)[0][0])
             warnings.warn(
                 f"replaying the episode of environment {env} of {self.env.name} led to another "
                 "observation than recorded: the environment does not depend on its seed and "
@@ -328,7 +333,3 @@ def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) 
             )
     if "episodes" in state and int(np.sum(state["action_counts"])) != len(state["actions"]):
         raise ValueError("state: the number of recorded actions does not match action_counts.")
-
-
-def _bad_rows(rows: npt.NDArray[np.float32]) -> Bool:
-    return np.asarray(np.logical_not(np.isfinite(rows)).any(axis=1))
