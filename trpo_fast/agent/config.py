@@ -217,6 +217,12 @@ class Config:
         minimum=0,
     )
     eval_episodes: int = _option(10, "run", "episodes of an evaluation", minimum=1)
+    eval_envs: int = _option(
+        16, "run", "most environments that an evaluation makes, beside the training's", minimum=1
+    )
+    eval_max_steps: int = _option(
+        100_000, "run", "steps after which an episode of an evaluation is stopped", minimum=1
+    )
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
 from trpo_fast.environments.observation_check import ObservationCheck
 
 # Actions of a running episode that are kept one by one before they are packed into an array.
@@ -54,9 +55,9 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self._packed: list[npt.NDArray[Any]] = []
         self._newest: list[npt.NDArray[Any]] = []
         self._check = ObservationCheck(env.observation_space)
-        self._mask_method = (
-            env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
-        )
+        self._masks = MaskReader(env.action_space)
+        has_method = self._masks.width and env.has_wrapper_attr("action_masks")
+        self._mask_method = env.get_wrapper_attr("action_masks") if has_method else None
 
     @property
     def has_mask_method(self) -> bool:
@@ -107,11 +108,15 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             self._newest = []
 
     def _mask_info(self, info: dict[str, Any]) -> dict[str, Any]:
-        if "action_mask" in info:
-            return {"action_mask": np.asarray(info["action_mask"], bool).ravel()}
-        if self._mask_method is not None:
-            return {"action_mask": np.asarray(self._mask_method(), bool).ravel()}
-        return {}
+        if not self._masks.width:
+            return {}
+        if MASK_KEY in info:
+            mask = info[MASK_KEY]
+        elif self._mask_method is not None:
+            mask = self._mask_method()
+        else:
+            return {}
+        return {MASK_KEY: self._masks.row(None) if mask is None else np.asarray(mask, bool).ravel()}
 
     def _fault(
         self, error: Exception, where: str, action: npt.NDArray[Any] | None
