@@ -270,6 +270,7 @@ class TRPO:
         directory = self.run_directory
         if directory is None:
             return None
+        agent_state.require_portable(self.training)
         place = directory.path.resolve()
         lock = directory.claim(resume=self.continues == place)
         self.continues = place
@@ -381,6 +382,7 @@ class TRPO:
 
         A name without a suffix gets `.safetensors`. Raises OSError when the disk refuses.
         """
+        agent_state.require_portable(self.training)
         return save_checkpoint(_with_suffix(path), agent_state.state_of(self.training))
 
     @classmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import numbers
 import operator
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trpo_fast.agent.portable import same
 from trpo_fast.base.errors import UserError
 
 GROUPS = ("environment", "rollout", "networks", "policy update", "critic", "run")
@@ -246,7 +246,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """The options as plain JSON values; `from_options` reads them back."""
+        """The options, tuples as lists; `env_kwargs` as it is, see portable.py."""
         values = {name: getattr(self, name) for name in OPTIONS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
@@ -269,7 +269,7 @@ def differences(old: Config, new: Config, *, fixed: bool | None = None) -> list[
     return [
         f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
         for name, option in OPTIONS.items()
-        if getattr(old, name) != getattr(new, name) and fixed in (None, option.fixed)
+        if not same(getattr(old, name), getattr(new, name)) and fixed in (None, option.fixed)
     ]
 
 
@@ -327,14 +327,6 @@ def _json_object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{name} is a mapping with text keys, got {value!r}")
     return dict(value)
-
-
-def is_json(value: Any) -> bool:
-    """Whether `value` survives a trip through JSON (an env_kwargs object may not)."""
-    try:
-        return bool(json.loads(json.dumps(value)) == value)
-    except (TypeError, ValueError):
-        return False
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}

@@ -81,7 +81,7 @@ def recording_factory(env: Any, env_kwargs: Mapping[str, Any], directory: Path) 
     class Recording(RecordVideo):
         def stop_recording(self) -> None:
             if self.recorded_frames:
-                super().stop_recording()
+                super().stop_recording()  # type: ignore[no-untyped-call]
             self.recording = False  # without a warning where the first frame was refused
 
     make = _rendering_factory(env, env_kwargs)

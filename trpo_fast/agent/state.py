@@ -6,6 +6,7 @@ statistics, the random generator, and the running episodes (their number and act
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from trpo_fast._version import __version__
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError, is_json
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
 
@@ -181,15 +183,16 @@ def recipe(
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path} holds no configuration")
     try:
-        config = Config.from_options(saved)
-    except ConfigError as error:
+        kwargs = from_json(saved.get("env_kwargs", {}))
+        config = Config.from_options({**saved, "env_kwargs": kwargs})
+    except (ConfigError, ValueError) as error:
         raise CheckpointError(
             f"{path} holds a configuration that cannot be used: {error}"
         ) from None
     if env is None:
         env = saved_environment(state, path)
     wanted = config.replace(**changes)
-    changed = {name for name in OPTIONS if getattr(wanted, name) != getattr(config, name)}
+    changed = {name for name in OPTIONS if not same(getattr(wanted, name), getattr(config, name))}
     return env, wanted, frozenset(changed)
 
 
@@ -225,10 +228,21 @@ def config_document(training: Training) -> dict[str, Any]:
 
 def _portable_config(training: Training) -> dict[str, Any]:
     options = training.config.to_json()
-    if not is_json(options["env_kwargs"]):
-        # Objects among the environment's arguments cannot be written: load needs env= then.
-        options["env_kwargs"] = {}
+    with contextlib.suppress(NotPortable):  # refused by `require_portable` where it is written
+        options["env_kwargs"] = to_json(options["env_kwargs"], "env_kwargs")
     return {name: options[name] for name in OPTIONS}
+
+
+def require_portable(training: Training) -> None:
+    """ConfigError where a file could not tell how to make the environment again."""
+    try:
+        to_json(training.config.env_kwargs, "env_kwargs")
+    except NotPortable as error:
+        raise ConfigError(
+            f"{error}, which no checkpoint or config.json can hold ({WHAT} are kept exactly). Give "
+            "TRPO a function that makes the environment with it, in place of env_kwargs, and load "
+            "and resume with the same env="
+        ) from None
 
 
 def _shapes(module: nn.Module) -> dict[str, list[int]]:
