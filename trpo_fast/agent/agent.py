@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from trpo_fast.agent import evaluation, evaluation_environments
@@ -23,6 +24,7 @@ from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.state import Training
+from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
@@ -59,6 +61,7 @@ class TRPO:
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
+        _dtype: torch.dtype | None = None,  # of the networks of a checkpoint
         **options: Any,
     ) -> None:
         if "env_kwargs" in options and options["env_kwargs"] is None:
@@ -89,6 +92,7 @@ class TRPO:
                 self.env.observation_width,
                 policy=policy,
                 value_function=value_function,
+                dtype=_dtype,
             ),
             RolloutCollector(self.env, on_fault=config.on_fault),
             np.random.Generator(np.random.Philox(self.seed)),
@@ -412,12 +416,14 @@ class TRPO:
         environment, shape or architecture: the differences are listed.
         """
         path = _with_suffix(path)
-        state = load_checkpoint(path)
+        with made_on_cpu():
+            state = load_checkpoint(path)
         source, config, changed = agent_state.recipe(state, path, env, changes)
         options = {name: getattr(config, name) for name in OPTIONS}
         networks = {"policy": policy, "value_function": value_function}
         agent_state.check_networks(state, networks)
-        agent = cls(source, run_dir=run_dir, **networks, **options)
+        dtype = agent_state.saved_dtype(state)
+        agent = cls(source, run_dir=run_dir, _dtype=dtype, **networks, **options)
         try:
             agent_state.check_fits(agent.training, state)
             agent_state.load_into(agent.training, state, changed=changed)

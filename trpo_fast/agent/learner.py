@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
+from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.networks.distributions import mode
@@ -52,6 +53,7 @@ class Learner:
         observation_width: O, of the flattened observation.
         policy: module whose forward(obs) gives a distribution; MlpPolicy without one.
         value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
+        dtype: of the networks made here; torch's default without one.
     """
 
     @_trainable
@@ -64,6 +66,7 @@ class Learner:
         *,
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         for name, module in (("policy", policy), ("value_function", value_function)):
             if not isinstance(module, nn.Module | None):
@@ -76,7 +79,7 @@ class Learner:
                 f"use backend='auto', or device={config.backend!r}"
             )
         generator = torch.Generator("cpu").manual_seed(int(config.seed or 0))
-        with _mistakes_are_the_users():
+        with _mistakes_are_the_users(), made_on_cpu(dtype):
             if policy is None:
                 policy = _make_policy(config, observation_space, action_space, generator)
             if value_function is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from trpo_fast._version import __version__
@@ -131,7 +132,8 @@ def description(training: Training) -> dict[str, Any]:
 def check_fits(training: Training, state: State) -> None:
     """CheckpointError when the state cannot be this agent's.
 
-    It lists the differences from another kind of agent, or names a parameter that is not finite.
+    It lists the differences from another kind of agent, or names a parameter that is not finite or
+    of another dtype.
     """
     saved, here = state.get("agent"), description(training)
     if not isinstance(saved, Mapping):
@@ -144,16 +146,23 @@ def check_fits(training: Training, state: State) -> None:
     if lines:
         listed = "\n  ".join(lines)
         raise CheckpointError(f"the checkpoint is of another agent:\n  {listed}")
-    _refuse_non_finite(training.learner.policy, "policy", state)
-    _refuse_non_finite(training.learner.value_function, "value_function", state)
+    _check_parameters(training.learner.policy, "policy", state)
+    _check_parameters(training.learner.value_function, "value_function", state)
 
 
-def _refuse_non_finite(module: nn.Module, name: str, state: State) -> None:
+def _check_parameters(module: nn.Module, name: str, state: State) -> None:
     learner = state.get("learner")
     saved = learner.get(name) if isinstance(learner, Mapping) else None
-    for key, _ in module.named_parameters():
+    for key, parameter in module.named_parameters():
         value = saved.get(key) if isinstance(saved, Mapping) else None
-        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+        if not isinstance(value, Tensor):
+            continue
+        if value.dtype != parameter.dtype:
+            raise CheckpointError(
+                f"in the checkpoint {key} of the {name} is {value.dtype}, here it is "
+                f"{parameter.dtype}: give the {name} as it was saved ({name}.to({value.dtype}))"
+            )
+        if not bool(value.isfinite().all()):
             raise CheckpointError(
                 f"in the checkpoint {key} of the {name} holds a NaN or an infinity: load another"
             )
@@ -169,6 +178,17 @@ def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:
             f"the agent was trained with modules of your own: pass {words} to load "
             "(a checkpoint holds weights, never code)"
         )
+
+
+def saved_dtype(state: State) -> torch.dtype | None:
+    """Of the parameters of a checkpoint's networks that were made here; None where none were."""
+    learner, own = state.get("learner"), state.get("custom_networks", [])
+    for name in ("policy", "value_function"):
+        saved = learner.get(name) if isinstance(learner, Mapping) and name not in own else None
+        for value in saved.values() if isinstance(saved, Mapping) else ():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.dtype
+    return None
 
 
 def recipe(
