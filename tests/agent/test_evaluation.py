@@ -43,6 +43,7 @@ def test_scores_do_not_depend_on_how_many_run_side_by_side(parallel):
 def test_each_episode_has_its_own_seed():
     seeds = {episode_seed(seed, n) for seed in range(3) for n in range(50)}
     assert len(seeds) == 150
+    assert max(seeds) < 2**31
     env = Scripted(((1, TERMINATED),))
     run_episodes(zeros, lambda: env, 3, seed=9, parallel=1)
     assert env.seeds == [episode_seed(9, n) for n in range(3)]

@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 
 from trpo_fast.base.errors import BadObservationError, EnvironmentFault, EnvironmentSetupError
+from trpo_fast.environments import seeded_episodes
 from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
 from trpo_fast.environments.observation_check import ObservationCheck
 
@@ -276,4 +277,4 @@ def _warn_of_fresh_statistics(env: gymnasium.Env[Any, Any]) -> None:
 
 def episode_seed(seed: int, episode: int) -> int:
     """The seed that evaluation episode `episode` is reset with."""
-    return int(np.random.SeedSequence((seed, EVALUATION_KEY, episode)).generate_state(1)[0])
+    return seeded_episodes.episode_seed(seed, EVALUATION_KEY, episode)

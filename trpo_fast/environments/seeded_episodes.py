@@ -17,18 +17,24 @@ from trpo_fast.environments.observation_check import ObservationCheck
 
 # Actions of a running episode that are kept one by one before they are packed into an array.
 PACKED = 256
+# Of an episode's seed: many environments keep theirs in a C int.
+SEED_BITS = 31
 
 
 def episode_seed(seed: int, env_index: int, episode: int) -> int:
-    """The seed of one episode: 32 bits of SeedSequence((seed, env_index, episode))."""
-    return int(np.random.SeedSequence((seed, env_index, episode)).generate_state(1)[0])
+    """The seed of one episode: 31 bits of SeedSequence((seed, env_index, episode))."""
+    words = np.random.SeedSequence((seed, env_index, episode)).generate_state(1)
+    return int(words[0]) >> (32 - SEED_BITS)
 
 
 def restart_seed(seed: int, restarts: int) -> int:
-    """The seed of a vector's resets in a run that began again so often: its own at first."""
-    if not restarts:
+    """The seed of a vector's resets in a run that began again so often: its own at first.
+
+    Of 30 bits where it is made here: a vector adds the number of the environment.
+    """
+    if not restarts and seed < 2**30:
         return seed
-    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 1
+    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 2
 
 
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):

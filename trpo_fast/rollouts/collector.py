@@ -15,6 +15,7 @@ from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.tensors import bad_rows
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
+from trpo_fast.environments.seeded_episodes import SEED_BITS
 from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
 from trpo_fast.rollouts.normalization import ObservationNormalizer
 from trpo_fast.rollouts.rollout import Recording, Rollout
@@ -271,6 +272,7 @@ class RolloutCollector:
             state["masks"] = self._masks.copy()
         if self.env.resumable:
             episodes = self.env.running_episodes()
+            state["seed_bits"] = np.array(SEED_BITS)
             state["episodes"] = np.array([number for number, _ in episodes], np.int64)
             state["action_counts"] = np.array([len(acts) for _, acts in episodes], np.int64)
             taken = [acts for _, acts in episodes if len(acts)]
@@ -298,6 +300,9 @@ class RolloutCollector:
             self._restarts = int(state.get("restarts", 0)) + 1
             self._reset()
             return
+        if int(state.get("seed_bits", 32)) != SEED_BITS:
+            self._begin_next_episodes(state)
+            return
         ends = np.cumsum(state["action_counts"])
         actions = np.split(np.asarray(state["actions"]), ends[:-1])
         numbers = [int(number) for number in state["episodes"]]
@@ -317,6 +322,20 @@ class RolloutCollector:
         self._returns = np.array(state["returns"], np.float64)
         self._lengths = np.array(state["lengths"], np.int64)
         self._started = True
+
+    def _begin_next_episodes(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Of a state whose running episodes were seeded otherwise: those cannot be replayed."""
+        warnings.warn(
+            f"this run was saved by a version that seeded episodes with 32 bits, now "
+            f"{SEED_BITS}: the running episodes of {self.env.name} are left for new ones, and it "
+            "differs from an uninterrupted run from here on.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        nothing = np.split(np.asarray(state["actions"])[:0], self.env.num_envs)
+        begun = [int(number) for number in state["episodes"]]
+        self.env.replay(list(zip(begun, nothing, strict=True)), self._observations)
+        self._reset()
 
 
 def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> None:
