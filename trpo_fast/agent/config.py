@@ -8,11 +8,11 @@ as JSON. A file is only ever parsed and checked against this table, never evalua
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trpo_fast.agent.portable import same
 from trpo_fast.base.errors import UserError
 from trpo_fast.base.option import Option, check_fields, did_you_mean, option, table_of
 from trpo_fast.update.options import GROUP, SharedOptions
@@ -123,6 +123,12 @@ class Config(SharedOptions):
         minimum=0,
     )
     eval_episodes: int = option(10, "run", "episodes of an evaluation", minimum=1)
+    eval_envs: int = option(
+        16, "run", "most environments that an evaluation makes, beside the training's", minimum=1
+    )
+    eval_max_steps: int = option(
+        100_000, "run", "steps after which an episode of an evaluation is stopped", minimum=1
+    )
 
     def __post_init__(self) -> None:
         try:
@@ -145,7 +151,7 @@ class Config(SharedOptions):
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """The options as plain JSON values; `from_options` reads them back."""
+        """The options, tuples as lists; `env_kwargs` as it is, see portable.py."""
         values = {name: getattr(self, name) for name in OPTIONS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
@@ -162,16 +168,8 @@ def differences(old: Config, new: Config, *, fixed: bool | None = None) -> list[
     return [
         f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
         for name, row in OPTIONS.items()
-        if getattr(old, name) != getattr(new, name) and fixed in (None, row.fixed)
+        if not same(getattr(old, name), getattr(new, name)) and fixed in (None, row.fixed)
     ]
-
-
-def is_json(value: Any) -> bool:
-    """Whether `value` survives a trip through JSON (an env_kwargs object may not)."""
-    try:
-        return bool(json.loads(json.dumps(value)) == value)
-    except (TypeError, ValueError):
-        return False
 
 
 def _by_group(table: Mapping[str, Option]) -> dict[str, Option]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,14 +40,21 @@ def all_finite(x: Tensor) -> bool:
     return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
-def finite_rows(array: npt.NDArray[np.float32]) -> Callable[[int], bool]:
-    """Whether ``array[i]`` is finite, as a function of i: for asking row by row while it is filled.
+def bad_rows(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Which rows [N, O] hold NaN, infinity, or a number that float32 does not reach."""
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(np.float32, copy=False)
+    return np.asarray(np.logical_not(np.isfinite(narrow)).any(axis=1))
+
+
+def finite_rows(array: npt.NDArray[np.floating[Any]]) -> Callable[[int], bool]:
+    """Whether ``array[i]`` is finite in float32, as a function of i, while the array is filled.
 
     Args:
         array: C-contiguous, alive while the function is.
     """
-    if _native.core is None or not array.flags.c_contiguous:
-        return lambda index: bool(np.isfinite(array[index]).all())
+    if _native.core is None or not array.flags.c_contiguous or array.dtype != np.float32:
+        return lambda index: not bad_rows(array[index].reshape(1, -1)).any()
     check = _native.core.all_finite_f32
     start, stride, count = array.ctypes.data, array.strides[0], math.prod(array.shape[1:])
     # Several times as fast on a few rows as NumPy, which makes an array of the answers.

@@ -152,7 +152,7 @@ class _Factory:
         try:
             made = self._make()
         except Exception as error:
-            raise _setup_error(self.name, error, self.kwargs) from error
+            raise setup_error(self.name, error, self.kwargs) from error
         if not isinstance(made, gym.Env):
             raise EnvironmentSetupError(
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. A vector "
@@ -196,7 +196,8 @@ def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any,
         ) from None
 
 
-def _setup_error(name: str, error: Exception, kwargs: Mapping[str, Any]) -> EnvironmentSetupError:
+def setup_error(name: str, error: Exception, kwargs: Mapping[str, Any]) -> EnvironmentSetupError:
+    """What an exception in making an environment is in words."""
     text = str(error)
     if isinstance(error, EnvironmentSetupError):
         return error

@@ -27,12 +27,12 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import check_action_space, logit_blocks
-from trpo_fast.environments.flattening import ObservationFlattener
+from trpo_fast.environments.flattening import ObservationFlattener, Rows
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
+from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.seeded_episodes import restart_seed
 
 Bool = npt.NDArray[np.bool_]
-Float32 = npt.NDArray[np.float32]
 MASK_KEY = "action_mask"
 
 
@@ -60,12 +60,12 @@ class Transition(NamedTuple):
     resetting: Bool  # [B], rows that only reset (NEXT_STEP): no transitions
     fresh: Bool  # [B], the observation that follows is the first of an episode
     final_envs: npt.NDArray[np.int64]  # [K], environments truncated without being terminated
-    final_observations: Float32  # [K, O], where their episodes stopped
+    final_observations: Rows  # [K, O], where their episodes stopped
     action_masks: Bool | None  # [B, n], for the next action
 
 
 class VectorEnvironment:
-    """B environments stepped together, observations flattened to float32.
+    """B environments stepped together, observations flattened to rows.
 
     Args:
         vector: a gymnasium vector environment.
@@ -100,7 +100,8 @@ class VectorEnvironment:
             vector.single_observation_space, bool(self._blocks)
         )
         self._flatten = ObservationFlattener(self.observation_space)
-        self._no_finals = np.empty((0, self.observation_width), np.float32)
+        self._check = ObservationCheck(vector.single_observation_space)
+        self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
         self.autoreset_mode = _autoreset_mode(vector)
         self._remake = remake
         self._seeded = remake is not None
@@ -113,11 +114,16 @@ class VectorEnvironment:
         return self._flatten.width
 
     @property
+    def observation_dtype(self) -> type[np.floating[Any]]:
+        """Of flattened observations: float32, or float64 where a space is wider."""
+        return self._flatten.dtype
+
+    @property
     def resumable(self) -> bool:
         """Whether running episodes can be replayed (environments made here, not given whole)."""
         return self._seeded
 
-    def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
+    def reset(self, out: Rows, restarts: int = 0) -> Bool | None:
         """Begin an episode everywhere, the first one where they are replayable.
 
         Observations go to ``out`` [B, O].
@@ -140,10 +146,10 @@ class VectorEnvironment:
         batch, infos = self._guard(self.vector.reset, seed=seed)
         self._resetting = self._nowhere
         self._find_masks(infos)
-        self._flatten(batch, out)
+        self._write(batch, out)
         return self._masks(batch, infos, self._nowhere)
 
-    def step(self, actions: npt.NDArray[Any], out: Float32) -> Transition:
+    def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O].
 
         Args:
@@ -156,7 +162,7 @@ class VectorEnvironment:
         """
         batch, rewards, terminated, truncated, infos = self._guard(self.vector.step, actions)
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
-        self._flatten(batch, out)
+        self._write(batch, out)
         ended = terminated | truncated
         resetting, finals = self._resetting, _NO_ENVS
         final_observations = self._no_finals
@@ -183,7 +189,7 @@ class VectorEnvironment:
             self._masks(batch, infos, self._resetting),
         )
 
-    def reset_where(self, where: Bool, out: Float32, masks: Bool | None) -> Bool | None:
+    def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
         """Abandon the running episodes of ``where`` [B] and begin new ones.
 
         Their rows of ``out`` are replaced; the action masks [B, n] of all environments returned.
@@ -207,11 +213,11 @@ class VectorEnvironment:
         return self._checked_masks(np.where(where[:, None], fresh, masks))
 
     def _reset_some(
-        self, where: Bool, infos: Mapping[str, Any], out: Float32
+        self, where: Bool, infos: Mapping[str, Any], out: Rows
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environments of ``where``; their infos replace those in ``infos``."""
         batch, fresh = self._guard(self.vector.reset, options={"reset_mask": where.copy()})
-        out[where] = self._flatten(batch)[where]
+        out[where] = self._write(batch)[where]
         merged = dict(infos)
         if MASK_KEY in fresh and MASK_KEY in infos:
             merged[MASK_KEY] = np.array(infos[MASK_KEY])
@@ -222,8 +228,8 @@ class VectorEnvironment:
         return batch, merged
 
     def _final_observations(
-        self, envs: npt.NDArray[np.int64], out: Float32, infos: Mapping[str, Any]
-    ) -> Float32:
+        self, envs: npt.NDArray[np.int64], out: Rows, infos: Mapping[str, Any]
+    ) -> Rows:
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
             return out[envs]
         if "final_obs" not in infos:
@@ -235,8 +241,26 @@ class VectorEnvironment:
             )
         found = infos["final_obs"]
         if isinstance(found, Mapping):  # a batch of a Dict space, not an array of dicts
-            return self._flatten(found)[envs]
-        return np.stack([self._flatten.one(found[env]) for env in envs])
+            rows: Rows = self._guard(self._flatten, found)
+            return rows[envs]
+        return np.stack([self._guard(self._flatten.one, found[env]) for env in envs])
+
+    def _write(self, batch: Any, out: Rows | None = None) -> Rows:
+        """The rows of a batch; EnvironmentFault where it is not what the space says."""
+        inner = self.vector.unwrapped
+        if not self._seeded and isinstance(inner, SyncVectorEnv):
+            # Not the batch: there, numbers have been bent to the space already.
+            for env, observation in enumerate(inner._env_obs):
+                try:
+                    self._check(observation)
+                except ValueError as error:
+                    raise EnvironmentFault(
+                        f"environment {env} of {self.name}: {error}", env_index=env
+                    ) from error
+        try:
+            return self._flatten(batch, out)
+        except ValueError as error:
+            raise EnvironmentFault(f"{self.name}: {error}") from error
 
     # Action masks
 
@@ -309,7 +333,7 @@ class VectorEnvironment:
         """Number and actions so far of each running episode; [] where not resumable."""
         return list(self._guard(self.vector.call, "running_episode")) if self._seeded else []
 
-    def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Float32) -> None:
+    def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``.
 
         Raises:
@@ -329,7 +353,7 @@ class VectorEnvironment:
                     "not repeat itself from the same seed and actions, so it cannot be resumed.",
                     env_index=env,
                 )
-            out[env] = self._flatten.one(observation)
+            out[env] = self._guard(self._flatten.one, observation)
 
     # Faults and the end
 

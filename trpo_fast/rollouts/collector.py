@@ -12,8 +12,10 @@ import numpy.typing as npt
 from torch import nn
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.tensors import bad_rows
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
+from trpo_fast.environments.seeded_episodes import SEED_BITS
 from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
 from trpo_fast.rollouts.normalization import ObservationNormalizer
 from trpo_fast.rollouts.rollout import Recording, Rollout
@@ -38,7 +40,7 @@ class RolloutCollector:
         self.env = env
         self.on_fault = on_fault
         self.dropped_episodes = 0
-        self._observations = np.zeros((env.num_envs, env.observation_width), np.float32)
+        self._observations = np.zeros((env.num_envs, env.observation_width), env.observation_dtype)
         self._masks: Bool | None = None
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
@@ -109,7 +111,7 @@ class RolloutCollector:
         self._masks = self.env.reset(self._observations, self._restarts)
         self._returns[:] = 0
         self._lengths[:] = 0
-        self._renew(_bad_rows(self._observations), self._observations)
+        self._renew(bad_rows(self._observations), self._observations)
         self._started = True
 
     def _step(
@@ -159,14 +161,14 @@ class RolloutCollector:
         env_actions: npt.NDArray[Any],
     ) -> None:
         following = recording.observations[t + 1]
-        bad_row = _bad_rows(following)
+        bad_row = bad_rows(following)
         # Where an episode was terminated its final observation has no use, and environments do
         # terminate because it is not finite. NEXT_STEP alone shows it here.
         unused = bad_row & transition.terminated & ~transition.fresh
         following[unused] = 0
-        bad_reward = ~np.isfinite(recording.rewards[t])
+        bad_reward = bad_rows(recording.rewards[t][:, None])
         bad_episode = bad_reward | (bad_row & ~unused & ~transition.fresh)
-        bad_final = _bad_rows(transition.final_observations)
+        bad_final = bad_rows(transition.final_observations)
         bad_episode[transition.final_envs[bad_final]] = True
         if bad_episode.any():
             if self.on_fault == "stop":
@@ -214,7 +216,7 @@ class RolloutCollector:
             self._masks = self.env.reset_where(running, following, self._masks)
         self._require_finite_start(bad & ~pending, following)
 
-    def _renew(self, bad: Bool, observations: npt.NDArray[np.float32]) -> None:
+    def _renew(self, bad: Bool, observations: npt.NDArray[np.floating[Any]]) -> None:
         """Reset once more where the first observation of an episode is not finite."""
         if not bad.any():
             return
@@ -224,8 +226,10 @@ class RolloutCollector:
         self._masks = self.env.reset_where(bad, observations, self._masks)
         self._require_finite_start(bad, observations)
 
-    def _require_finite_start(self, where: Bool, observations: npt.NDArray[np.float32]) -> None:
-        bad = where & _bad_rows(observations)
+    def _require_finite_start(
+        self, where: Bool, observations: npt.NDArray[np.floating[Any]]
+    ) -> None:
+        bad = where & bad_rows(observations)
         if bad.any():
             raise self._nan_fault(int(np.flatnonzero(bad)[0]), "observation", None)
 
@@ -262,6 +266,7 @@ class RolloutCollector:
             state["masks"] = self._masks.copy()
         if self.env.resumable:
             episodes = self.env.running_episodes()
+            state["seed_bits"] = np.array(SEED_BITS)
             state["episodes"] = np.array([number for number, _ in episodes], np.int64)
             state["action_counts"] = np.array([len(acts) for _, acts in episodes], np.int64)
             taken = [acts for _, acts in episodes]
@@ -289,12 +294,17 @@ class RolloutCollector:
             self._restarts = int(state.get("restarts", 0)) + 1
             self._reset()
             return
+        if int(state.get("seed_bits", 32)) != SEED_BITS:
+            self._begin_next_episodes(state)
+            return
         ends = np.cumsum(state["action_counts"])
         actions = np.split(np.asarray(state["actions"]), ends[:-1])
         numbers = [int(number) for number in state["episodes"]]
         self.env.replay(list(zip(numbers, actions, strict=True)), self._observations)
-        if not np.array_equal(self._observations, state["observations"]):
-            env = int(np.argwhere(self._observations != state["observations"])[0][0])
+        recorded = np.asarray(state["observations"])  # of float32 in every older checkpoint
+        differs = self._observations.astype(recorded.dtype, copy=False) != recorded
+        if differs.any():
+            env = int(np.argwhere(differs)[0][0])
             warnings.warn(
                 f"replaying the episode of environment {env} of {self.env.name} led to another "
                 "observation than recorded: the environment does not depend on its seed and "
@@ -306,6 +316,20 @@ class RolloutCollector:
         self._returns = np.array(state["returns"], np.float64)
         self._lengths = np.array(state["lengths"], np.int64)
         self._started = True
+
+    def _begin_next_episodes(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Of a state whose running episodes were seeded otherwise: those cannot be replayed."""
+        warnings.warn(
+            f"this run was saved by a version that seeded episodes with 32 bits, now "
+            f"{SEED_BITS}: the running episodes of {self.env.name} are left for new ones, and it "
+            "differs from an uninterrupted run from here on.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        nothing = np.split(np.asarray(state["actions"])[:0], self.env.num_envs)
+        begun = [int(number) for number in state["episodes"]]
+        self.env.replay(list(zip(begun, nothing, strict=True)), self._observations)
+        self._reset()
 
 
 def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> None:
@@ -322,7 +346,3 @@ def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) 
             )
     if "episodes" in state and int(np.sum(state["action_counts"])) != len(state["actions"]):
         raise ValueError("state: the number of recorded actions does not match action_counts.")
-
-
-def _bad_rows(rows: npt.NDArray[np.float32]) -> Bool:
-    return np.asarray(np.logical_not(np.isfinite(rows)).any(axis=1))

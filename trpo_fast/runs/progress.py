@@ -5,6 +5,7 @@ Output is never a reason to stop: when it fails (a closed pipe), it is switched 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,12 @@ from typing import Any, Self
 PLAIN_SECONDS = 10.0
 PLAIN_SHARE = 0.05
 REDRAW_SECONDS = 0.1
+
+
+def say(text: str) -> None:
+    """Print a line about something that takes long, on stderr, where that can be."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class ProgressDisplay:
