@@ -69,6 +69,13 @@ def norm(a: Tensor) -> float:
     return greatest * float(torch.linalg.vector_norm(a.double() / greatest))
 
 
+def plus(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """``a + factor b``, also where torch refuses the factor as too large for the dtype."""
+    if abs(factor) <= torch.finfo(a.dtype).max:
+        return torch.add(a, b, alpha=factor)
+    return (a.double() + factor * b.double()).to(a.dtype)
+
+
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """``sum(w v) / sum(w)`` in float64; entries of weight 0 may hold anything."""
     values = values.double()

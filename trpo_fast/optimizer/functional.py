@@ -11,7 +11,7 @@ from trpo_fast.backends.generic.modules import fisher_terms
 from trpo_fast.backends.generic.problem import GenericProblem, refuse_generic
 from trpo_fast.backends.registry import fused_problem
 from trpo_fast.base.modes import own_precision, twice_differentiable
-from trpo_fast.base.tensors import all_finite, norm
+from trpo_fast.base.tensors import all_finite, norm, plus
 from trpo_fast.networks.network import Network
 from trpo_fast.optimizer.batch_reader import BatchReader, fused_batch
 from trpo_fast.preconditioning.curvature import Curvature, precondition
@@ -53,7 +53,7 @@ def fisher_vector_product(
     v = places.gather("vector", vector)
     with own_precision(v.device), twice_differentiable(policy):
         product = _products(policy, places.parameters, obs, weights, options).fisher_product(v)
-    return places.scatter(product.add(v, alpha=damping))
+    return places.scatter(plus(product, v, damping))
 
 
 def natural_gradient(

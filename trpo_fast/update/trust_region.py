@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trpo_fast.base.tensors import dot, norm
+from trpo_fast.base.tensors import dot, norm, plus
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, Status, TrustRegionResult
@@ -83,13 +83,6 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
     return search.along(solution.x, options.lr * scale, slope, quadratic)
 
 
-def _moved(theta: Tensor, x: Tensor, step: float) -> Tensor:
-    """``theta + step x``, also where torch refuses the step as too large for the dtype."""
-    if step <= torch.finfo(theta.dtype).max:
-        return torch.add(theta, x, alpha=step)
-    return (theta.double() + step * x.double()).to(theta.dtype)
-
-
 class _Search:
     """The line search of one update, and the figures gathered on the way."""
 
@@ -119,7 +112,7 @@ class _Search:
                 expected -= 0.5 * o.beta * step * step * quadratic
             if self.backtracks == 0:
                 self.expected = expected
-            candidate = _moved(self.theta, x, step)
+            candidate = plus(self.theta, x, step)
             if torch.equal(candidate, self.theta):
                 if self.backtracks == 0:
                     return self.rejected(Status.zero_step)

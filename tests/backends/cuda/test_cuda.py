@@ -170,6 +170,19 @@ def test_a_zero_gradient_and_non_finite_numbers_end_an_update() -> None:
 
 
 @needs_emulation
+@pytest.mark.parametrize("damping", [0.0, 1e39])
+def test_curvature_near_0_or_damping_beyond_the_dtype_is_a_status(damping: float) -> None:
+    policy = make_policy(BY_NAME["gaussian"], dtype=torch.float32)
+    data = make_data(policy, BY_NAME["gaussian"])
+    assert policy.log_std is not None
+    policy.log_std.requires_grad_(False).fill_(45.0)
+    before = flat_of(policy).read()
+    result, theta = run(EmulatedProblem, policy, data, Options(damping=damping))
+    assert result.status in (Status.breakdown, Status.non_finite)
+    assert torch.equal(theta, before)
+
+
+@needs_emulation
 def test_a_refused_launch_raises_with_advice_and_leaves_the_parameters() -> None:
     case = BY_NAME["gaussian"]
     policy = make_policy(case)
