@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trpo_fast.backends.generic.modules import module_terms
 from trpo_fast.backends.generic.problem import Evaluation, GenericProblem, Term, refuse_generic
+from trpo_fast.backends.generic.staleness import backward_named
 from trpo_fast.backends.registry import fused_problem
 from trpo_fast.base.errors import say_once
 from trpo_fast.base.modes import Draws, own_precision, twice_differentiable
@@ -285,7 +286,7 @@ class TRPOOptimizer(LightOptimizer):
             [Term(evaluation, 1.0)],
             by_dependence=self.module is not None,
         )
-        with twice_differentiable(self.module, options.noise):
+        with twice_differentiable(self.module, options.noise), backward_named():
             return update(problem, options)
 
     def _batch_step(
@@ -319,7 +320,7 @@ class TRPOOptimizer(LightOptimizer):
         _refuse_replaced(self.module, parameters)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
         terms, fisher_terms = module_terms(self.module, batch, options)
-        with twice_differentiable(self.module, options.noise):
+        with twice_differentiable(self.module, options.noise), backward_named():
             generic = GenericProblem(parameters, options, terms, fisher_terms)
             return update(generic, options, unit=batch.unit)
 

@@ -20,6 +20,20 @@ from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, Status, TrustRegionResult
 
+LEAST_KL = 1e-9  # twice the KL, by the quadratic model, that no rounding can make exactly 0
+LEAST_CHANGE = 1e-4  # of a loss, that no rounding can hide at every candidate
+ANEW = (
+    "Compute loss and distribution anew inside the closure (or forward) at each call, from the "
+    "parameters as they are"
+)
+STUCK = (
+    f"the loss is exactly the same at every candidate: it does not follow the parameters. {ANEW}"
+)
+UNMEASURED = (
+    "the KL at a candidate is exactly 0, though the parameters that the distribution depends on "
+    f"have moved: it does not follow them. {ANEW}"
+)
+
 
 class Problem(Protocol):
     """One batch at theta_old, as a backend sees it. The loss is to fall; P-vectors are flat.
@@ -103,7 +117,10 @@ class _Search:
 
     def along(self, x: Tensor, size: float, slope: float, quadratic: float) -> TrustRegionResult:
         """Candidates ``theta + size * backtrack_coeff^j * x``, the first acceptable one taken."""
-        o, finite = self.options, False
+        o, finite, stuck = self.options, False, True
+        curvature = quadratic - o.damping * dot(x, x)  # x'Fx, within rounding
+        if curvature < 1e-3 * quadratic:
+            curvature = 0.0
         candidates = 1 if o.constraint == "none" else o.max_backtracks + 1
         for self.backtracks in range(candidates):
             step = size * o.backtrack_coeff**self.backtracks
@@ -118,12 +135,16 @@ class _Search:
                     return self.rejected(Status.zero_step)
                 break
             loss, kl = self.problem.evaluate(candidate)
+            if kl == 0 and step * step * curvature > LEAST_KL:
+                raise ValueError(UNMEASURED)
             loss *= self.unit
             if not (math.isfinite(loss) and math.isfinite(kl)):
                 continue
-            finite = True
+            finite, stuck = True, stuck and loss == self.loss
             if self._acceptable(loss, kl, expected):
                 return self._accepted(candidate, loss, kl, step, expected)
+        if finite and stuck and self.expected > LEAST_CHANGE * abs(self.loss):
+            raise ValueError(STUCK)
         return self.rejected(Status.line_search_failed if finite else Status.non_finite)
 
     def _acceptable(self, loss: float, kl: float, expected: float) -> bool:

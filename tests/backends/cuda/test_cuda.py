@@ -170,7 +170,7 @@ def test_a_zero_gradient_and_non_finite_numbers_end_an_update() -> None:
 
 
 @needs_emulation
-@pytest.mark.parametrize("log_std", [40.0, 43.0, 44.0])
+@pytest.mark.parametrize("log_std", [10.0, 40.0, 43.0])
 @pytest.mark.parametrize("damping", [0.0, 1e39])
 def test_curvature_near_0_or_damping_beyond_the_dtype_is_a_status(
     damping: float, log_std: float
@@ -179,6 +179,7 @@ def test_curvature_near_0_or_damping_beyond_the_dtype_is_a_status(
     data = make_data(policy, BY_NAME["gaussian"])
     assert policy.log_std is not None
     policy.log_std.requires_grad_(False).fill_(log_std)
+    del data["old_log_prob"]
     before = flat_of(policy).read()
     result, theta = run(EmulatedProblem, policy, data, Options(damping=damping))
     assert result.gradient_norm > 0
