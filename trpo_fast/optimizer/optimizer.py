@@ -22,6 +22,7 @@ from trpo_fast.networks.network import Network
 from trpo_fast.optimizer.adaptation import adapted_beta, adapted_damping
 from trpo_fast.optimizer.batch_reader import BatchReader, fused_batch
 from trpo_fast.optimizer.closures import ClosureResult, read_closure
+from trpo_fast.optimizer.membership import refuse_changed
 from trpo_fast.optimizer.state import check_loaded, number
 from trpo_fast.preconditioning.curvature import AGE, Curvature, precondition
 from trpo_fast.recognition.recognizer import UNDECIDED, network_of
@@ -247,6 +248,9 @@ class TRPOOptimizer(LightOptimizer):
         if (closure is None) == empty:
             raise TypeError("step takes a closure, or obs=, actions=, advantages=; not both")
         parameters = self._flat_parameters()
+        if self.module is not None:
+            group = self.param_groups[0]
+            refuse_changed(self.module, group["params"], self._names(group))
         with own_precision(parameters.device):
             if closure is not None:
                 result = self._closure_step(closure, parameters, options)
@@ -302,8 +306,6 @@ class TRPOOptimizer(LightOptimizer):
         batch = reader.batch(actions, advantages, old_log_prob, action_mask)
         network = self._recognise(batch.obs, batch.action_mask)
         if isinstance(network, Network):
-            if any(t.requires_grad and id(t) not in parameters.place for t in network.tensors()):
-                _refuse_replaced(self.module, parameters)
             width = network.layers[0].weight.shape[1]
             fused = fused_batch(batch, network.head, width, parameters.dtype)
             problem = fused_problem(network, parameters, fused, options)
@@ -317,7 +319,6 @@ class TRPOOptimizer(LightOptimizer):
         if options.backend != "auto":
             raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
         refuse_generic(options, network)
-        _refuse_replaced(self.module, parameters)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
         terms, fisher_terms = module_terms(self.module, batch, options)
         with twice_differentiable(self.module, options.noise), backward_named():
@@ -396,14 +397,3 @@ class TRPOOptimizer(LightOptimizer):
                 "step; load a good checkpoint"
             )
         return parameters
-
-
-def _refuse_replaced(module: nn.Module, parameters: FlatParameters) -> None:
-    """Raise where the module no longer has one of the parameters that are stepped."""
-    own = {id(p) for p in module.parameters()}
-    for p, name in zip(parameters.tensors, parameters.names, strict=True):
-        if id(p) not in own:
-            raise ValueError(
-                f"{name} was replaced after the optimizer was made, as by a new layer or by "
-                "load_state_dict(assign=True): make a new TRPOOptimizer of the policy as it is"
-            )
