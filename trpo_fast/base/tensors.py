@@ -29,7 +29,8 @@ def all_finite(x: Tensor) -> bool:
         # then spin for milliseconds on the cores that the native update wants.
         check = _CHECKS.get(x.dtype)
         if check is not None and x.is_contiguous():
-            return check(x.data_ptr(), x.numel())
+            held = x.detach()  # whose memory stays, whatever another thread puts into x
+            return check(held.data_ptr(), held.numel())
         if x.dtype in (torch.float32, torch.float64):
             with np.errstate(all="ignore"):
                 total = float(x.detach().resolve_neg().numpy().sum())
