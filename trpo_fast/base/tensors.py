@@ -30,7 +30,8 @@ def all_finite(x: Tensor) -> bool:
         # then spin for milliseconds on the cores that the native update wants.
         check = _CHECKS.get(x.dtype)
         if check is not None and x.is_contiguous():
-            return check(x.data_ptr(), x.numel())
+            held = x.detach()  # whose memory stays, whatever another thread puts into x
+            return check(held.data_ptr(), held.numel())
         if x.dtype in (torch.float32, torch.float64):
             with np.errstate(all="ignore"):
                 total = float(x.detach().resolve_neg().numpy().sum())
@@ -75,6 +76,13 @@ def norm(a: Tensor) -> float:
     if greatest == 0 or not math.isfinite(greatest):
         return greatest
     return greatest * float(torch.linalg.vector_norm(a.double() / greatest))
+
+
+def plus(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """``a + factor b``, also where torch refuses the factor as too large for the dtype."""
+    if abs(factor) <= torch.finfo(a.dtype).max:
+        return torch.add(a, b, alpha=factor)
+    return (a.double() + factor * b.double()).to(a.dtype)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -51,4 +51,5 @@ def read_closure(found: Any, sign: float) -> ModelCall:
                 "not all 0"
             )
         weights = weights.detach()
-    return ModelCall(sign * loss.reshape(()), distribution, weights)
+    loss = loss.reshape(())  # a view: a loss made before the step is known by its memory
+    return ModelCall(loss if sign > 0 else -loss, distribution, weights)

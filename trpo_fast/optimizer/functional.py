@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast.base.modes import own_precision, twice_differentiable
-from trpo_fast.base.tensors import all_finite, norm
+from trpo_fast.base.tensors import all_finite, norm, plus
 from trpo_fast.optimizer.batch_reader import BatchReader
 from trpo_fast.optimizer.problems import problem_of
 from trpo_fast.preconditioning.curvature import Curvature
@@ -50,7 +50,7 @@ def fisher_vector_product(
     v = places.gather("vector", vector)
     with own_precision(v.device), twice_differentiable(policy):
         product = _products(policy, places.parameters, obs, weights, options).fisher_product(v)
-    return places.scatter(product.add(v, alpha=damping))
+    return places.scatter(plus(product, v, damping))
 
 
 def natural_gradient(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast.backends.generic.problem import GenericProblem, ModelCall, Term, refuse_generic
+from trpo_fast.backends.generic.staleness import backward_named
 from trpo_fast.base.errors import say_once
 from trpo_fast.base.modes import Draws, own_precision, twice_differentiable
 from trpo_fast.base.tensors import all_finite
@@ -20,6 +21,7 @@ from trpo_fast.optimizer.adaptation import adapted_beta, adapted_damping
 from trpo_fast.optimizer.batch_reader import BatchReader
 from trpo_fast.optimizer.closures import ClosureResult, read_closure
 from trpo_fast.optimizer.keywords import Params, served, takes_options
+from trpo_fast.optimizer.membership import refuse_changed
 from trpo_fast.optimizer.problems import problem_of
 from trpo_fast.optimizer.state import check_loaded, number
 from trpo_fast.preconditioning.curvature import AGE, Curvature
@@ -178,6 +180,9 @@ class TRPOOptimizer(LightOptimizer):
         if (closure is None) == empty:
             raise TypeError("step takes a closure, or obs=, actions=, advantages=; not both")
         parameters = self._flat_parameters()
+        if self.module is not None:
+            group = self.param_groups[0]
+            refuse_changed(self.module, group["params"], self._names(group))
         with own_precision(parameters.device):
             if closure is not None:
                 result = self._closure_step(closure, parameters, options)
@@ -217,7 +222,7 @@ class TRPOOptimizer(LightOptimizer):
             [Term(evaluation, 1.0)],
             by_dependence=self.module is not None,
         )
-        with twice_differentiable(self.module, options.noise):
+        with twice_differentiable(self.module, options.noise), backward_named():
             return update(problem, options)
 
     def _batch_step(
@@ -233,10 +238,6 @@ class TRPOOptimizer(LightOptimizer):
         )
         batch = reader.batch(given.actions, given.advantages, given.old_log_prob, given.action_mask)
         network = self._recognise(batch.obs, batch.action_mask)
-        if isinstance(network, Network) and any(
-            t.requires_grad and id(t) not in parameters.place for t in network.tensors()
-        ):
-            _refuse_replaced(self.module, parameters)
         if self._curvature is None or self._curvature.state is not self.state:
             self._curvature = Curvature(self.state)
         problem = problem_of(self.module, network, batch, parameters, options, self._curvature)
@@ -245,9 +246,8 @@ class TRPOOptimizer(LightOptimizer):
                 for p in parameters.tensors:
                     self.state.setdefault(p, {AGE: 0})
             return update(problem, options, unit=batch.unit)
-        _refuse_replaced(self.module, parameters)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
-        with twice_differentiable(self.module, options.noise):
+        with twice_differentiable(self.module, options.noise), backward_named():
             return update(problem, options, unit=batch.unit)
 
     def _recognise(self, obs: Any, action_mask: Tensor | None) -> Network | str:
@@ -322,14 +322,3 @@ class TRPOOptimizer(LightOptimizer):
                 "step; load a good checkpoint"
             )
         return parameters
-
-
-def _refuse_replaced(module: nn.Module, parameters: FlatParameters) -> None:
-    """Raise where the module no longer has one of the parameters that are stepped."""
-    own = {id(p) for p in module.parameters()}
-    for p, name in zip(parameters.tensors, parameters.names, strict=True):
-        if id(p) not in own:
-            raise ValueError(
-                f"{name} was replaced after the optimizer was made, as by a new layer or by "
-                "load_state_dict(assign=True): make a new TRPOOptimizer of the policy as it is"
-            )

@@ -37,8 +37,24 @@ def tensor_arg(tensor: Tensor, dtype: torch.dtype) -> TensorArg:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
+def held_layers(
+    layers: Sequence[Layer], held: Callable[[Tensor], Tensor] = Tensor.detach
+) -> list[Layer]:
+    """The layers on aliases of their tensors.
+
+    What native code is told of them stays readable as long as the aliases live, also where another
+    thread gives a parameter other memory (``parameter.data = ...``).
+    """
+    return [
+        layer._replace(
+            weight=held(layer.weight), bias=None if layer.bias is None else held(layer.bias)
+        )
+        for layer in layers
+    ]
+
+
 def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
-    """The layers as the native module takes them. Valid while their tensors live and stay put."""
+    """The layers, of ``held_layers``, as the native module takes them; valid while those live."""
     return [
         (
             tensor_arg(layer.weight, dtype),

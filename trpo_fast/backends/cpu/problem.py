@@ -11,7 +11,13 @@ from torch import Tensor
 
 from trpo_fast._native import kernels
 from trpo_fast.backends.codes import HEAD_CODES
-from trpo_fast.backends.cpu.arguments import layer_args, slab_preconditioner, slabs_of, tensor_arg
+from trpo_fast.backends.cpu.arguments import (
+    held_layers,
+    layer_args,
+    slab_preconditioner,
+    slabs_of,
+    tensor_arg,
+)
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.backends.native_update import (
     SOLVE_STATUS,
@@ -97,8 +103,8 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
     ) -> None:
-        # The network too: frozen tensors are read where they live, and nothing else may hold them.
         self.network, self.parameters, self.options = network, parameters, options
+        self._layers = held_layers(network.layers, parameters.held)
         self._dtype = dtype = parameters.dtype
         self._tensors: list[Tensor] = []
         starts = [0, *accumulate(parameters.sizes)]
@@ -114,10 +120,12 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
         native = kernels.PolicyProblemF32 if dtype is torch.float32 else kernels.PolicyProblemF64
         head = network.head
         # A module may keep it [1, A]; the view has the parameter's own memory.
-        log_std = None if network.log_std is None else network.log_std.detach().reshape(-1)
+        log_std = None
+        if network.log_std is not None:
+            log_std = parameters.held(network.log_std).reshape(-1)
         self._native = native(
             obs=self._arg(batch.obs, dtype),
-            layers=layer_args(network.layers, dtype),
+            layers=layer_args(self._layers, dtype),
             offsets=[(place(layer.weight), place(layer.bias)) for layer in network.layers],
             parameters=self._size,
             head=HEAD_CODES[head.kind],

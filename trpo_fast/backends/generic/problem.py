@@ -15,6 +15,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from trpo_fast.backends.generic.convolutions import Convolutions
 from trpo_fast.backends.generic.linearization import Linearization, linearize, slopes_of
+from trpo_fast.backends.generic.staleness import Made, made_by, refuse_stale
 from trpo_fast.base.tensors import strided_rows, weighted_mean
 from trpo_fast.networks.distribution_parts import refuse_wrong_kl
 from trpo_fast.networks.distributions import detached, in_double
@@ -84,6 +85,7 @@ class GenericProblem:
         self.by_dependence = by_dependence
         self.theta = parameters.start
         self.old: list[Distribution] = []  # each term's distribution at theta_old, in float64
+        self._first: list[dict[int, Made]] = []  # what each term's call made there
         self.kept: Linearization | None = None  # of a single Fisher term
         self._convolutions = Convolutions()
 
@@ -94,12 +96,14 @@ class GenericProblem:
             ValueError: the model gives another distribution at a second call.
         """
         self.old, loss, g = [], 0.0, torch.zeros_like(self.theta)
+        self._first = []
         tensors, keep = self.parameters.tensors, self.fisher_terms is None
         used = [False] * len(tensors)
         for term in self.terms:
             with torch.enable_grad():
                 with self._convolutions:
                     found = term.call()
+                self._first.append(made_by(found.loss, found.distribution))
                 rows = (found.distribution, found.weights)
                 linear = self._linearize(rows) if keep else None
                 by_kl = _depends_on(found.distribution, tensors) if linear is None else linear.used
@@ -148,17 +152,14 @@ class GenericProblem:
         try:
             self.parameters.write(theta)
             with torch.no_grad():
-                for term, old in zip(self.terms, self.old, strict=True):
+                for term, old, first in zip(self.terms, self.old, self._first, strict=True):
                     found = term.call()
+                    refuse_stale(first, made_by(found.loss, found.distribution))
                     loss += term.share * float(found.loss)
                     new = in_double(found.distribution)
                     hard = self.options.kl_direction == "old_new"
                     rows = _kl_values(*((old, new) if hard else (new, old)))
                     kl += term.share * float(weighted_mean(rows, found.weights))
-        except RuntimeError as error:
-            if "does not require grad" in str(error):
-                error.add_note("Candidates are tried under no_grad: a closure calls no backward().")
-            raise
         except ValueError as error:
             # torch's own checks: of a distribution's parameters (the candidate is not finite), and
             # of the actions, which a support that moves with the parameters may lose.
