@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_pro
 from trpo_fast.runs.plotting import PlotError, plot_runs
 
 State = Mapping[str, Any]
+
+
+class Output(Enum):
+    """What is written again where the disk refused it; its text says so in messages."""
+
+    CHECKPOINT = "the checkpoint"
+    BEST_CHECKPOINT = "the best checkpoint"
+    LEARNING_CURVE = "the learning curve"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class RunRecorder:
@@ -57,8 +69,8 @@ class RunRecorder:
         self.last_checkpoint: Path | None = None
         self._save_every = save_every
         self._keep = keep
-        self._unsaved: dict[str, Callable[[], None]] = {}
-        self._reasons: dict[str, str] = {}  # of what is in _unsaved, as last told
+        self._unsaved: dict[Output, Callable[[], None]] = {}
+        self._reasons: dict[Output, str] = {}  # of what is in _unsaved, as last told
         self._saved_at = -1
         self._lock = lock
         try:
@@ -87,31 +99,31 @@ class RunRecorder:
     def missing(self) -> list[str]:
         """What could not be written, in words; empty when all is on disk."""
         rows = [self.directory.progress_file.name] if self._logger.has_unwritten_rows else []
-        return [*rows, *self._unsaved]
+        return [*rows, *map(str, self._unsaved)]
 
     def record(self, row: Row, state: State, *, best: bool) -> None:
         """Write one update's row, and a checkpoint when it is time for one."""
         self._logger.write(row)
-        retry = "the checkpoint" in self._unsaved
+        retry = Output.CHECKPOINT in self._unsaved
         if best:
-            self._try("the best checkpoint", lambda: self._save_best(state))
-        elif "the best checkpoint" in self._unsaved:
-            self._try("the best checkpoint", self._unsaved["the best checkpoint"])
+            self._try(Output.BEST_CHECKPOINT, lambda: self._save_best(state))
+        elif Output.BEST_CHECKPOINT in self._unsaved:
+            self._try(Output.BEST_CHECKPOINT, self._unsaved[Output.BEST_CHECKPOINT])
         if retry or (self._save_every and row[ITERATION] % self._save_every == 0):
             self.save(state, row[TIMESTEPS])
 
     def save(self, state: State, num_timesteps: int) -> Path | None:
         """Write a rolling checkpoint; its path, or None with a warning where that failed."""
         if self._saved_at != num_timesteps:
-            self._try("the checkpoint", lambda: self._save_rolling(state, num_timesteps))
+            self._try(Output.CHECKPOINT, lambda: self._save_rolling(state, num_timesteps))
         return self.last_checkpoint if self._saved_at == num_timesteps else None
 
     def finish(self, state: State, num_timesteps: int) -> None:
         """Write everything that is still to be written, and the learning curve."""
-        for name, action in list(self._unsaved.items()):
-            self._try(name, action)
+        for output, action in list(self._unsaved.items()):
+            self._try(output, action)
         self.save(state, num_timesteps)
-        self._try("the learning curve", self._draw)
+        self._try(Output.LEARNING_CURVE, self._draw)
         self.close()
 
     def close(self) -> None:
@@ -136,16 +148,16 @@ class RunRecorder:
         except Exception as error:  # noqa: BLE001 (a picture is no reason to fail a training)
             warnings.warn(f"no learning curve: {error}", stacklevel=2)
 
-    def _try(self, name: str, action: Callable[[], None]) -> None:
+    def _try(self, output: Output, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # noqa: BLE001 (training is not to be lost to a mistake of ours)
             reason = reason_of(error)
         else:
-            self._unsaved.pop(name, None)
-            self._reasons.pop(name, None)
+            self._unsaved.pop(output, None)
+            self._reasons.pop(output, None)
             return
-        self._unsaved[name] = action
-        if reason != self._reasons.get(name):
-            self._reasons[name] = reason
-            warnings.warn(f"cannot write {name}: {reason}; will try again", stacklevel=4)
+        self._unsaved[output] = action
+        if reason != self._reasons.get(output):
+            self._reasons[output] = reason
+            warnings.warn(f"cannot write {output}: {reason}; will try again", stacklevel=4)
