@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trpo_fast import _native
@@ -131,3 +133,13 @@ def check_instruction_set() -> None:
             _native.core.isa()
     except RuntimeError as error:
         raise ConfigError(str(error)) from None
+
+
+def look_beside_the_user(env_id: str | None) -> None:
+    """Find the module of an id such as mymodule:Env-v0 in the working directory.
+
+    `python -m trpo_fast` does so by itself, a console script does not.
+    """
+    here = str(Path.cwd())
+    if env_id is not None and ":" in env_id and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
