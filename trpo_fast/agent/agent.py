@@ -104,6 +104,10 @@ class TRPO:
         # The directory whose contents are this agent's own past.
         self.continues: Path | None = None
         self.recorder: RunRecorder | None = None
+        # Of the last rollout, for callbacks: rewards, ends of episodes, valid rows; [T, B] each.
+        self.last_steps: tuple[npt.NDArray[Any], ...] = ()
+        # What callbacks recorded, for the next row.
+        self.callback_figures: Row = {}
         # Seconds of the last `learn` call by phase, see time_budget.py.
         self.time_budget: Mapping[str, float] = {}
 
@@ -226,7 +230,10 @@ class TRPO:
         done, before = self.progress, self.num_timesteps
         done.num_updates += 1
         done.num_timesteps += rollout.num_valid
-        row |= self._episode_figures(rollout)
+        row = {**self.callback_figures, **row, **self._episode_figures(rollout)}
+        self.callback_figures = {}
+        ended = rollout.terminated | rollout.truncated
+        self.last_steps = (rollout.rewards.numpy(), ended.numpy(), rollout.valid.numpy())
         is_best = False
         every = self.config.eval_every
         if every and done.num_timesteps // every > before // every:
