@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from agent_cases import SMALL, small, weights
 from toy_environments import Walk
 
+from trpo_fast import cli
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import UnknownOptionError
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trpo_fast.runs.logger import read_progress
 
 
 def test_loading_goes_on_bit_for_bit(tmp_path):
@@ -141,3 +145,35 @@ def test_saved_episodes_that_cannot_be_replayed_are_refused_in_words(tmp_path, k
     path = save_checkpoint(tmp_path / "bad.safetensors", state)
     with TRPO.load(path) as loaded, pytest.raises(CheckpointError, match="cannot be replayed"):
         loaded.learn(64, progress_bar=False)
+
+
+def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
+    """Whoever changes the working directory: the program, or an environment as it is reset."""
+    (tmp_path / "elsewhere").mkdir()
+
+    class Moving(Walk):
+        def reset(self, **keywords):
+            os.chdir(tmp_path / "elsewhere")
+            return super().reset(**keywords)
+
+    monkeypatch.chdir(tmp_path)
+    with small(Moving, run_dir="run") as agent:
+        agent.learn(64, progress_bar=False)
+        agent.learn(64, progress_bar=False)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert len(read_progress(tmp_path / "run" / "progress.csv")) == 2
+    assert (tmp_path / "run" / "learning_curve.png").exists()
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with small(run_dir="~/run") as agent:
+        agent.learn(64, progress_bar=False)
+        assert agent.save("~/agent") == tmp_path / "agent.safetensors"
+    with TRPO.load("~/agent"):
+        pass
+    assert cli.main(["eval", "~/run", "--episodes", "1"]) == 0
+    assert cli.main(["plot", "~/run", "--out", "~/picture.png"]) == 0
+    assert (tmp_path / "picture.png").exists()
+    assert not (tmp_path / "~").exists()

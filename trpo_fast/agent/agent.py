@@ -358,7 +358,7 @@ class TRPO:
         for an environment that cannot be rendered.
         """
         make_env = evaluation_environments.recording_factory(
-            self.env_source, self.config.env_kwargs, Path(directory)
+            self.env_source, self.config.env_kwargs, Path(directory).expanduser().absolute()
         )
         result = self._run_evaluation(episodes, make_env, parallel=1, report=progress.say)
         return result.mean, result.std
@@ -453,7 +453,7 @@ class TRPO:
 
 
 def _with_suffix(path: str | Path) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix else path.with_name(path.name + ".safetensors")
 
 
