@@ -405,6 +405,7 @@ class TRPO:
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
+        predict_only: bool = False,
         **changes: Any,
     ) -> Self:
         """The agent that `save`, or a run, left in a checkpoint file.
@@ -417,6 +418,8 @@ class TRPO:
             run_dir: go on writing there; the run directory the file lies in may be named again.
                 Once `learn` goes on from an older checkpoint of it, the rows of later updates are
                 dropped, and newer checkpoints stay as `abandoned-...`, which no resume takes.
+            predict_only: make no environment, so that none need be installed or passed: the agent
+                can predict, from the spaces in the file.
             changes: options that are to differ from the saved ones.
 
         Reading never runs code. Raises CheckpointError for a file that is damaged, or of another
@@ -425,7 +428,11 @@ class TRPO:
         path = _with_suffix(path)
         with made_on_cpu():
             state = load_checkpoint(path)
-        source, config, changed = agent_state.recipe(state, path, env, changes)
+        source, config, changed = agent_state.recipe(
+            state, path, env, changes, predict_only=predict_only
+        )
+        if predict_only:  # the arguments are for an environment to come
+            config, kept = config.replace(env_kwargs={}, vectorization="sync"), config
         options = {name: getattr(config, name) for name in OPTIONS}
         networks = {"policy": policy, "value_function": value_function}
         agent_state.check_networks(state, networks)
@@ -437,9 +444,18 @@ class TRPO:
         except CheckpointError:
             agent.close()
             raise
+        if predict_only:
+            agent.training.config = agent.config = kept
+            agent.training.env_id = state["agent"].get("environment")
         if path.parent.name == "checkpoints":
             agent.continues = path.resolve().parent.parent
         return agent
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an agent holds running environments, so it is neither pickled nor copied: "
+            "agent.save(path) and TRPO.load(path, predict_only=True) take it to another process"
+        )
 
     def close(self) -> None:
         """Close the environments (and their processes). The agent can still predict."""
