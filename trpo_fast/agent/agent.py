@@ -104,6 +104,10 @@ class TRPO:
         # The directory whose contents are this agent's own past.
         self.continues: Path | None = None
         self.recorder: RunRecorder | None = None
+        # Of the last rollout, for callbacks: rewards, ends of episodes, valid rows; [T, B] each.
+        self.last_steps: tuple[npt.NDArray[Any], ...] = ()
+        # What callbacks recorded, for the next row.
+        self.callback_figures: Row = {}
         # Seconds of the last `learn` call by phase, see time_budget.py.
         self.time_budget: Mapping[str, float] = {}
 
@@ -226,7 +230,10 @@ class TRPO:
         done, before = self.progress, self.num_timesteps
         done.num_updates += 1
         done.num_timesteps += rollout.num_valid
-        row |= self._episode_figures(rollout)
+        row = {**self.callback_figures, **row, **self._episode_figures(rollout)}
+        self.callback_figures = {}
+        ended = rollout.terminated | rollout.truncated
+        self.last_steps = (rollout.rewards.numpy(), ended.numpy(), rollout.valid.numpy())
         is_best = False
         every = self.config.eval_every
         if every and done.num_timesteps // every > before // every:
@@ -352,7 +359,7 @@ class TRPO:
         for an environment that cannot be rendered.
         """
         make_env = evaluation_environments.recording_factory(
-            self.env_source, self.config.env_kwargs, Path(directory)
+            self.env_source, self.config.env_kwargs, Path(directory).expanduser().absolute()
         )
         result = self._run_evaluation(episodes, make_env, parallel=1, report=progress.say)
         return result.mean, result.std
@@ -399,6 +406,7 @@ class TRPO:
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
+        predict_only: bool = False,
         **changes: Any,
     ) -> Self:
         """The agent that `save`, or a run, left in a checkpoint file.
@@ -411,6 +419,8 @@ class TRPO:
             run_dir: go on writing there; the run directory the file lies in may be named again.
                 Once `learn` goes on from an older checkpoint of it, the rows of later updates are
                 dropped, and newer checkpoints stay as `abandoned-...`, which no resume takes.
+            predict_only: make no environment, so that none need be installed or passed: the agent
+                can predict, from the spaces in the file.
             changes: options that are to differ from the saved ones.
 
         Reading never runs code. Raises CheckpointError for a file that is damaged, or of another
@@ -419,7 +429,11 @@ class TRPO:
         path = _with_suffix(path)
         with made_on_cpu():
             state = load_checkpoint(path)
-        source, config, changed = agent_state.recipe(state, path, env, changes)
+        source, config, changed = agent_state.recipe(
+            state, path, env, changes, predict_only=predict_only
+        )
+        if predict_only:  # the arguments are for an environment to come
+            config, kept = config.replace(env_kwargs={}, vectorization="sync"), config
         options = {name: getattr(config, name) for name in OPTIONS}
         networks = {"policy": policy, "value_function": value_function}
         agent_state.check_networks(state, networks)
@@ -431,9 +445,18 @@ class TRPO:
         except CheckpointError:
             agent.close()
             raise
+        if predict_only:
+            agent.training.config = agent.config = kept
+            agent.training.env_id = state["agent"].get("environment")
         if path.parent.name == "checkpoints":
             agent.continues = path.resolve().parent.parent
         return agent
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an agent holds running environments, so it is neither pickled nor copied: "
+            "agent.save(path) and TRPO.load(path, predict_only=True) take it to another process"
+        )
 
     def close(self) -> None:
         """Close the environments (and their processes). The agent can still predict."""
@@ -447,7 +470,7 @@ class TRPO:
 
 
 def _with_suffix(path: str | Path) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix else path.with_name(path.name + ".safetensors")
 
 

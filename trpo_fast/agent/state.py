@@ -22,6 +22,7 @@ from trpo_fast._version import __version__
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
+from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
 
@@ -76,6 +77,10 @@ def state_of(training: Training) -> dict[str, Any]:
         "agent": description(training),
         "config": _portable_config(training),
         "custom_networks": list(training.custom_networks),
+        "spaces": {
+            "observation": space_to_json(training.collector.env.observation_space),
+            "action": space_to_json(training.collector.env.action_space),
+        },
         "progress": dataclasses.asdict(training.progress),
         "learner": training.learner.state_dict(),
         "rng": _rng_state(training.rng),
@@ -192,7 +197,7 @@ def saved_dtype(state: State) -> torch.dtype | None:
 
 
 def recipe(
-    state: State, path: Path, env: Any, changes: Mapping[str, Any]
+    state: State, path: Path, env: Any, changes: Mapping[str, Any], *, predict_only: bool = False
 ) -> tuple[Any, Config, frozenset[str]]:
     """How to build the agent of a checkpoint.
 
@@ -209,9 +214,14 @@ def recipe(
         raise CheckpointError(
             f"{path} holds a configuration that cannot be used: {error}"
         ) from None
-    if env is None:
-        env = saved_environment(state, path)
     wanted = config.replace(**changes)
+    if predict_only:
+        try:
+            env = NoEnvironments(state.get("spaces"), wanted.num_envs)
+        except ValueError as error:
+            raise CheckpointError(f"{path} cannot be loaded for predict alone: {error}") from None
+    elif env is None:
+        env = saved_environment(state, path)
     changed = {name for name in OPTIONS if not same(getattr(wanted, name), getattr(config, name))}
     return env, wanted, frozenset(changed)
 
@@ -226,7 +236,7 @@ def saved_environment(state: State, path: Path) -> str:
     if not isinstance(name, str):
         raise CheckpointError(
             f"{path} does not name its environment (it was given as an object or a function): "
-            "pass env="
+            "pass env=, or predict_only=True"
         )
     if ":" in name:
         raise CheckpointError(

@@ -59,6 +59,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _checkpoint_of(path: Path, *, best: bool) -> Path:
+    path = path.expanduser()
     if path.is_file():
         return path
     directory = RunDirectory(path)

@@ -33,10 +33,13 @@ class RunDirectoryError(UserError):
 
 
 class RunDirectory:
-    """Paths and files of one run. Creating the object touches nothing on disk."""
+    """Paths and files of one run. Creating the object touches nothing on disk.
+
+    A relative path is one below the working directory of now: an environment may change that.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser().absolute()
         self.config_file = self.path / "config.json"
         self.progress_file = self.path / "progress.csv"
         self.picture_file = self.path / "learning_curve.png"

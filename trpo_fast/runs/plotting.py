@@ -32,7 +32,7 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     PlotError for a directory without finished episodes or whose rows cannot be read, OSError when
     the picture cannot be written.
     """
-    runs = {str(Path(d)): _rows(Path(d) / "progress.csv") for d in directories}
+    runs = {str(Path(d)): _rows(Path(d).expanduser() / "progress.csv") for d in directories}
     for name, rows in runs.items():
         if not column(rows, "rollout/ep_rew_mean")[0].size:
             raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
@@ -54,7 +54,7 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     axes[-1].set_xlabel("environment steps")
     if len(axes[0].lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
-    return save_figure(figure, Path(out))
+    return save_figure(figure, Path(out).expanduser())
 
 
 def _curve(axis: Any, series: Series, **style: Any) -> None:
