@@ -98,6 +98,7 @@ class VectorEnvironment:
         self._remake = remake
         self._seeded = remake is not None
         self._mask_from: str | None = None
+        self._closed = False
         self._resetting = self._nowhere = np.zeros(self.num_envs, bool)
 
     @property
@@ -324,7 +325,10 @@ class VectorEnvironment:
 
     def running_episodes(self) -> list[tuple[int, npt.NDArray[Any]]]:
         """Number and actions so far of each running episode; [] where not resumable."""
-        return list(self._guard(self.vector.call, "running_episode")) if self._seeded else []
+        if not self._seeded:
+            return []
+        self._refuse_closed()
+        return list(self._guard(self.vector.call, "running_episode"))
 
     def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``.
@@ -349,6 +353,13 @@ class VectorEnvironment:
             out[env] = self._guard(self._flatten.one, observation)
 
     # Faults and the end
+
+    def _refuse_closed(self) -> None:
+        if self._closed and isinstance(self.vector.unwrapped, AsyncVectorEnv):
+            raise EnvironmentFault(
+                f"the environments of {self.name} were closed, and with them the episodes that "
+                "were running: save before close(), and load from there to go on."
+            )
 
     def _guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the vector environment; whatever it raises leaves as EnvironmentFault."""
@@ -378,6 +389,7 @@ class VectorEnvironment:
         if inner.closed or inner._state.value != "default":
             self._terminate_workers()
             self.vector = self._remake()
+            self._closed = False
 
     def _terminate_workers(self) -> None:
         inner = self.vector.unwrapped
@@ -397,6 +409,7 @@ class VectorEnvironment:
 
     def close(self) -> None:
         """Release the environments; processes end even if one of them is stuck in a call."""
+        self._closed = True
         inner = self.vector.unwrapped
         if isinstance(inner, AsyncVectorEnv) and inner._state.value != "default":
             self._terminate_workers()
