@@ -389,7 +389,9 @@ class TRPO:
 
     def _make_env(self, env: Any) -> evaluation.EnvFactory:
         source = self.env_source if env is None else env
-        return evaluation_environments.environment_factory(source, self.config.env_kwargs)
+        return evaluation_environments.environment_factory(
+            source, self.config.env_kwargs, self.config.vectorization
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint (one safetensors file) from which `load` goes on bit for bit.

@@ -351,9 +351,11 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     """
     if not (isinstance(policy, MlpPolicy) and isinstance(space, spaces.Box)) or policy.squash:
         return
-    log_std = policy.log_std
-    if log_std is None:  # the last outputs, at first the same everywhere
-        log_std = cast("nn.Linear", policy.body[-1]).bias.detach()[policy.head.components :]
+    learnt = policy.log_std
+    if learnt is None:  # the last outputs, at first the same everywhere
+        log_std = cast("nn.Linear", policy.body[-1]).bias[policy.head.components :]
+    else:
+        log_std = learnt.data
     reach = 2 * log_std.detach().double().exp().numpy(force=True)
     low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
     outside = (low > reach) | (high < -reach)

@@ -244,7 +244,7 @@ class VectorEnvironment:
         inner = self.vector.unwrapped
         if not self._seeded and isinstance(inner, SyncVectorEnv):
             # Not the batch: there, numbers have been bent to the space already.
-            for env, observation in enumerate(inner._env_obs):
+            for env, observation in enumerate(getattr(inner, "_env_obs", ())):
                 try:
                     self._check(observation)
                 except ValueError as error:
