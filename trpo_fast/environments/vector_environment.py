@@ -84,6 +84,7 @@ class VectorEnvironment:
         self.vector: Any = vector
         self.name = name
         self.seed = seed
+        self._closed = False
         self.num_envs = int(vector.num_envs)
         self.action_space = vector.single_action_space
         check_action_space(self.action_space)
@@ -98,7 +99,6 @@ class VectorEnvironment:
         self._remake = remake
         self._seeded = remake is not None
         self._mask_from: str | None = None
-        self._closed = False
         self._resetting = self._nowhere = np.zeros(self.num_envs, bool)
 
     @property
