@@ -337,7 +337,13 @@ class RolloutCollector:
         nothing = np.split(np.asarray(state["actions"])[:0], self.env.num_envs)
         begun = [int(number) for number in state["episodes"]]
         self.env.replay(list(zip(begun, nothing, strict=True)), self._observations)
-        self._reset()
+        masks = np.array(state["masks"], bool) if "masks" in state else None
+        everywhere = np.ones(self.env.num_envs, bool)
+        self._masks = self.env.reset_where(everywhere, self._observations, masks)
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        self._renew(bad_rows(self._observations), self._observations)
+        self._started = True
 
 
 def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> None:
