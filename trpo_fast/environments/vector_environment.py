@@ -92,6 +92,7 @@ class VectorEnvironment:
         self.vector: Any = vector
         self.name = name
         self.seed = seed
+        self._closed = False
         self.num_envs = int(vector.num_envs)
         self.action_space = vector.single_action_space
         check_action_space(self.action_space)
@@ -250,7 +251,7 @@ class VectorEnvironment:
         inner = self.vector.unwrapped
         if not self._seeded and isinstance(inner, SyncVectorEnv):
             # Not the batch: there, numbers have been bent to the space already.
-            for env, observation in enumerate(inner._env_obs):
+            for env, observation in enumerate(getattr(inner, "_env_obs", ())):
                 try:
                     self._check(observation)
                 except ValueError as error:
@@ -331,7 +332,10 @@ class VectorEnvironment:
 
     def running_episodes(self) -> list[tuple[int, npt.NDArray[Any]]]:
         """Number and actions so far of each running episode; [] where not resumable."""
-        return list(self._guard(self.vector.call, "running_episode")) if self._seeded else []
+        if not self._seeded:
+            return []
+        self._refuse_closed()
+        return list(self._guard(self.vector.call, "running_episode"))
 
     def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``.
@@ -356,6 +360,13 @@ class VectorEnvironment:
             out[env] = self._guard(self._flatten.one, observation)
 
     # Faults and the end
+
+    def _refuse_closed(self) -> None:
+        if self._closed and isinstance(self.vector.unwrapped, AsyncVectorEnv):
+            raise EnvironmentFault(
+                f"the environments of {self.name} were closed, and with them the episodes that "
+                "were running: save before close(), and load from there to go on."
+            )
 
     def _guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the vector environment; whatever it raises leaves as EnvironmentFault."""
@@ -385,6 +396,7 @@ class VectorEnvironment:
         if inner.closed or inner._state.value != "default":
             self._terminate_workers()
             self.vector = self._remake()
+            self._closed = False
 
     def _terminate_workers(self) -> None:
         inner = self.vector.unwrapped
@@ -404,6 +416,7 @@ class VectorEnvironment:
 
     def close(self) -> None:
         """Release the environments; processes end even if one of them is stuck in a call."""
+        self._closed = True
         inner = self.vector.unwrapped
         if isinstance(inner, AsyncVectorEnv) and inner._state.value != "default":
             self._terminate_workers()
