@@ -104,6 +104,7 @@ class VectorEnvironment:
         self._check = ObservationCheck(vector.single_observation_space)
         self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
         self.autoreset_mode = _autoreset_mode(vector)
+        self._undeclared = vector.metadata.get("autoreset_mode") is None
         self._remake = remake
         self._seeded = remake is not None
         self.mask_source: MaskSource | None = None
@@ -162,6 +163,8 @@ class VectorEnvironment:
             EnvironmentFault: an environment raised or its process died.
         """
         batch, rewards, terminated, truncated, infos = self._guard(self.vector.step, actions)
+        if self._undeclared and "final_obs" in infos:  # which no other convention gives
+            self.autoreset_mode, self._undeclared = AutoresetMode.SAME_STEP, False
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         self._write(batch, out)
         ended = terminated | truncated
@@ -284,8 +287,16 @@ class VectorEnvironment:
 
     def _masks(self, batch: Any, infos: Mapping[str, Any], ignore: Bool) -> Bool | None:
         if self.mask_source is None:
+            self._refuse_late_masks(infos)
             return None
         return self._checked_masks(self._raw_masks(batch, infos), ignore)
+
+    def _refuse_late_masks(self, infos: Mapping[str, Any]) -> None:
+        if self._blocks and MASK_KEY in infos:
+            raise EnvironmentFault(
+                f"{self.name} gives infos[{MASK_KEY!r}] at a step but gave none at reset, where "
+                "the first actions are chosen; give it at both."
+            )
 
     def _raw_masks(self, batch: Any, infos: Mapping[str, Any]) -> Bool:
         """[B, n], unchecked."""
