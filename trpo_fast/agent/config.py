@@ -162,6 +162,12 @@ class Config:
     fisher_fraction: float = _option(
         1.0, "policy update", "share of the rows used for the Fisher matrix", above=0.0, maximum=1.0
     )
+    step_size: str = _option(
+        "damped",
+        "policy update",
+        "size the first candidate by the damped form, then only shrink; or end near the KL bound",
+        choices=("damped", "boundary"),
+    )
     backtrack_coeff: float = _option(
         0.8, "policy update", "line search: shrink by this much", above=0.0, below=1.0
     )

@@ -215,6 +215,7 @@ class Learner:
             "cg_iters",
             "cg_residual",
             "gradient_norm",
+            "region_used",
             "backend",
         )
         return {

@@ -72,8 +72,12 @@ class TRPOOptimizer(LightOptimizer):
             not rounded. "auto" is "bf16" where that is known to lose
             nothing and the CPU has an instruction for it: under preconditioner "kfac".
         fisher_fraction: Share of the rows, evenly strided, that the Fisher matrix is made of.
-        backtrack_coeff: Factor between the candidates of the line search.
-        max_backtracks: Candidates after the first.
+        step_size: Of ``constraint="hard"``. "damped": the first candidate is sized by
+            x'(F + damping I)x, the next are shorter. "boundary": they are sized by x'Fx, then by
+            the measured KL, to end with it in [0.9, 1] max_kl, or sooner where the surrogate is
+            better.
+        backtrack_coeff: Factor between the candidates of the damped rule.
+        max_backtracks: Candidates after the first; with 0 the damped rule's alone is tried.
         accept_ratio: Least actual over expected improvement.
         constraint: "hard"; "penalty", which accepts what raised surrogate - beta KL; or "none",
             the plain natural gradient ``theta + lr x``, of which only finiteness is checked.
@@ -83,7 +87,8 @@ class TRPOOptimizer(LightOptimizer):
         noise: Of dropout and the like within a step. "eval": the module is in eval mode. "fixed":
             only batch normalisation is; every call draws the same numbers from torch's generator,
             so that one dropout mask serves the whole step, and the generator is put back.
-        lr: Multiplies the step; 0 is an exact no-op. A tensor stays one, for schedulers to write.
+        lr: Multiplies the step, which with step_size "boundary" then is for a KL of
+            min(1, lr)^2 max_kl; 0 is an exact no-op. A tensor stays one, for schedulers to write.
         maximize: The loss is an objective: it is to rise, and is reported so. The keyword form
             then reports ``(ratio * advantages).mean()``, and takes the same step.
         backend: "auto", "cpu", "cuda" or "reference". A named one that cannot serve raises.
@@ -116,6 +121,7 @@ class TRPOOptimizer(LightOptimizer):
         preconditioner: str = "auto",
         precision: str = "auto",
         fisher_fraction: float = 1.0,
+        step_size: str = "damped",
         backtrack_coeff: float = 0.8,
         max_backtracks: int = 10,
         accept_ratio: float = 0.0,
@@ -140,6 +146,7 @@ class TRPOOptimizer(LightOptimizer):
             preconditioner=preconditioner,
             precision=precision,
             fisher_fraction=fisher_fraction,
+            step_size=step_size,
             backtrack_coeff=backtrack_coeff,
             max_backtracks=max_backtracks,
             accept_ratio=accept_ratio,

@@ -51,6 +51,7 @@ COLUMNS = (
     "train/cg_iters",
     "train/cg_residual",
     "train/gradient_norm",
+    "train/region_used",
     "train/backend",
     "train/entropy",
     "train/std",

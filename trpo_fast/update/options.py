@@ -11,6 +11,7 @@ from typing import Any
 CHOICES: dict[str, tuple[str, ...]] = {
     "preconditioner": ("auto", "none", "diagonal", "kfac"),
     "precision": ("auto", "fp32", "tf32", "bf16x3", "bf16"),
+    "step_size": ("damped", "boundary"),
     "constraint": ("hard", "penalty", "none"),
     "kl_direction": ("old_new", "new_old"),
     "noise": ("eval", "fixed"),
@@ -62,6 +63,7 @@ class Options:
     preconditioner: str = "auto"
     precision: str = "auto"
     fisher_fraction: float = 1.0
+    step_size: str = "damped"
     backtrack_coeff: float = 0.8
     max_backtracks: int = 10
     accept_ratio: float = 0.0

@@ -153,7 +153,7 @@ class CpuProblem(KroneckerStatistics):
             self._preconditioner(),
             self._loss,
         )
-        result = update_result(figures, self.backend)
+        result = update_result(figures, options, self.backend)
         if result.accepted:
             self.parameters.replace(theta, candidate)
         return result
