@@ -158,6 +158,7 @@ def answer_of(size: Size) -> Answer:
         cg_iters=CG_ITERS,
         cg_tol=0.0,
         preconditioner="none",
+        step_size="damped",
         backend="reference",
     )
     optimizer.step(

@@ -133,6 +133,7 @@ class TrpoFast(_OnOurPolicy):
             cg_tol=0.0,
             preconditioner="none",
             precision=self.precision,
+            step_size="damped",  # the peers' rule
             backend=self.backend,
         )
         return lambda: optimizer.step(

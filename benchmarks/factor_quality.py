@@ -102,7 +102,7 @@ def print_choices(sample: Sample) -> None:
 def print_ages(sample: Sample) -> None:
     """Q at the policy some updates later, G from before them and new."""
     curvature = Curvature({})
-    optimizer = TRPOOptimizer(sample.policy, max_kl=MAX_KL, damping=DAMPING)
+    optimizer = TRPOOptimizer(sample.policy, max_kl=MAX_KL, damping=DAMPING, step_size="damped")
     with kept_statistics(curvature):
         direction(sample, case_of(sample).gradient, cg_iters=1)
     for age in range(1, max(AGES) + 1):

@@ -175,7 +175,7 @@ class Case:
         optimizer = TRPOOptimizer(
             policy, max_kl=MAX_KL, damping=DAMPING, cg_iters=CG_ITERS, cg_tol=0.0,
             cg_progress_tol=0.0,
-            preconditioner="none", precision="fp32",
+            preconditioner="none", precision="fp32", step_size="damped",
         )  # fmt: skip
         batch: dict[str, Any] = {
             "obs": self.obs,

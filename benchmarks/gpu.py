@@ -242,6 +242,7 @@ def stepper(case: Case, backend: str, precision: str = "fp32") -> Callable[[], o
         cg_tol=0.0,
         preconditioner="none",
         precision=precision,
+        step_size="damped",
         backend=backend,
     )
     return lambda: optimizer.step(

@@ -109,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for arm in arms_of(task):
             for seed in seeds_of(task, arm):
                 if (task.env, arm, seed) not in known and not options.draw:
-                    results.append({"arm": arm, **train(task, seed, ARMS[arm])})
+                    results.append(
+                        {"arm": arm, **train(task, seed, {"step_size": "damped", **ARMS[arm]})}
+                    )
                     numbers.write_text(json.dumps(results) + "\n")
     page = options.out / "docs" / "preconditioning.md"
     before, rest = page.read_text().split(BEGIN)

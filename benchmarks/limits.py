@@ -86,7 +86,9 @@ def small_step() -> None:
     """One thread: other threads of torch would spin beside the few microseconds in question."""
     torch.set_num_threads(1)
     case = case_of(Size(64, OBS, ACTIONS, 64))
-    optimizer = TRPOOptimizer(case.policy, max_kl=MAX_KL, damping=DAMPING, cg_iters=CG_ITERS)
+    optimizer = TRPOOptimizer(
+        case.policy, max_kl=MAX_KL, damping=DAMPING, cg_iters=CG_ITERS, step_size="damped"
+    )
     native: list[float] = []
     whole: list[float] = []
     timed = partial(TimedNative, _core.PolicyProblemF32, native)

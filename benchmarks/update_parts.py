@@ -80,11 +80,12 @@ def parts(sample: Sample) -> dict[str, float]:
         lambda: Curvature().preconditioner("kfac", network, problem, batch, options.damping)
     )
     found["eigenbases or inverses"] = made - found["A"] - found["G"]
-    found["whole step, 4 iterations"] = step_milliseconds(sample)
+    for rule in ("damped", "boundary"):
+        found[f"whole step, 4 iterations, {rule}"] = step_milliseconds(sample, rule)
     return found
 
 
-def step_milliseconds(sample: Sample) -> float:
+def step_milliseconds(sample: Sample, rule: str) -> float:
     theta = torch.nn.utils.parameters_to_vector(sample.policy.parameters()).detach().clone()
     optimizer = TRPOOptimizer(
         sample.policy,
@@ -94,6 +95,7 @@ def step_milliseconds(sample: Sample) -> float:
         cg_iters=4,
         cg_tol=0.0,
         cg_progress_tol=0.0,
+        step_size=rule,
     )
 
     def step() -> None:

@@ -87,7 +87,9 @@ def peer(module: Any, sample: Sample, rounds: int) -> Contender:
 
 def ours(sample: Sample, rounds: int, **options: Any) -> Contender:
     theta = torch.cat([p.detach().reshape(-1) for p in sample.policy.parameters()])
-    optimizer = TRPOOptimizer(sample.policy, max_kl=MAX_KL, damping=DAMPING, cg_tol=0, **options)
+    optimizer = TRPOOptimizer(
+        sample.policy, max_kl=MAX_KL, damping=DAMPING, cg_tol=0, step_size="damped", **options
+    )
     network = network_of(sample.policy)
     assert isinstance(network, Network)
 

@@ -76,9 +76,9 @@ def outcomes() -> dict[str, Outcome]:
     scale = math.sqrt(2 * MAX_KL / (ADVANTAGE**2 * (1 - START) / START))  # 2 max_kl = s^2 x'Fx
     return {
         "natural gradient, sized for 0.60": step(constraint="none", lr=STEP_TO_WANTED),
-        "hard, first candidate at 0.60": step(lr=STEP_TO_WANTED / scale),
-        "hard": step(),
-        "hard, fine line search": step(backtrack_coeff=0.99, max_backtracks=100),
+        "hard": step(step_size="boundary"),
+        "hard, damped": step(step_size="damped"),
+        "hard, damped, first at 0.60": step(step_size="damped", lr=STEP_TO_WANTED / scale),
         "penalty, beta 100": step(constraint="penalty", beta=100.0, adaptive_beta=False),
         "penalty, beta 1": step(constraint="penalty", beta=1.0, adaptive_beta=False),
     }
@@ -93,7 +93,7 @@ def main() -> None:
     for name, found in outcomes().items():
         print(
             f"{name:34s} 0.20 -> {found.probability:.4f}  KL {found.kl:8.4f}  "
-            f"candidates rejected: {found.backtracks}"
+            f"candidates after the first: {found.backtracks}"
         )
 
 

@@ -129,7 +129,8 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         cached = self._policy_optimizer
         known = cached.module if cached is not None else None
         if cached is None or not isinstance(known, Actor) or known.policy is not self.policy:
-            cached = self._policy_optimizer = TRPOOptimizer(Actor(self.policy))
+            cached = TRPOOptimizer(Actor(self.policy), step_size="damped")
+            self._policy_optimizer = cached
         terms = self._kl_terms()
         for name, (fits, wanted) in IN_RANGE.items():
             if not fits(getattr(self, name)):

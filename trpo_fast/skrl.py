@@ -50,7 +50,7 @@ class TRPO(SkrlTRPO):  # type: ignore[misc]
         if skrl.config.torch.is_distributed:
             raise ValueError("trpo_fast.skrl.TRPO serves one process; use skrl's own TRPO here")
         self._actor = Actor(self.policy)
-        self.policy_optimizer = TRPOOptimizer(self._actor)
+        self.policy_optimizer = TRPOOptimizer(self._actor, step_size="damped")
 
     def update(self, *, timestep: int, timesteps: int) -> None:  # noqa: ARG002
         """One trust-region step, then ``learning_epochs`` of the value network."""

@@ -64,7 +64,9 @@ class TRPO(tianshou.algorithm.TRPO):  # type: ignore[misc]
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self.policy_optimizer = TRPOOptimizer(Actor(self.policy), damping=self._damping)
+        self.policy_optimizer = TRPOOptimizer(
+            Actor(self.policy), damping=self._damping, step_size="damped"
+        )
 
     def _update_with_batch(self, batch: Any, batch_size: int | None, repeat: int) -> Any:
         """One trust-region step and ``optim_critic_iters`` critic steps for each minibatch."""

@@ -27,6 +27,7 @@ enum class UpdateStatus : int {
 };
 
 enum class Constraint : int { hard = 0, penalty = 1, none = 2 };
+enum class StepSize : int { damped = 0, boundary = 1 };
 
 struct SolveOptions {
   int iterations;    // cap
@@ -39,6 +40,7 @@ struct SolveOptions {
 
 struct UpdateOptions {
   Constraint constraint;
+  StepSize step_size;
   double max_kl, damping, beta, lr, backtrack_coeff, accept_ratio;
   int max_backtracks;
   SolveOptions solve;
@@ -53,13 +55,6 @@ TRPO_FAST_HOST_DEVICE double step_scale(const UpdateOptions& o, double gradient_
   // maximises g.sx - beta s^2 x'(F + dI)x / 2
   if (o.constraint == Constraint::penalty) return gradient_norm / o.beta;
   return gradient_norm;  // theta + lr (F + dI)^-1 g
-}
-
-// What the quadratic model gains over `step` times x; slope: x'g / |g|.
-TRPO_FAST_HOST_DEVICE double expected_gain(const UpdateOptions& o, double gradient_norm,
-                                           double step, double slope, double quadratic) {
-  const double gain = step * slope * gradient_norm;
-  return o.constraint == Constraint::penalty ? gain - 0.5 * o.beta * step * step * quadratic : gain;
 }
 
 TRPO_FAST_HOST_DEVICE bool acceptable(const UpdateOptions& o, double improvement, double kl,

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "common/line_search.h"
 #include "cpu/conjugate_gradient.h"
 #include "cpu/policy/policy_problem.h"
 #include "cpu/preconditioner/kfac.h"
@@ -65,45 +66,48 @@ class TrustRegion {
       return rejected(UpdateStatus::non_finite);
     }
     if (quadratic <= 0 || slope <= 0) return rejected(failed_solve(u.solution.status));
-    const double size = o_.lr * step_scale(o_, u.gradient_norm, quadratic);
-    return search(theta, work.solve.x, size, slope, quadratic, candidate);
+    const double square = kernels_.dot(work.solve.x, work.solve.x, n_);
+    return search(theta, work.solve.x, {u.gradient_norm, slope, quadratic, square}, candidate);
   }
 
  private:
-  // Candidates theta + size * backtrack_coeff^j * x, the first acceptable one taken.
-  UpdateResult search(const T* theta, const T* x, double size, double slope, double quadratic,
-                      T* candidate) {
+  // The best acceptable one of the candidates that the line search tries.
+  UpdateResult search(const T* theta, const T* x, const Line& line, T* candidate) {
     UpdateResult& u = result_;
-    bool finite = false;
-    const int candidates = o_.constraint == Constraint::none ? 1 : o_.max_backtracks + 1;
-    for (int j = 0; j < candidates; ++j) {
-      u.backtracks = j;
-      const double step = size * std::pow(o_.backtrack_coeff, j);
-      const double expected = expected_gain(o_, u.gradient_norm, step, slope, quadratic);
-      if (j == 0) u.expected = expected;
-      bool moved = false;
-      for (Index i = 0; i < n_; ++i) {
-        candidate[i] = theta[i] + T(step) * x[i];
-        moved |= !(candidate[i] == theta[i]);
-      }
-      if (!moved) {
-        if (j == 0) return rejected(UpdateStatus::zero_step);
+    LineSearch s = line_search(o_, line);
+    u.expected = expected_gain(o_, s);
+    do {
+      u.backtracks = s.tried;
+      if (!move(theta, x, s.step, candidate)) {
+        if (s.tried == 0) return rejected(UpdateStatus::zero_step);
         break;
       }
       if (stop_()) return rejected(UpdateStatus::interrupted);
       const auto found = problem_.evaluate(candidate);
       const double loss = found.loss * o_.unit;
-      if (!std::isfinite(loss) || !std::isfinite(found.kl)) continue;
-      finite = true;
-      if (!acceptable(o_, u.loss_before - loss, found.kl, expected)) continue;
-      u.status = UpdateStatus::accepted;
+      if (!judge(o_, s, u.loss_before - loss, found.kl)) continue;
       u.loss_after = loss;
       u.kl = found.kl;
-      u.expected = expected;
-      u.step = step / u.gradient_norm;
-      return u;
+      u.expected = expected_gain(o_, s);
+      u.step = s.step / u.gradient_norm;
+    } while (next(o_, s));
+    if (!s.found) {
+      return rejected(s.finite ? UpdateStatus::line_search_failed : UpdateStatus::non_finite);
     }
-    return rejected(finite ? UpdateStatus::line_search_failed : UpdateStatus::non_finite);
+    // The same bits as when it was tried.
+    if (s.step != s.best) move(theta, x, s.best, candidate);
+    u.status = UpdateStatus::accepted;
+    return u;
+  }
+
+  // candidate = theta + step x; whether any element moved.
+  bool move(const T* theta, const T* x, double step, T* candidate) const {
+    bool moved = false;
+    for (Index i = 0; i < n_; ++i) {
+      candidate[i] = theta[i] + T(step) * x[i];
+      moved |= !(candidate[i] == theta[i]);
+    }
+    return moved;
   }
 
   UpdateResult rejected(UpdateStatus status) {

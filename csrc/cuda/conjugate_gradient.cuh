@@ -16,6 +16,7 @@ struct Solution {
   double residual;   // |r| / |b|
   double curvature;  // x'Ax
   double slope;      // x'b
+  double square;     // x'x
 };
 
 template <class T>
@@ -38,7 +39,7 @@ class ConjugateGradient {
     const double norm = rr;
     double rz = first_direction(rr), progress = 0;
     bool lost = false;  // r, and with it x'(b - r)
-    Solution s{SolveStatus::done, 0, 1, 0, 0};
+    Solution s{SolveStatus::done, 0, 1, 0, 0, 0};
     // Below rounding level a residual is noise, and so is what further steps would add.
     const double least = 4 * rounding<T>(), tolerance = o.tolerance > least ? o.tolerance : least;
     const double stop = tolerance * tolerance * norm;
@@ -144,14 +145,16 @@ class ConjugateGradient {
 
   // x'Ax = x'(b - r)
   __device__ void finish(Solution& s) {
-    double dots[2] = {0, 0};
+    double dots[3] = {0, 0, 0};
     v_.each([&](Index i) {
       dots[0] += double(a_.x[i]) * double(a_.g[i]);
       dots[1] += double(a_.x[i]) * double(a_.r[i]);
+      dots[2] += double(a_.x[i]) * double(a_.x[i]);
     });
     problem_.sums(dots);
     s.slope = dots[0];
     s.curvature = dots[0] - dots[1];
+    s.square = dots[2];
   }
 
   Problem& problem_;

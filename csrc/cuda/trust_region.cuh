@@ -1,8 +1,9 @@
 // The whole update: gradient -> solve -> scale -> line search (Schulman et al. 2015, section 6 and
-// appendix C), the same steps as trpo_fast/update/trust_region.py. Every thread of every block follows it
-// on the same sums, and so takes the same branches.
+// appendix C), the same steps as trpo_fast/update/trust_region.py. Every thread of every block
+// follows it on the same sums, and so takes the same branches.
 #pragma once
 
+#include "common/line_search.h"
 #include "cuda/conjugate_gradient.cuh"
 
 namespace trpo_fast::cuda {
@@ -34,7 +35,7 @@ class TrustRegion {
       return end(UpdateStatus::non_finite);
     }
     if (s.curvature <= 0 || s.slope <= 0) return end(failed_solve(s.status));
-    search(o_.lr * step_scale(o_, norm_, s.curvature), s.slope, s.curvature);
+    search({norm_, s.slope, s.curvature, s.square});
   }
 
   __device__ static void report_solution(const Problem& problem, const Solution& s) {
@@ -54,33 +55,31 @@ class TrustRegion {
 
   __device__ void end(UpdateStatus status) const { problem_.report(kStatus, int(status)); }
 
-  // Candidates theta + size * backtrack_coeff^j * x, the first acceptable one taken.
-  __device__ void search(double size, double slope, double quadratic) {
-    bool finite = false;
-    const int candidates = o_.constraint == Constraint::none ? 1 : o_.max_backtracks + 1;
-    for (int j = 0; j < candidates; ++j) {
-      const double step = size * std::pow(o_.backtrack_coeff, double(j));
-      const double expected = expected_gain(o_, norm_, step, slope, quadratic);
-      problem_.report(kBacktracks, j);
-      if (j == 0) problem_.report(kExpected, expected);
-      if (!move(T(step))) {
-        if (j == 0) return end(UpdateStatus::zero_step);
+  // The best acceptable one of the candidates that the line search tries.
+  __device__ void search(const Line& line) {
+    LineSearch s = line_search(o_, line);
+    problem_.report(kExpected, expected_gain(o_, s));
+    do {
+      problem_.report(kBacktracks, s.tried);
+      if (!move(T(s.step))) {
+        if (s.tried == 0) return end(UpdateStatus::zero_step);
         break;
       }
       double found[2];
       problem_.evaluate(a_.candidate, found);
       const double loss = found[0] * o_.unit, kl = found[1];
-      if (!std::isfinite(loss) || !std::isfinite(kl)) continue;
-      finite = true;
-      if (!acceptable(o_, loss_ - loss, kl, expected)) continue;
-      accept();
+      if (!judge(o_, s, loss_ - loss, kl)) continue;
       problem_.report(kLossAfter, loss);
       problem_.report(kKl, kl);
-      problem_.report(kExpected, expected);
-      problem_.report(kStep, step / norm_);
-      return end(UpdateStatus::accepted);
+      problem_.report(kExpected, expected_gain(o_, s));
+      problem_.report(kStep, s.step / norm_);
+    } while (next(o_, s));
+    if (!s.found) {
+      return end(s.finite ? UpdateStatus::line_search_failed : UpdateStatus::non_finite);
     }
-    end(finite ? UpdateStatus::line_search_failed : UpdateStatus::non_finite);
+    if (s.step != s.best) move(T(s.best));  // the same bits as when it was tried
+    accept();
+    end(UpdateStatus::accepted);
   }
 
   // candidate = theta + step x; whether any element moved.

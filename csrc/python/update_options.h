@@ -15,6 +15,7 @@ inline SolveOptions solve_options(const pybind11::dict& args) {
 inline UpdateOptions update_options(const pybind11::dict& args) {
   const auto number = [&](const char* name) { return args[name].cast<double>(); };
   return {Constraint(args["constraint"].cast<int>()),
+          StepSize(args["step_size"].cast<int>()),
           number("max_kl"),
           number("damping"),
           number("beta"),

@@ -85,7 +85,9 @@ def test_a_backend_that_is_not_built_is_refused(monkeypatch: pytest.MonkeyPatch)
 @every_backend
 def test_a_nan_candidate_is_passed_over_for_a_smaller_one(backend: str) -> None:
     # Huge lr: the first candidates overflow to inf and NaN, later ones are fine.
-    policy, data, opt = setting(backend, lr=1e38, backtrack_coeff=1e-6, max_backtracks=12)
+    policy, data, opt = setting(
+        backend, step_size="damped", lr=1e38, backtrack_coeff=1e-6, max_backtracks=12
+    )
     opt.step(**data)
     result = result_of(opt)
     assert result.accepted
@@ -128,7 +130,9 @@ def test_a_candidate_that_torch_s_validation_refuses_is_passed_over(form: str) -
         ratio = (distribution.log_prob(actions) - old.log_prob(actions)).exp()
         return -(ratio * advantages).mean(), distribution
 
-    opt = TRPOOptimizer(module, lr=100.0, backtrack_coeff=0.5, max_backtracks=20)
+    opt = TRPOOptimizer(
+        module, step_size="damped", lr=100.0, backtrack_coeff=0.5, max_backtracks=20
+    )
     if form == "module":
         opt.step(obs=obs, actions=actions, advantages=advantages)
     else:
@@ -155,7 +159,7 @@ def test_a_closure_that_raises_on_its_nth_call(nth: int, error: Exception) -> No
         return -(ratio * data["advantages"]).mean(), distribution
 
     # A tiny coefficient bound makes the search need several candidates.
-    opt = TRPOOptimizer(policy.parameters(), lr=50.0, max_backtracks=30)
+    opt = TRPOOptimizer(policy.parameters(), step_size="damped", lr=50.0, max_backtracks=30)
     with pytest.raises(type(error)) as caught:
         opt.step(closure)
     assert caught.value is error
@@ -166,7 +170,7 @@ def test_a_closure_that_raises_on_its_nth_call(nth: int, error: Exception) -> No
 
 @every_backend
 def test_every_candidate_fails(backend: str) -> None:
-    policy, data, opt = setting(backend, lr=100.0, max_backtracks=2)
+    policy, data, opt = setting(backend, step_size="damped", lr=100.0, max_backtracks=2)
     before = bits(policy)
     loss = opt.step(**data)
     result = result_of(opt)
@@ -180,7 +184,7 @@ def test_every_candidate_fails(backend: str) -> None:
 
 @every_backend
 def test_the_bits_of_a_rejected_step_include_signed_zeros(backend: str) -> None:
-    policy, data, opt = setting(backend, lr=100.0, max_backtracks=2)
+    policy, data, opt = setting(backend, step_size="damped", lr=100.0, max_backtracks=2)
     with torch.no_grad():
         policy.body[0].bias.fill_(-0.0)
     before = bits(policy)

@@ -151,7 +151,8 @@ void drive(const Shape& shape, bool tiled) {
   const double tolerance = sizeof(T) == 4 ? 1e-4 : 1e-11;
   // Few iterations: further ones amplify rounding, on the CPU's own instruction sets as much as
   // here.
-  const UpdateOptions options{Constraint::hard, 0.01, 0.1, 1, 1, 0.8, 0, 10, {3, 1e-4, 0}, 1};
+  const UpdateOptions options{
+      Constraint::hard, StepSize::boundary, 0.01, 0.1, 1, 1, 0.8, 0, 10, {3, 1e-4, 0}, 1};
   const std::vector<T> none, v = normal<T>(n, 1);
   const auto size = std::size_t(n);
 

@@ -141,7 +141,8 @@ void drive(const Shape& shape) {
 
   std::vector<T> work(static_cast<std::size_t>(5 * n)), candidate(n);
   auto never = [] { return false; };
-  const UpdateOptions options{Constraint::hard, 0.01, 0.1, 1, 1, 0.8, 0, 10, {10, 1e-4, 0}, 1};
+  const UpdateOptions options{
+      Constraint::hard, StepSize::boundary, 0.01, 0.1, 1, 1, 0.8, 0, 10, {10, 1e-4, 0}, 1};
   T* const w = work.data();
   TrustRegion<T, decltype(never)> region(problem, nullptr, kernels, n, options, never);
   const UpdateResult update = region.update(

@@ -27,6 +27,7 @@ GOOD = TrustRegionResult(
     cg_iters=3,
     cg_residual=0.1,
     gradient_norm=1.0,
+    region_used=0.4,
     backend="reference",
 )
 
@@ -47,13 +48,30 @@ GOOD = TrustRegionResult(
 )
 def test_the_rule(change: dict[str, object], expected: float) -> None:
     result = replace(GOOD, **change)  # type: ignore[arg-type]
-    assert adapted_damping(Options(damping=0.3), result) == pytest.approx(expected)
-    assert adapted_damping(Options(damping=0.3, constraint="none"), result) == 0.3
+    options = Options(damping=0.3, step_size="damped")
+    assert adapted_damping(options, result) == pytest.approx(expected)
+    assert adapted_damping(replace(options, constraint="none"), result) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 0.3 / 1.5),  # a good model, of which damping is more than half
+        ({"backtracks": 2}, 0.3 / 1.5),  # candidates may have become longer
+        ({"step_size": 0.025}, 0.3),  # 0.0125 with damping, 0.0098 without
+        ({"actual_improvement": 0.1}, 0.3 * 1.5),
+        ({"accepted": False, "status": Status.line_search_failed}, 0.3 * 1.5),
+    ],
+)
+def test_the_rule_at_the_boundary(change: dict[str, object], expected: float) -> None:
+    result = replace(GOOD, **{"kl": 0.0098, "step_size": 0.05, **change})  # type: ignore[arg-type]
+    options = Options(damping=0.3, step_size="boundary")
+    assert adapted_damping(options, result) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("start", "change"), [(2e-6, {}), (90.0, {"backtracks": 3})])
 def test_it_stays_in_its_range(start: float, change: dict[str, object]) -> None:
-    options = Options(damping=start)
+    options = Options(damping=start, step_size="damped")
     for _ in range(20):
         damping = adapted_damping(options, replace(GOOD, **change))  # type: ignore[arg-type]
         options = replace(options, damping=damping)
@@ -61,7 +79,7 @@ def test_it_stays_in_its_range(start: float, change: dict[str, object]) -> None:
 
 
 def test_zero_damping_can_rise() -> None:
-    assert adapted_damping(Options(damping=0.0), replace(GOOD, backtracks=1)) > 0
+    assert adapted_damping(Options(damping=0.0), replace(GOOD, actual_improvement=0.1)) > 0
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

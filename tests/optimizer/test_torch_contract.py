@@ -327,7 +327,7 @@ class TestSchedules:
     def test_lr_multiplies_the_step(self, wrap: bool, lr: Any) -> None:
         ends = []
         for factor in (1.0, 0.5):
-            policy, opt, data = made(wrap, lr=lr * factor)
+            policy, opt, data = made(wrap, step_size="damped", lr=lr * factor)
             before = flat(policy)
             opt.step(**data)
             assert result_of(opt).backtracks == 0

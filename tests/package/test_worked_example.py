@@ -73,7 +73,7 @@ def test_the_hard_constraint_scales_a_step_to_0_60_back(example: ModuleType) -> 
     free = example.outcomes()["natural gradient, sized for 0.60"]
     assert free.probability == pytest.approx(0.60, abs=1e-9)
     assert free.kl == pytest.approx(true_kl(0.60), rel=1e-9)
-    held = example.outcomes()["hard, first candidate at 0.60"]
+    held = example.outcomes()["hard, damped, first at 0.60"]
     # The log-odds move by 1.79 times 0.8 for each rejection, until the KL fits.
     start, full = math.log(0.25), math.log(1.5) - math.log(0.25)
     odds = [math.exp(start + full * 0.8**j) for j in range(11)]
@@ -84,6 +84,12 @@ def test_the_hard_constraint_scales_a_step_to_0_60_back(example: ModuleType) -> 
     assert held.probability == pytest.approx(candidates[8], rel=1e-9)
 
 
+def test_the_boundary_rule_spends_the_bound(example: ModuleType) -> None:
+    found = example.outcomes()["hard"]
+    assert 0.258 <= found.probability <= example.reach(0.20, 0.01)
+    assert found.backtracks <= 2
+
+
 def test_only_the_hard_form_keeps_the_bound(example: ModuleType) -> None:
     found = example.outcomes()
     for name, outcome in found.items():
@@ -92,7 +98,7 @@ def test_only_the_hard_form_keeps_the_bound(example: ModuleType) -> None:
             assert outcome.kl == pytest.approx(true_kl(outcome.probability), rel=1e-6)
         assert (outcome.kl <= 0.01) == name.startswith("hard"), name
     assert found["penalty, beta 100"].kl < found["penalty, beta 1"].kl
-    assert found["hard, fine line search"].probability > found["hard"].probability
+    assert found["hard"].probability > found["hard, damped"].probability
     # The penalty form's step is x / beta: the log-odds move by 50 / beta.
     odds = 0.25 * math.exp(50 / 100)
     assert found["penalty, beta 100"].probability == pytest.approx(odds / (1 + odds), rel=1e-9)
@@ -102,12 +108,10 @@ def test_the_page_shows_what_the_example_prints(example: ModuleType) -> None:
     page = (ROOT / "docs" / "worked-example.md").read_text()
     rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| (.+?) \|$", page, re.MULTILINE)
     assert len(rows) == 6
-    for (_, probability, kl, rejected), found in zip(
-        rows, example.outcomes().values(), strict=True
-    ):
+    for (_, probability, kl, further), found in zip(rows, example.outcomes().values(), strict=True):
         assert float(probability) == pytest.approx(found.probability, abs=5e-5)
         assert float(kl) == pytest.approx(found.kl, abs=5 * 10.0 ** -(len(kl.split(".")[1]) + 1))
-        assert rejected in (str(found.backtracks), "nothing is checked")
+        assert further in (str(found.backtracks), "nothing is checked")
 
 
 def test_it_prints(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

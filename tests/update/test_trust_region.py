@@ -100,10 +100,13 @@ NAN = (math.nan, math.nan)
 GOOD = (0.9, 0.009)
 
 
-class TestLineSearch:
+DAMPED = Options(step_size="damped")
+
+
+class TestDampedLineSearch:
     def test_the_first_acceptable_candidate_is_taken(self) -> None:
         problem = Scripted([BAD, FAR, NAN, GOOD, GOOD])
-        result = update(problem, Options())
+        result = update(problem, DAMPED)
         assert result.status is Status.accepted
         assert result.backtracks == 3
         assert len(problem.seen) == 4
@@ -112,7 +115,7 @@ class TestLineSearch:
 
     def test_candidates_lie_at_scale_times_backtrack_to_the_j(self) -> None:
         problem = Scripted([BAD] * 3 + [GOOD])
-        result = update(problem, Options(max_kl=0.02, backtrack_coeff=0.5, lr=0.7))
+        result = update(problem, replace(DAMPED, max_kl=0.02, backtrack_coeff=0.5, lr=0.7))
         unit = torch.tensor([0.6, 0.8])
         for j, seen in enumerate(problem.seen):
             assert torch.allclose(seen, 0.7 * math.sqrt(0.04) * 0.5**j * unit)
@@ -122,32 +125,32 @@ class TestLineSearch:
     def test_pitfall_17_inexact_products_do_not_set_the_length_by_g_x(self) -> None:
         # A solver whose x'(F + dI)x is not g.x, as with low-precision products.
         problem = Scripted([GOOD], quadratic=4.0)
-        update(problem, Options(max_kl=0.02))
+        update(problem, replace(DAMPED, max_kl=0.02))
         unit = torch.tensor([0.6, 0.8])
         assert torch.allclose(problem.seen[0], math.sqrt(2 * 0.02 / 4.0) * unit)
 
     def test_pitfall_06_expected_improvement_is_not_shrunk_twice(self) -> None:
         problem = Scripted([BAD] * 4 + [GOOD])
-        result = update(problem, Options())
+        result = update(problem, DAMPED)
         # step_size * g.x with g.x = 25
         assert result.expected_improvement == pytest.approx(result.step_size * 25.0)
         assert result.actual_improvement == pytest.approx(0.1)
 
     def test_pitfall_15_a_kl_barely_above_the_bound_is_refused(self) -> None:
         problem = Scripted([(0.5, 0.0101), (0.5, 0.010000001), (0.6, 0.01)])
-        result = update(problem, Options(max_kl=0.01))
+        result = update(problem, DAMPED)
         assert result.accepted
         assert result.backtracks == 2
         assert result.kl == 0.01
 
     def test_pitfall_15_an_unchanged_surrogate_is_no_improvement(self) -> None:
         problem = Scripted([(1.0, 0.001), (1.0, 0.001), (0.999, 0.001)])
-        assert update(problem, Options()).backtracks == 2
+        assert update(problem, DAMPED).backtracks == 2
 
     def test_pitfall_20_a_failed_search_reports_kl_0_and_restores(self) -> None:
         problem = Scripted([FAR] * 11)
         before = problem.tensor.clone()
-        result = update(problem, Options())
+        result = update(problem, DAMPED)
         assert result.status is Status.line_search_failed
         assert not result.accepted
         assert (result.kl, result.step_size, result.actual_improvement) == (0.0, 0.0, 0.0)
@@ -158,47 +161,49 @@ class TestLineSearch:
     @pytest.mark.parametrize("constraint", ["hard", "penalty"])
     def test_pitfall_05_what_is_no_kl_is_refused(self, constraint: str) -> None:
         problem = Scripted([(0.5, -0.5)] * 3 + [(0.5, -1e-9)])
-        result = update(problem, Options(constraint=constraint))
+        result = update(problem, replace(DAMPED, constraint=constraint))
         assert result.backtracks == 3
 
     def test_accept_ratio(self) -> None:
         # expected at j = 0: sqrt(2 * 0.01) * 5
         expected = math.sqrt(0.02) * 5
         candidates = [(1 - 0.4 * expected, 0.001), (1 - 0.6 * 0.8 * expected, 0.001)]
-        assert update(Scripted(list(candidates)), Options(accept_ratio=0.5)).backtracks == 1
-        assert update(Scripted(list(candidates)), Options(accept_ratio=0.3)).backtracks == 0
+        assert update(Scripted(list(candidates)), replace(DAMPED, accept_ratio=0.5)).backtracks == 1
+        assert update(Scripted(list(candidates)), replace(DAMPED, accept_ratio=0.3)).backtracks == 0
 
     def test_all_candidates_not_finite(self) -> None:
-        result = update(Scripted([NAN] * 11), Options())
+        result = update(Scripted([NAN] * 11), DAMPED)
         assert result.status is Status.non_finite
 
     def test_max_backtracks_0_tries_one_candidate(self) -> None:
         problem = Scripted([BAD, GOOD])
-        assert update(problem, Options(max_backtracks=0)).status is Status.line_search_failed
+        assert (
+            update(problem, replace(DAMPED, max_backtracks=0)).status is Status.line_search_failed
+        )
         assert len(problem.seen) == 1
 
     @pytest.mark.parametrize("loss", [math.nan, math.inf])
     def test_a_loss_that_is_not_finite(self, loss: float) -> None:
-        assert update(Scripted([GOOD], loss=loss), Options()).status is Status.non_finite
+        assert update(Scripted([GOOD], loss=loss), DAMPED).status is Status.non_finite
 
     def test_a_gradient_that_is_not_finite(self) -> None:
         problem = Scripted([GOOD], g=torch.tensor([1.0, math.nan]))
-        assert update(problem, Options()).status is Status.non_finite
+        assert update(problem, DAMPED).status is Status.non_finite
 
     def test_zero_gradient(self) -> None:
         problem = Scripted([GOOD], g=torch.zeros(2))
-        result = update(problem, Options())
+        result = update(problem, DAMPED)
         assert result.status is Status.zero_gradient
         assert problem.seen == []
 
     def test_lr_0_is_an_exact_no_op(self) -> None:
         problem = Scripted([GOOD])
-        assert update(problem, Options(lr=0.0)).status is Status.zero_step
+        assert update(problem, replace(DAMPED, lr=0.0)).status is Status.zero_step
         assert problem.seen == []
 
     def test_negative_curvature_at_once(self) -> None:
         problem = Scripted([GOOD], quadratic=-1.0)
-        assert update(problem, Options()).status is Status.negative_curvature
+        assert update(problem, DAMPED).status is Status.negative_curvature
 
     def test_an_interrupt_while_writing_restores(self, monkeypatch: Any) -> None:
         problem = Scripted([GOOD])
@@ -212,7 +217,7 @@ class TestLineSearch:
 
         monkeypatch.setattr(problem.parameters, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            update(problem, Options())
+            update(problem, DAMPED)
         assert torch.equal(problem.tensor, torch.zeros(2))
 
     def test_every_status_has_advice(self) -> None:
@@ -257,7 +262,8 @@ class TestPenaltyAndNone:
 
 @every_backend
 @every_case
-def test_the_promise_over_200_seeds(backend: str, case: Case) -> None:
+@pytest.mark.parametrize("step_size", ["boundary", "damped"])
+def test_the_promise_over_200_seeds(backend: str, case: Case, step_size: str) -> None:
     """Accepted inside the region with a better surrogate, or every bit as before."""
     accepted = 0
     for seed in range(200):
@@ -274,6 +280,7 @@ def test_the_promise_over_200_seeds(backend: str, case: Case) -> None:
         opt = optimizer(
             policy,
             backend,
+            step_size=step_size,
             max_kl=max_kl,
             kl_direction=direction,
             damping=[0.0, 1e-3, 0.1][seed % 3],
@@ -293,6 +300,7 @@ def test_the_promise_over_200_seeds(backend: str, case: Case) -> None:
             assert result.loss_after < result.loss_before
             # The figures reported are those measured again from the definition.
             assert result.kl == pytest.approx(kl, rel=1e-3, abs=1e-9)
+            assert result.region_used == result.kl / max_kl <= 1
             assert result.loss_after == pytest.approx(loss, rel=1e-4, abs=1e-5 * scale)
             assert not same_bits(policy, before)
         else:
@@ -368,7 +376,8 @@ def test_pitfall_17_the_step_length_comes_from_the_damped_quadratic_form(
     data = make_data(policy, case)
     F = dense_fisher(policy, data)
     theta = torch.cat([p.detach().flatten() for p in policy.parameters()])
-    opt = optimizer(policy, backend, cg_iters=cg_iters, cg_tol=0.0, damping=0.3, max_kl=1e-3)
+    options = {"cg_iters": cg_iters, "cg_tol": 0.0, "damping": 0.3, "max_kl": 1e-3}
+    opt = optimizer(policy, backend, step_size="damped", **options)
     opt.step(**data)
     result = opt.last_result
     assert result is not None

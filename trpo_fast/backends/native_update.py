@@ -12,8 +12,9 @@ from trpo_fast.update.result import Status, TrustRegionResult
 
 # The order of SolveStatus; an interrupt raises instead.
 SOLVE_STATUS = (None, Status.negative_curvature, Status.breakdown, Status.non_finite)
-# The order of UpdateStatus, and of Constraint.
+# The order of UpdateStatus, of StepSize and of Constraint.
 UPDATE_STATUS = tuple(Status)
+STEP_SIZE_CODES = {"damped": 0, "boundary": 1}
 CONSTRAINT_CODES = {"hard": 0, "penalty": 1, "none": 2}
 
 
@@ -31,6 +32,7 @@ def solve_options(options: Options, preconditioned: bool) -> dict[str, float]:
 def update_options(options: Options, unit: float, preconditioned: bool) -> dict[str, float]:
     """What steers a whole update; ``unit`` is a power of two that every loss is multiplied by."""
     return {
+        "step_size": STEP_SIZE_CODES[options.step_size],
         "constraint": CONSTRAINT_CODES[options.constraint],
         "max_kl": options.max_kl,
         "beta": options.beta,
@@ -43,7 +45,7 @@ def update_options(options: Options, unit: float, preconditioned: bool) -> dict[
     }
 
 
-def update_result(figures: Sequence[float], backend: str) -> TrustRegionResult:
+def update_result(figures: Sequence[float], options: Options, backend: str) -> TrustRegionResult:
     """The result that an update's eleven figures tell, in the order of ``Figure``."""
     code, before, after, kl, expected, step, norm, backtracks, solved, cg_iters, residual = figures
     status = UPDATE_STATUS[int(code)]
@@ -60,6 +62,7 @@ def update_result(figures: Sequence[float], backend: str) -> TrustRegionResult:
         cg_iters=int(cg_iters),
         cg_residual=residual,
         gradient_norm=norm,
+        region_used=kl / options.max_kl,
         backend=backend,
         solve_status=SOLVE_STATUS[int(solved)],
     )

@@ -85,6 +85,14 @@ class SharedOptions:
         above=0.0,
         maximum=1.0,
     )
+    step_size: str = _option(
+        "damped",
+        "size the first candidate by the damped form, then only shrink; or end near the KL bound",
+        note="Of constraint=hard. damped: the first candidate is sized by x'(F + damping I)x, the "
+        "next are shorter, as the peers have it. boundary: they are sized by x'Fx, then by the "
+        "measured KL, to end with it in [0.9, 1] max_kl, or sooner where the surrogate is better.",
+        choices=("damped", "boundary"),
+    )
     backtrack_coeff: float = _option(0.8, "line search: shrink by this much", above=0.0, below=1.0)
     max_backtracks: int = _option(
         10, "line search: at most this many shrinks", minimum=0, maximum=GREATEST_COUNT
@@ -116,7 +124,7 @@ class SharedOptions:
     lr: float = _option(
         1.0,
         "multiplies the step",
-        note="0 is an exact no-op. The optimizer takes a tensor, too, which stays one, for "
+        note="With step_size=boundary it is for a KL of min(1, lr)^2 max_kl. 0 is an exact no-op. The optimizer takes a tensor, too, which stays one, for "
         "schedulers to write.",
         minimum=0.0,
     )

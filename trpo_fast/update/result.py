@@ -78,13 +78,14 @@ class TrustRegionResult:
         expected_improvement: What the model promised for the accepted (or, when all were
             rejected, the first) candidate: ``step_size * g.x``.
         actual_improvement: What was got; 0 when rejected.
-        step_size: ``lr * scale * backtrack_coeff^backtracks``, along x = (F + damping I)^-1 g;
-            0 when rejected.
-        backtracks: Candidates rejected before the search ended.
+        step_size: Length of the accepted step along x = (F + damping I)^-1 g; 0 when rejected.
+            By the damped rule ``lr * scale * backtrack_coeff^backtracks``.
+        backtracks: Candidates tried after the first.
         cg_iters: Conjugate-gradient iterations.
         cg_residual: Relative residual of the solve; from backend "cpu" that of the iterate before
             the last, where cg_iters or cg_progress_tol ended it: half a product for a figure.
         gradient_norm: Euclidean norm of the loss's gradient.
+        region_used: ``kl / max_kl``, the share of the trust region that the step spent.
         backend: What computed it.
         solve_status: Why the solve stopped early, when it did and its last iterate was used.
     """
@@ -101,6 +102,7 @@ class TrustRegionResult:
     cg_iters: int
     cg_residual: float
     gradient_norm: float
+    region_used: float
     backend: str
     solve_status: Status | None = None
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from trpo_fast.base.tensors import dot, norm, plus
+from trpo_fast.update.line_search import Line, LineSearch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, Status, TrustRegionResult
@@ -93,13 +95,8 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
     if quadratic <= 0 or slope <= 0:
         return search.rejected(solution.status or Status.breakdown)
 
-    if options.constraint == "hard":
-        scale = math.sqrt(2 * options.max_kl / quadratic)  # scale^2 x'(F + dI)x / 2 = max_kl
-    elif options.constraint == "penalty":
-        scale = search.gradient_norm / options.beta  # maximises g.sx - beta s^2 x'(F + dI)x / 2
-    else:
-        scale = search.gradient_norm  # theta + lr (F + dI)^-1 g
-    return search.along(solution.x, options.lr * scale, slope, quadratic)
+    line = Line(search.gradient_norm, slope, quadratic, dot(solution.x, solution.x))
+    return search.along(solution.x, LineSearch(options, line))
 
 
 class _Search:
@@ -120,62 +117,45 @@ class _Search:
         self.expected = 0.0
         self.backtracks = 0
 
-    def along(self, x: Tensor, size: float, slope: float, quadratic: float) -> TrustRegionResult:
-        """Candidates ``theta + size * backtrack_coeff^j * x``, the first acceptable one taken."""
-        o, finite, stuck = self.options, False, True
-        curvature = quadratic - o.damping * dot(x, x)  # x'Fx, within rounding
-        if curvature < 1e-3 * quadratic:
-            curvature = 0.0
-        candidates = 1 if o.constraint == "none" else o.max_backtracks + 1
-        for self.backtracks in range(candidates):
-            step = size * o.backtrack_coeff**self.backtracks
-            expected = step * slope * self.gradient_norm
-            if o.constraint == "penalty":
-                expected -= 0.5 * o.beta * step * step * quadratic
-            if self.backtracks == 0:
-                self.expected = expected
-            candidate = plus(self.theta, x, step)
+    def along(self, x: Tensor, line: LineSearch) -> TrustRegionResult:
+        """The best acceptable one of the candidates that ``line`` tries along ``x`` ``[P]``."""
+        taken: TrustRegionResult | None = None
+        chosen, stuck = self.theta, True
+        self.expected = line.expected()
+        while True:
+            self.backtracks = line.tried
+            candidate = plus(self.theta, x, line.step)
             if torch.equal(candidate, self.theta):
-                if self.backtracks == 0:
+                if line.tried == 0:
                     return self.rejected(Status.zero_step)
                 break
             loss, kl = self.problem.evaluate(candidate)
-            if kl == 0 and step * step * curvature > LEAST_KL:
+            if kl == 0 and line.step**2 * line.curvature > LEAST_KL:
                 raise ValueError(UNMEASURED)
             loss *= self.unit
-            if not (math.isfinite(loss) and math.isfinite(kl)):
-                continue
-            finite, stuck = True, stuck and loss == self.loss
-            if self._acceptable(loss, kl, expected):
-                return self._accepted(candidate, loss, kl, step, expected)
-        if finite and stuck and self.expected > LEAST_CHANGE * abs(self.loss):
-            raise ValueError(STUCK)
-        return self.rejected(Status.line_search_failed if finite else Status.non_finite)
+            if math.isfinite(loss) and math.isfinite(kl):
+                stuck = stuck and loss == self.loss
+            if line.judge(self.loss - loss, kl):
+                chosen, taken = candidate, self._accepted(loss, kl, line)
+            if not line.next():
+                break
+        if taken is None:
+            if line.finite and stuck and self.expected > LEAST_CHANGE * abs(self.loss):
+                raise ValueError(STUCK)
+            return self.rejected(Status.line_search_failed if line.finite else Status.non_finite)
+        self.problem.parameters.replace(self.theta, chosen)
+        return replace(taken, backtracks=self.backtracks)
 
-    def _acceptable(self, loss: float, kl: float, expected: float) -> bool:
-        o = self.options
-        improvement = self.loss - loss
-        if o.constraint == "none":
-            return True
-        if kl < -o.max_kl:  # beyond rounding: what was registered as the KL is none
-            return False
-        if o.constraint == "penalty":
-            improvement -= o.beta * kl
-        elif kl > o.max_kl:
-            return False
-        return improvement > 0 and improvement >= o.accept_ratio * expected
-
-    def _accepted(
-        self, candidate: Tensor, loss: float, kl: float, step: float, expected: float
-    ) -> TrustRegionResult:
-        self.problem.parameters.replace(self.theta, candidate)
-        self.expected = expected
-        return self._result(Status.accepted, kl, loss, step / self.gradient_norm)
+    def _accepted(self, loss: float, kl: float, line: LineSearch) -> TrustRegionResult:
+        step = line.step / self.gradient_norm
+        return self._result(Status.accepted, kl, loss, step, line.expected())
 
     def rejected(self, status: Status) -> TrustRegionResult:
-        return self._result(status, 0.0, self.loss, 0.0)
+        return self._result(status, 0.0, self.loss, 0.0, self.expected)
 
-    def _result(self, status: Status, kl: float, loss: float, step: float) -> TrustRegionResult:
+    def _result(
+        self, status: Status, kl: float, loss: float, step: float, expected: float
+    ) -> TrustRegionResult:
         solution = self.solution
         return TrustRegionResult(
             status=status,
@@ -183,13 +163,14 @@ class _Search:
             kl=kl,
             loss_before=self.loss,
             loss_after=loss,
-            expected_improvement=self.expected,
+            expected_improvement=expected,
             actual_improvement=self.loss - loss if status is Status.accepted else 0.0,
             step_size=step,
             backtracks=self.backtracks,
             cg_iters=solution.cg_iters if solution else 0,
             cg_residual=solution.residual if solution else 0.0,
             gradient_norm=self.gradient_norm,
+            region_used=kl / self.options.max_kl,
             backend=self.problem.backend,
             solve_status=solution.status if solution else None,
         )

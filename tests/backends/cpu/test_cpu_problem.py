@@ -165,6 +165,9 @@ class InPython:
     [
         Options(),
         Options(max_kl=1.0, damping=1e-3),
+        Options(step_size="damped"),
+        Options(step_size="boundary", damping=1.0),
+        Options(step_size="boundary", max_kl=3.0, lr=0.5),
         Options(constraint="penalty", beta=0.5),
         Options(constraint="none", lr=0.01),
         Options(lr=0.0),

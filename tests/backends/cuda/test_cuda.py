@@ -62,8 +62,10 @@ def assert_same_update(
 @needs_emulation
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_an_update_equals_the_references(case: Case, weighted: bool) -> None:
-    result = assert_same_update(case, Options(cg_iters=4), weighted=weighted)
+@pytest.mark.parametrize("step_size", ["damped", "boundary"])
+def test_an_update_equals_the_references(case: Case, weighted: bool, step_size: str) -> None:
+    options = Options(cg_iters=4, step_size=step_size)
+    result = assert_same_update(case, options, weighted=weighted)
     assert result.accepted
     assert result.backend == "cuda"
 
@@ -78,9 +80,13 @@ def test_an_update_equals_the_references(case: Case, weighted: bool) -> None:
         {"fisher_fraction": 0.4},
         {"accept_ratio": 0.9, "max_kl": 0.3},
         {"lr": 0.0},
+        {"lr": 0.5, "step_size": "boundary"},
         {"max_backtracks": 0, "max_kl": 5.0},
+        {"accept_ratio": 0.9, "step_size": "boundary"},
+        {"damping": 1.0, "step_size": "boundary"},
+        {"max_kl": 3.0, "step_size": "boundary"},
     ],
-    ids=lambda changes: next(iter(changes)) + str(next(iter(changes.values()))),
+    ids=lambda changes: "-".join(f"{name}{value}" for name, value in changes.items()),
 )
 def test_every_option_acts_as_in_the_reference(changes: dict[str, Any]) -> None:
     for name in ("gaussian", "categorical_masked"):

@@ -163,7 +163,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
             self._preconditioner(),
             self._loss,
         )
-        result = update_result(figures, self.backend)
+        result = update_result(figures, options, self.backend)
         if result.accepted:
             self.parameters.replace(theta, candidate)
         return result

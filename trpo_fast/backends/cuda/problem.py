@@ -162,7 +162,7 @@ class CudaProblem(WholeUpdate):
             },
             self._stream(),
         )
-        result = update_result(self._figures.tolist()[:-1], self.backend)
+        result = update_result(self._figures.tolist()[:-1], options, self.backend)
         if result.accepted:
             self.parameters.replace(self.parameters.start, candidate)
         return result
