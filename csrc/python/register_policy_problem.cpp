@@ -19,10 +19,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr const char* kWhat = "this policy problem";
 
-// Lets Ctrl-C through during a long solve; the GIL is taken a few times a second only.
+// Lets Ctrl-C through during long work; the GIL is taken a few times a second only.
 class SignalPoll {
  public:
   bool operator()() {
+    if (raised_) return true;
     const Clock::time_point now = Clock::now();
     if (now - last_ < std::chrono::milliseconds(50)) return false;
     last_ = now;
@@ -62,22 +63,22 @@ class BoundProblem {
       throw py::value_error("the gradient needs actions and advantages");
     }
     T* const to = flat(g, "g");
-    const GilReleased released;
-    return problem_->gradient(to);
+    double loss = 0;
+    polled([&](SignalPoll&) { loss = problem_->gradient(to); });
+    return loss;
   }
 
   void prepare_fisher() {
     const Exclusive only(busy_, kWhat);
-    const GilReleased released;
-    problem_->prepare_fisher();
+    if (problem_ == nullptr) throw py::value_error("bind() a workspace first");
+    polled([&](SignalPoll&) { problem_->prepare_fisher(); });
   }
 
   void fisher_product(py::handle v, double damping, py::handle out) {
     const Exclusive only(busy_, kWhat);
     const T* const from = flat(v, "v");
     T* const to = flat(out, "out");
-    const GilReleased released;
-    problem_->fisher_product(from, damping, to);
+    polled([&](SignalPoll&) { problem_->fisher_product(from, damping, to); });
   }
 
   Index kept_rows() const {
@@ -150,16 +151,13 @@ class BoundProblem {
     const SolveOptions options = solve_options(args);
     const auto M = preconditioner_arg<T>(preconditioner, batch_);
     T* const z = M ? memory + 3 * n : nullptr;
-    SignalPoll poll;
     Solution s;
-    {
-      const GilReleased released;
+    polled([&](SignalPoll& poll) {
       s = conjugate_gradient<T>(
           dense_kernels().get<T>(), n, b, options, {to, memory, z, memory + n, memory + 2 * n},
           DampedFisher<T>{*problem_, damping}, [&](const T* r, T* Mr) { M->apply(r, Mr); },
           [&] { return poll(); });
-    }
-    poll.rethrow();
+    });
     return py::make_tuple(int(s.status), s.iterations, s.residual, s.curvature);
   }
 
@@ -167,10 +165,7 @@ class BoundProblem {
     const Exclusive only(busy_, kWhat);
     const T* const from = flat(theta, "theta");
     typename PolicyProblem<T>::Candidate candidate;
-    {
-      const GilReleased released;
-      candidate = problem_->evaluate(from);
-    }
+    polled([&](SignalPoll&) { candidate = problem_->evaluate(from); });
     return py::make_tuple(candidate.loss, candidate.kl);
   }
 
@@ -190,21 +185,31 @@ class BoundProblem {
     if (batch_.advantages == nullptr || !has_actions_) {
       throw py::value_error("an update needs actions and advantages");
     }
-    SignalPoll poll;
     UpdateResult u;
-    {
-      const GilReleased released;
+    polled([&](SignalPoll& poll) {
       TrustRegion<T, SignalPoll> region(*problem_, M.get(), dense_kernels().get<T>(), n, options,
                                         poll);
       u = region.update(from, pieces, to, loss);
-    }
-    poll.rethrow();
+    });
     return py::make_tuple(int(u.status), u.loss_before, u.loss_after, u.kl, u.expected, u.step,
                           u.gradient_norm, u.backtracks, int(u.solution.status),
                           u.solution.iterations, u.solution.residual);
   }
 
  private:
+  // call(poll) without the GIL, ended early by a signal whose handler raises.
+  template <class Call>
+  void polled(Call&& call) {
+    SignalPoll poll;
+    problem_->stop_if([&poll] { return poll(); });
+    {
+      const GilReleased released;
+      call(poll);
+    }
+    problem_->stop_if(nullptr);
+    poll.rethrow();
+  }
+
   void require_kept(Index rows) const {
     if (rows < 1 || rows > kept_rows()) throw py::value_error("rows must lie in 1 .. kept_rows()");
   }

@@ -124,8 +124,8 @@ class SharedOptions:
     lr: float = _option(
         1.0,
         "multiplies the step",
-        note="With step_size=boundary it is for a KL of min(1, lr)^2 max_kl. 0 is an exact no-op. The optimizer takes a tensor, too, which stays one, for "
-        "schedulers to write.",
+        note="With step_size=boundary it is for a KL of min(1, lr)^2 max_kl. 0 is an exact no-op. "
+        "The optimizer takes a tensor, too, which stays one, for schedulers to write.",
         minimum=0.0,
     )
     backend: str = _option(

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
 #include <optional>
 #include <type_traits>
 
@@ -143,6 +145,12 @@ class PolicyProblem {
     double loss, kl;
   };
   Candidate evaluate(const T* theta);
+  // Asks between panels, on the caller's thread, whether to stop: the call then returns soon, and
+  // what it and later ones compute is of no use. Null asks nothing.
+  void stop_if(std::function<bool()> asked) {
+    asked_ = std::move(asked);
+    stopped_ = false;
+  }
 
  private:
   using Plan = RowPlan<T>;
@@ -221,6 +229,8 @@ class PolicyProblem {
   Bf16 *rounded_caches_, *rounded_scratch_;
   double *row_log_prob_, *chunk_sums_;
   ScaleBuffer old_scale_, new_scale_;
+  std::function<bool()> asked_;
+  mutable std::atomic<bool> stopped_{false};
 };
 
 template <class T>
@@ -232,6 +242,8 @@ void PolicyProblem<T>::for_chunks(const Plan& plan, Body&& body) const {
     for (Index i = 0; i < sums; ++i) chunk_sums[i] = 0;
     const Index begin = plan.first_panel(chunk), end = plan.first_panel(chunk + 1);
     for (Index panel = begin; panel < end; ++panel) {
+      if (worker == 0 && asked_ && asked_()) stopped_ = true;
+      if (stopped_.load(std::memory_order_relaxed)) return;
       body(panel, worker, partials_ + chunk * partial_size_, chunk_sums, panel == begin);
     }
   });

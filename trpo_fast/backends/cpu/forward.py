@@ -12,6 +12,10 @@ from trpo_fast.backends.cpu.arguments import held_layers, layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Layer
 
+# Multiplications of one native call, between which Python looks for Ctrl-C; in rows that no panel
+# of the native side is cut by.
+CALL_PRODUCTS, ROWS_MULTIPLE = 1 << 32, 768
+
 
 class PackedForward:
     """A network's forward pass, its weights packed once for any number of calls.
@@ -39,6 +43,8 @@ class PackedForward:
         self._memory = Workspace(self._native.workspace_bytes())
         self._native.bind(self._memory.address)
         self._outputs = layers[-1].weight.shape[0]
+        weights = sum(layer.weight.numel() for layer in layers)
+        self._call_rows = ROWS_MULTIPLE * max(1, CALL_PRODUCTS // (weights * ROWS_MULTIPLE))
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs ``[N, out]`` for ``x`` ``[N, in]``, no autograd.
@@ -52,7 +58,11 @@ class PackedForward:
         if x.ndim != 2:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, in]")
         out = x.new_empty(x.shape[0], self._outputs)
-        self._native(x_arg, tensor_arg(out, self._dtype))
+        if len(x) <= self._call_rows:
+            self._native(x_arg, tensor_arg(out, self._dtype))
+            return out
+        for some, to in zip(x.split(self._call_rows), out.split(self._call_rows), strict=True):
+            self._native(tensor_arg(some, self._dtype), tensor_arg(to, self._dtype))
         return out
 
 

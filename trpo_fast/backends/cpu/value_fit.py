@@ -12,8 +12,9 @@ from trpo_fast.backends.cpu.arguments import held_layers, layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Layer
 
-# Minibatches of one native call, between which Python looks for Ctrl-C.
-CALL_BATCHES = 256
+# Minibatches of one native call, and about as many multiplications, between which Python looks for
+# Ctrl-C.
+CALL_BATCHES, CALL_PRODUCTS = 256, 1 << 32
 
 
 def refusal(layers: Sequence[Layer]) -> str | None:
@@ -46,6 +47,8 @@ class AdamFit:
         self._adam, self._own = adam, _parameters(layers)
         self._steps = _steps(adam, self._own[0])
         self._batch_rows = batch_rows
+        products = 3 * batch_rows * sum(layer.weight.numel() for layer in layers)
+        self._call_batches = min(CALL_BATCHES, max(1, CALL_PRODUCTS // products))
         self._options = _options(adam.param_groups[0])
         self.dtype = layers[0].weight.dtype
         # The native side holds addresses: these keep what they point at alive.
@@ -94,7 +97,7 @@ class AdamFit:
             because their minibatch's loss or gradient was not finite.
         """
         total, refused = 0.0, 0
-        for part in order.split(CALL_BATCHES * self._batch_rows):
+        for part in order.split(self._call_batches * self._batch_rows):
             squared_error, rows, self._steps = self._native.run(
                 tensor_arg(observations, self.dtype),
                 tensor_arg(returns, self.dtype),
