@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -149,9 +149,9 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         return self.episode, self._packed[0].copy()
 
     def replay(
-        self, episodes: Sequence[tuple[int, npt.NDArray[Any]]]
+        self, episodes: Mapping[int, tuple[int, npt.NDArray[Any]]]
     ) -> tuple[Any, dict[str, Any], bool]:
-        """Enter this environment's entry of ``episodes``, one per environment of the vector.
+        """Enter this environment's entry of ``episodes``, by its number.
 
         Returns:
             The last observation and info, and whether the episode is already over, which it must

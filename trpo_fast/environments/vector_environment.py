@@ -17,7 +17,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,9 @@ from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import check_action_space, logit_blocks
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
+from trpo_fast.environments.interface import Bool, Float32, Transition
 from trpo_fast.environments.seeded_episodes import restart_seed
 
-Bool = npt.NDArray[np.bool_]
-Float32 = npt.NDArray[np.float32]
 MASK_KEY = "action_mask"
 
 
@@ -44,21 +43,6 @@ def flatten_observations(space: spaces.Space[Any], batch: Any) -> Float32:
     return ObservationFlattener(space)(batch)
 
 
-class Transition(NamedTuple):
-    """One step of B environments; the next observations go where the caller says."""
-
-    rewards: npt.NDArray[np.float64]  # [B]
-    terminated: Bool  # [B]
-    truncated: Bool  # [B]
-    ended: Bool  # [B], either of the two
-    quiet: bool  # none ended and none is resetting, as at most steps
-    resetting: Bool  # [B], rows that only reset (NEXT_STEP): no transitions
-    fresh: Bool  # [B], the observation that follows is the first of an episode
-    final_envs: npt.NDArray[np.int64]  # [K], environments truncated without being terminated
-    final_observations: Float32  # [K, O], where their episodes stopped
-    action_masks: Bool | None  # [B, n], for the next action
-
-
 class VectorEnvironment:
     """B environments stepped together, observations flattened to float32.
 
@@ -68,6 +52,7 @@ class VectorEnvironment:
         seed: of the first reset.
         remake: makes the same vector afresh; given where its members are :class:`SeededEpisodes`,
             whose episodes can be replayed.
+        first: number of its first environment in messages, where it is a share of a larger vector.
 
     Raises:
         UnsupportedSpaceError: no policy here can serve one of its spaces.
@@ -80,15 +65,18 @@ class VectorEnvironment:
         name: str,
         seed: int,
         remake: Callable[[], VectorEnv[Any, Any, Any]] | None = None,
+        first: int = 0,
     ) -> None:
         self.vector: Any = vector
+        self.first = first
+        self.choice = ""
         self.name = name
         self.seed = seed
         self.num_envs = int(vector.num_envs)
         self.action_space = vector.single_action_space
         check_action_space(self.action_space)
         self._blocks = logit_blocks(self.action_space)
-        self.observation_space, self._mask_in_observation = _without_mask(
+        self.observation_space, self._mask_in_observation = without_mask(
             vector.single_observation_space, bool(self._blocks)
         )
         self._flatten = ObservationFlattener(self.observation_space)
@@ -275,9 +263,9 @@ class VectorEnvironment:
             row = np.asarray(mask, bool).ravel()
             if row.shape != (width,):
                 raise EnvironmentFault(
-                    f"environment {env} gave an action mask of {row.size} entries; "
+                    f"environment {self.first + env} gave an action mask of {row.size} entries; "
                     f"{self.action_space} has {width}.",
-                    env_index=env,
+                    env_index=self.first + env,
                 )
             masks[env] = row
         return masks
@@ -290,11 +278,18 @@ class VectorEnvironment:
         if not some.all():
             env, block = (int(i) for i in np.argwhere(~some)[0])
             raise EnvironmentFault(
-                f"environment {env} allows no choice for action {block} ({self._mask_from} is "
-                "all False there), yet its episode goes on.",
-                env_index=env,
+                f"environment {self.first + env} allows no choice for action {block} "
+                f"({self._mask_from} is all False there), yet its episode goes on.",
+                env_index=self.first + env,
             )
         return masks
+
+    def take_masks(self, source: str) -> None:
+        """Ask for action masks from here on, though this vector has shown none.
+
+        Those that it does not give allow everything: others of the same run do give some.
+        """
+        self._mask_from = self._mask_from or source
 
     # Replay
 
@@ -311,16 +306,18 @@ class VectorEnvironment:
         """
         self._revive()
         self._resetting = self._nowhere
+        numbered = dict(enumerate(episodes, self.first))
         for env, (observation, info, over) in enumerate(
-            self._guard(self.vector.call, "replay", list(episodes))
+            self._guard(self.vector.call, "replay", numbered)
         ):
-            if env == 0:
+            if self._mask_from is None:
                 self._find_masks(info)
             if over:
                 raise EnvironmentFault(
-                    f"environment {env} ended its episode while it was being replayed: it does "
-                    "not repeat itself from the same seed and actions, so it cannot be resumed.",
-                    env_index=env,
+                    f"environment {self.first + env} ended its episode while it was being "
+                    "replayed: it does not repeat itself from the same seed and actions, so it "
+                    "cannot be resumed.",
+                    env_index=self.first + env,
                 )
             out[env] = self._flatten.one(observation)
 
@@ -394,7 +391,7 @@ def _autoreset_mode(vector: Any) -> AutoresetMode:
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 
 
-def _without_mask(space: spaces.Space[Any], maskable: bool) -> tuple[spaces.Space[Any], bool]:
+def without_mask(space: spaces.Space[Any], maskable: bool) -> tuple[spaces.Space[Any], bool]:
     """The observation proper, and whether an action mask came with it."""
     if not maskable or not isinstance(space, spaces.Dict) or MASK_KEY not in space.spaces:
         return space, False

@@ -14,7 +14,7 @@ from torch import nn
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
-from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
+from trpo_fast.environments.interface import Environments, Transition
 from trpo_fast.rollouts.normalization import ObservationNormalizer
 from trpo_fast.rollouts.rollout import Recording, Rollout
 from trpo_fast.rollouts.samplers import Sampler, sampler_for, sampling
@@ -36,7 +36,7 @@ class RolloutCollector:
             is masked out, a new one begun, and one warning given.
     """
 
-    def __init__(self, env: VectorEnvironment, on_fault: str = "stop") -> None:
+    def __init__(self, env: Environments, on_fault: str = "stop") -> None:
         if on_fault not in ("stop", "drop"):
             raise ValueError(f"on_fault must be 'stop' or 'drop', got {on_fault!r}.")
         self.env = env

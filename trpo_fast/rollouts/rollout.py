@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast.base.tensors import finite_rows
-from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
+from trpo_fast.environments.interface import Environments, Transition
 
 Bool = npt.NDArray[np.bool_]
 
@@ -90,7 +90,7 @@ def _in_chunks(value_fn: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 class Recording:
     """The buffers of one rollout, allocated once."""
 
-    def __init__(self, env: VectorEnvironment, steps: int) -> None:
+    def __init__(self, env: Environments, steps: int) -> None:
         shape = (steps, env.num_envs)
         self.observations = np.empty((steps + 1, env.num_envs, env.observation_width), np.float32)
         self.rewards = np.empty(shape, np.float32)
