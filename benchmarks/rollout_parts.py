@@ -79,7 +79,7 @@ def critic() -> None:
     network = ValueFunction(space, (64, 64), generator=generator)
     fused = Critic(network, learning_rate=1e-3, epochs=10, batch_size=128)
     generic = copy.deepcopy(fused)
-    generic._fused_layers = lambda _: None  # type: ignore[assignment, method-assign]
+    generic._native_fit = lambda _: None  # type: ignore[assignment, method-assign]
     observations = torch.randn(ROWS, WIDTH, generator=generator)
     returns = observations.sum(1).sin()
     for each in (fused, generic):

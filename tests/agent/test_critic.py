@@ -14,7 +14,7 @@ from trpo_fast.agent.critic import Critic, explained_variance
 def path(request, monkeypatch):
     """Everything here holds for the native fit and for torch's Adam alike."""
     if request.param == "generic":
-        monkeypatch.setattr(Critic, "_fused_layers", lambda *_: None)
+        monkeypatch.setattr(Critic, "_native_fit", lambda *_: None)
     return request.param
 
 

@@ -12,7 +12,7 @@ import pytest
 from patience import PATIENCE
 
 from trpo_fast import cli
-from trpo_fast.agent import agent as agent_module
+from trpo_fast.command import train as train_module
 from trpo_fast.agent.config import OPTIONS, Config
 from trpo_fast.command.options import agent_options, parse
 from trpo_fast.runs.checkpoint import load_checkpoint
@@ -235,7 +235,7 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
     def broken(*_, **__):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(agent_module, "TRPO", broken)
+    monkeypatch.setattr(train_module, "TRPO", broken)
     with pytest.raises(ValueError, match="a bug"):
         train()
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from trpo_fast import _native
@@ -62,41 +62,26 @@ def fit_values(model: Any, movable: list[nn.Parameter]) -> float:
 
 
 def _fit_natively(model: Any, values: Values, movable: list[nn.Parameter]) -> float | None:
-    """The same in one native call a pass, or None where that does not serve."""
+    """``fit_values`` in one native call a pass, or None where that does not serve."""
     buffer, optimizer = model.rollout_buffer, model.policy.optimizer
     if _native.core is None or type(buffer) is not RolloutBuffer or not _plain_adam(optimizer):
         return None
-    from trpo_fast.backends.cpu.value_fit import AdamFit, refusal
+    from trpo_fast.backends.cpu.value_fit import AdamFit
 
     observations = buffer.to_torch(buffer.observations).float()  # as SB3's own preprocessing
     layers = layers_of(values, observations)
-    if isinstance(layers, str) or refusal(layers) is not None or not observations.is_cpu:
+    if isinstance(layers, str) or not observations.is_cpu:
         return None
-    own = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-    allowed = {id(p) for p in movable}
-    steps = {int(optimizer.state[p].get("step", 0)) for p in own}
-    if any(id(p) not in allowed for p in own) or len(steps) != 1:
+    fit = AdamFit.of(layers, optimizer, movable, model.batch_size)
+    if fit is None:
         return None
-
-    def moments(parameter: Tensor) -> tuple[Tensor, Tensor]:
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), device="cpu")
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state["exp_avg"], state["exp_avg_sq"]
-
-    dtype = layers[0].weight.dtype
-    fit = AdamFit(layers, moments, model.batch_size, steps.pop(), optimizer.param_groups[0])
-    rows = observations.flatten(1).to(dtype)
-    returns = buffer.to_torch(buffer.returns.flatten()).to(dtype)
+    rows = observations.flatten(1).to(fit.dtype)
+    returns = buffer.to_torch(buffer.returns.flatten()).to(fit.dtype)
     total = 0.0
     for _ in range(model.n_critic_updates):
         order = torch.from_numpy(np.random.permutation(len(rows)))  # noqa: NPY002
         total += fit.epoch(rows, returns, order)[0]
     fit.write_back()
-    for parameter in own:
-        optimizer.state[parameter]["step"].fill_(fit.steps)
     fitted = len(rows) * model.n_critic_updates
     return float(total / fitted) if fitted else float("nan")
 

@@ -9,9 +9,9 @@ stepped on, and both are counted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from trpo_fast.backends.forward import mlp_forward
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.uncompiled import LightOptimizer
-from trpo_fast.networks.network import Layer
 from trpo_fast.recognition.recognizer import layers_of
+
+if TYPE_CHECKING:
+    from trpo_fast.backends.cpu.value_fit import AdamFit
 
 # Row numbers that a fit draws before it begins: 8 MiB.
 ORDERS_AHEAD = 1 << 20
@@ -105,10 +107,10 @@ class Critic:
         if count * self.epochs <= ORDERS_AHEAD:
             # Drawn between the passes they would give the native threads time to fall asleep.
             orders = iter(list(orders))
-        layers = self._fused_layers(observations)
-        self.path = "generic" if layers is None else "fused"
-        if layers is not None:
-            passes = self._fit_fused(layers, observations, returns, orders)
+        native = self._native_fit(observations)
+        self.path = "generic" if native is None else "fused"
+        if native is not None:
+            passes = self._fit_fused(native, observations, returns, orders)
         else:
             with one_thread_if_small(self.value_function, self.batch_size):
                 passes = self._fit_generic(observations, returns, orders)
@@ -128,7 +130,8 @@ class Critic:
                 f"layers and activations, with one output: {layers}. Use 'adam'."
             )
         movable = {id(parameter) for parameter in self._parameters}
-        if any(id(p) not in movable for p in self._parameters_of(layers)):
+        own = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+        if any(id(parameter) not in movable for parameter in own):
             raise ValueError(
                 "critic_method='gauss_newton' moves every parameter of the value function, but "
                 "some are frozen or the policy's. Use 'adam'."
@@ -151,57 +154,26 @@ class Critic:
             for order in (each.to(device) for each in orders)
         ]
 
+    @staticmethod
     def _fit_fused(
-        self,
-        layers: Sequence[Layer],
-        observations: Tensor,
-        returns: Tensor,
-        orders: Iterable[Tensor],
+        native: AdamFit, observations: Tensor, returns: Tensor, orders: Iterable[Tensor]
     ) -> list[Pass]:
-        from trpo_fast.backends.cpu.value_fit import AdamFit
-
-        dtype = layers[0].weight.dtype
-        fit = AdamFit(
-            layers, self._moments, self.batch_size, self._steps(layers), self._adam.param_groups[0]
-        )
-        observations = observations.to(dtype).resolve_neg()
-        returns = returns.detach().to(dtype).resolve_neg().contiguous()
-        passes = [fit.epoch(observations, returns, order) for order in orders]
-        fit.write_back()
-        for parameter in self._parameters_of(layers):
-            self._adam.state[parameter]["step"].fill_(fit.steps)
+        observations = observations.to(native.dtype).resolve_neg()
+        returns = returns.detach().to(native.dtype).resolve_neg().contiguous()
+        passes = [native.epoch(observations, returns, order) for order in orders]
+        native.write_back()
         return passes
 
-    def _fused_layers(self, observations: Tensor) -> Sequence[Layer] | None:
-        """The value function's layers, where the native fit can serve them."""
+    def _native_fit(self, observations: Tensor) -> AdamFit | None:
+        """The native fit of the value function, where it can serve these observations."""
         if _native.core is None or observations.ndim != 2 or not observations.is_cpu:
             return None
-        from trpo_fast.backends.cpu.value_fit import refusal
+        from trpo_fast.backends.cpu.value_fit import AdamFit
 
         layers = layers_of(self.value_function, observations)
-        if isinstance(layers, str) or refusal(layers) is not None:
+        if isinstance(layers, str):
             return None
-        movable = {id(parameter) for parameter in self._parameters}
-        if any(id(p) not in movable for p in self._parameters_of(layers)):
-            return None
-        steps = {int(self._adam.state[p].get("step", 0)) for p in self._parameters_of(layers)}
-        return layers if len(steps) == 1 else None
-
-    @staticmethod
-    def _parameters_of(layers: Sequence[Layer]) -> list[Tensor]:
-        return [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-
-    def _steps(self, layers: Sequence[Layer]) -> int:
-        return int(self._adam.state[layers[0].weight].get("step", 0))
-
-    def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
-        """Adam's two moments of a parameter, made as torch makes them where there are none."""
-        state = self._adam.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), device="cpu")
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state["exp_avg"], state["exp_avg_sq"]
+        return AdamFit.of(layers, self._adam, self._parameters, self.batch_size)
 
     def _epoch(self, observations: Tensor, returns: Tensor) -> tuple[float, int]:
         """One pass; returns the summed squared error and the rows whose step was refused."""

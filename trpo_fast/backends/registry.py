@@ -85,5 +85,5 @@ def fused_problem(
             return backend.problem(net, parameters, batch, options)
         if named:
             raise ValueError(f"backend={name!r} cannot serve: {refusal}. Use backend='auto'.")
-        say_once(f"the policy update leaves backend {name!r}: {refusal}", stacklevel=6)
+        say_once(f"the policy update leaves backend {name!r}: {refusal}", stacklevel=7)
     raise ValueError("no backend serves this batch")

@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trpo_fast.backends.generic.modules import fisher_terms
-from trpo_fast.backends.generic.problem import GenericProblem, refuse_generic
-from trpo_fast.backends.registry import fused_problem
 from trpo_fast.base.modes import own_precision, twice_differentiable
 from trpo_fast.base.tensors import all_finite, norm
-from trpo_fast.networks.network import Network
-from trpo_fast.optimizer.batch_reader import BatchReader, fused_batch
-from trpo_fast.preconditioning.curvature import Curvature, precondition
+from trpo_fast.optimizer.batch_reader import BatchReader
+from trpo_fast.optimizer.problems import problem_of
+from trpo_fast.preconditioning.curvature import Curvature
 from trpo_fast.recognition.recognizer import network_of
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
@@ -163,14 +160,4 @@ def _products(
 ) -> Problem:
     batch = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device).inputs()
     network = network_of(policy, batch.obs, batch.action_mask)
-    if isinstance(network, Network):
-        width = network.layers[0].weight.shape[1]
-        fused = fused_batch(batch, network.head, width, parameters.dtype)
-        problem = fused_problem(network, parameters, fused, options)
-        precondition(problem, Curvature(), network, fused, options)
-        return problem
-    if options.backend != "auto":
-        raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
-    refuse_generic(options, network)
-    terms = fisher_terms(policy, batch, options)
-    return GenericProblem(parameters, options, fisher_terms=terms)
+    return problem_of(policy, network, batch, parameters, options, Curvature())

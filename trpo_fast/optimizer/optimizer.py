@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trpo_fast.backends.generic.modules import module_terms
 from trpo_fast.backends.generic.problem import Evaluation, GenericProblem, Term, refuse_generic
-from trpo_fast.backends.registry import fused_problem
 from trpo_fast.base.errors import say_once
 from trpo_fast.base.modes import Draws, own_precision, twice_differentiable
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.uncompiled import LightOptimizer, uncompiled
 from trpo_fast.networks.network import Network
 from trpo_fast.optimizer.adaptation import adapted_beta, adapted_damping
-from trpo_fast.optimizer.batch_reader import BatchReader, fused_batch
+from trpo_fast.optimizer.batch_reader import BatchReader
 from trpo_fast.optimizer.closures import ClosureResult, read_closure
+from trpo_fast.optimizer.problems import problem_of
 from trpo_fast.optimizer.state import check_loaded, number
-from trpo_fast.preconditioning.curvature import AGE, Curvature, precondition
+from trpo_fast.preconditioning.curvature import AGE, Curvature
 from trpo_fast.recognition.recognizer import UNDECIDED, network_of
 from trpo_fast.update import options as option_table
 from trpo_fast.update.options import Options
@@ -300,28 +299,22 @@ class TRPOOptimizer(LightOptimizer):
         reader = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device)
         batch = reader.batch(actions, advantages, old_log_prob, action_mask)
         network = self._recognise(batch.obs, batch.action_mask)
+        if isinstance(network, Network) and any(
+            t.requires_grad and id(t) not in parameters.place for t in network.tensors()
+        ):
+            _refuse_replaced(self.module, parameters)
+        if self._curvature is None or self._curvature.state is not self.state:
+            self._curvature = Curvature(self.state)
+        problem = problem_of(self.module, network, batch, parameters, options, self._curvature)
         if isinstance(network, Network):
-            if any(t.requires_grad and id(t) not in parameters.place for t in network.tensors()):
-                _refuse_replaced(self.module, parameters)
-            width = network.layers[0].weight.shape[1]
-            fused = fused_batch(batch, network.head, width, parameters.dtype)
-            problem = fused_problem(network, parameters, fused, options)
-            if self._curvature is None or self._curvature.state is not self.state:
-                self._curvature = Curvature(self.state)
-            precondition(problem, self._curvature, network, fused, options)
             if self.state:  # torch.distributed.checkpoint wants an entry for each or for none
                 for p in parameters.tensors:
                     self.state.setdefault(p, {AGE: 0})
             return update(problem, options, unit=batch.unit)
-        if options.backend != "auto":
-            raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
-        refuse_generic(options, network)
         _refuse_replaced(self.module, parameters)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
-        terms, fisher_terms = module_terms(self.module, batch, options)
         with twice_differentiable(self.module, options.noise):
-            generic = GenericProblem(parameters, options, terms, fisher_terms)
-            return update(generic, options, unit=batch.unit)
+            return update(problem, options, unit=batch.unit)
 
     def _recognise(self, obs: Any, action_mask: Tensor | None) -> Network | str:
         assert self.module is not None  # noqa: S101

@@ -7,8 +7,6 @@ JSON and every array carry a CRC-32: bytes that a disk changed are refused, not 
 
 from __future__ import annotations
 
-from trpo_fast.base.errors import UserError
-
 import json
 import os
 import struct
@@ -20,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from trpo_fast.base.errors import UserError
 
 FORMAT = 2
 UNCHECKED = 1  # without checksums; read, no longer written

@@ -6,8 +6,6 @@ training learning_curve.png.
 
 from __future__ import annotations
 
-from trpo_fast.base.errors import UserError
-
 import json
 import re
 import warnings
@@ -15,7 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, remove_leftovers, save_checkpoint, write_atomically
+from trpo_fast.base.errors import UserError
+from trpo_fast.runs.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    write_atomically,
+)
 from trpo_fast.runs.lock import LockedError, RunLock
 
 ROOT = Path("runs")

@@ -6,8 +6,6 @@ rows of updates later than the checkpoint are dropped, and they are computed aga
 
 from __future__ import annotations
 
-from trpo_fast.base.errors import UserError
-
 import contextlib
 import csv
 import io
@@ -17,9 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trpo_fast.base.errors import UserError
+from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
 from trpo_fast.runs.checkpoint import write_atomically
 from trpo_fast.runs.tensorboard import EventFile
-from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
 
 ITERATION = "time/iterations"
 TIMESTEPS = "time/total_timesteps"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from trpo_fast.base.errors import UserError
-
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trpo_fast.base.errors import UserError
 from trpo_fast.runs.checkpoint import write_atomically
 from trpo_fast.runs.logger import TIMESTEPS, ProgressFileError, read_progress
 

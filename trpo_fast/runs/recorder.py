@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trpo_fast.runs.checkpoint import save_checkpoint
-from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress
-from trpo_fast.runs.plotting import PlotError, plot_runs
 from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
 from trpo_fast.runs.lock import RunLock
+from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress
+from trpo_fast.runs.plotting import PlotError, plot_runs
 
 State = Mapping[str, Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,37 +29,56 @@ def refusal(layers: Sequence[Layer]) -> str | None:
 class AdamFit:
     """Adam on the mean-squared error of a value network, its parameters packed once.
 
-    Parameters and moments are read here and written by ``write_back`` alone: until then, whatever
-    happens, they are as they were.
+    Parameters, moments and step counts are read here and written by ``write_back`` alone: until
+    then, whatever happens, they are as they were.
 
     Args:
-        layers: of the network; tensors that ``refusal`` accepts.
-        moments: gives a parameter's ``(exp_avg, exp_avg_sq)``, contiguous, of its shape and dtype.
+        layers: of the network; tensors that ``refusal`` accepts, all as many steps old.
+        adam: torch.optim.Adam of one group, with neither weight decay nor amsgrad nor maximize;
+            its state is that of the fit, and is begun where there is none.
         batch_rows: rows of a minibatch.
-        steps: Adam's steps so far.
-        group: torch.optim.Adam's ``lr``, ``betas`` and ``eps``.
+
+    Attributes:
+        dtype: the parameters', in which ``epoch`` takes its rows.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        moments: Callable[[Tensor], tuple[Tensor, Tensor]],
-        batch_rows: int,
-        steps: int,
-        group: dict[str, object],
-    ) -> None:
-        self.steps = steps
+    def __init__(self, layers: Sequence[Layer], adam: torch.optim.Adam, batch_rows: int) -> None:
+        self._adam, self._own = adam, _parameters(layers)
+        self._steps = _steps(adam, self._own[0])
         self._batch_rows = batch_rows
-        self._options = _options(group)
-        self._dtype = layers[0].weight.dtype
+        self._options = _options(adam.param_groups[0])
+        self.dtype = layers[0].weight.dtype
         # The native side holds addresses: these keep what they point at alive.
-        self._kept = [layers, _moment(layers, moments, 0), _moment(layers, moments, 1)]
-        parameters, exp_avg, exp_avg_sq = (layer_args(each, self._dtype) for each in self._kept)
-        native = _core.ValueFitF32 if self._dtype is torch.float32 else _core.ValueFitF64
+        self._kept = [layers, _moment(layers, adam, 0), _moment(layers, adam, 1)]
+        parameters, exp_avg, exp_avg_sq = (layer_args(each, self.dtype) for each in self._kept)
+        native = _core.ValueFitF32 if self.dtype is torch.float32 else _core.ValueFitF64
         width, threads = layers[0].weight.shape[1], torch.get_num_threads()
         self._native = native(parameters, exp_avg, exp_avg_sq, width, batch_rows, threads)
         self._memory = Workspace(self._native.workspace_bytes())
         self._native.bind(self._memory.address)
+
+    @classmethod
+    def of(
+        cls,
+        layers: Sequence[Layer],
+        adam: torch.optim.Adam,
+        movable: Iterable[Tensor],
+        batch_rows: int,
+    ) -> AdamFit | None:
+        """The fit of these layers, or None where torch has to do it.
+
+        Args:
+            layers: of a value network.
+            adam: As for the class.
+            movable: the parameters that the fit may step; without all of the layers' it is None.
+            batch_rows: As for the class.
+        """
+        own, allowed = _parameters(layers), {id(parameter) for parameter in movable}
+        if refusal(layers) is not None or any(id(parameter) not in allowed for parameter in own):
+            return None
+        if len({_steps(adam, parameter) for parameter in own}) != 1:
+            return None
+        return cls(layers, adam, batch_rows)
 
     def epoch(self, observations: Tensor, returns: Tensor, order: Tensor) -> tuple[float, int]:
         """One step a minibatch of the rows in ``order`` [N], int64.
@@ -75,20 +94,30 @@ class AdamFit:
         """
         total, refused = 0.0, 0
         for part in order.split(CALL_BATCHES * self._batch_rows):
-            squared_error, rows, self.steps = self._native.run(
-                tensor_arg(observations, self._dtype),
-                tensor_arg(returns, self._dtype),
+            squared_error, rows, self._steps = self._native.run(
+                tensor_arg(observations, self.dtype),
+                tensor_arg(returns, self.dtype),
                 tensor_arg(part, torch.int64),
                 *self._options,
-                self.steps,
+                self._steps,
             )
             total += squared_error
             refused += rows
         return total, refused
 
     def write_back(self) -> None:
-        """Write parameters and moments to their tensors."""
+        """Write parameters, moments and step counts to their tensors."""
         self._native.write_back()
+        for parameter in self._own:
+            self._adam.state[parameter]["step"].fill_(self._steps)
+
+
+def _parameters(layers: Sequence[Layer]) -> list[Tensor]:
+    return [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+
+
+def _steps(adam: torch.optim.Adam, parameter: Tensor) -> int:
+    return int(adam.state[parameter].get("step", 0))
 
 
 def _options(group: dict[str, object]) -> tuple[float, float, float, float]:
@@ -98,14 +127,22 @@ def _options(group: dict[str, object]) -> tuple[float, float, float, float]:
     return float(lr), float(betas[0]), float(betas[1]), eps
 
 
-def _moment(
-    layers: Sequence[Layer], moments: Callable[[Tensor], tuple[Tensor, Tensor]], which: int
-) -> list[Layer]:
+def _moment(layers: Sequence[Layer], adam: torch.optim.Adam, which: int) -> list[Layer]:
     """The layers with one of the moments in place of each parameter."""
     return [
         layer._replace(
-            weight=moments(layer.weight)[which],
-            bias=None if layer.bias is None else moments(layer.bias)[which],
+            weight=_moments(adam, layer.weight)[which],
+            bias=None if layer.bias is None else _moments(adam, layer.bias)[which],
         )
         for layer in layers
     ]
+
+
+def _moments(adam: torch.optim.Adam, parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """Adam's two moments of a parameter, made as torch makes them where there are none."""
+    state = adam.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), device="cpu")
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    return state["exp_avg"], state["exp_avg_sq"]

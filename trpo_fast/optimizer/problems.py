@@ -1,0 +1,55 @@
+"""The problem of one batch: analytic for a recognised perceptron, by autograd for the rest."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from trpo_fast.backends.generic.modules import fisher_terms, module_terms
+from trpo_fast.backends.generic.problem import GenericProblem, refuse_generic
+from trpo_fast.backends.registry import fused_problem
+from trpo_fast.networks.network import Network
+from trpo_fast.optimizer.batch_reader import fused_batch
+from trpo_fast.preconditioning.curvature import Curvature, precondition
+from trpo_fast.update.batch import Batch
+from trpo_fast.update.options import Options
+from trpo_fast.update.parameters import FlatParameters
+from trpo_fast.update.trust_region import Problem
+
+
+def problem_of(
+    module: nn.Module,
+    network: Network | str,
+    batch: Batch,
+    parameters: FlatParameters,
+    options: Options,
+    curvature: Curvature,
+) -> Problem:
+    """The batch at the parameters of now, on the backend that serves it, with its preconditioner.
+
+    Args:
+        module: The policy. A generic problem calls it at each evaluation, not here.
+        network: What ``network_of`` found it to be, or why it is not recognised.
+        batch: As ``BatchReader`` gave it; without actions only products are served.
+        parameters: Those to step, in the flat order.
+        options: Checked options.
+        curvature: Where the preconditioner's statistics are kept.
+
+    Raises:
+        ValueError: the backend or an option asked for does not serve this policy; a wrong width,
+            action shape or mask.
+        IndexError: a discrete action out of range.
+        TypeError: a recognised policy's observations are not one tensor.
+    """
+    if isinstance(network, Network):
+        width = network.layers[0].weight.shape[1]
+        fused = fused_batch(batch, network.head, width, parameters.dtype)
+        problem = fused_problem(network, parameters, fused, options)
+        precondition(problem, curvature, network, fused, options)
+        return problem
+    if options.backend != "auto":
+        raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
+    refuse_generic(options, network)
+    if batch.actions is None:
+        terms = fisher_terms(module, batch, options)
+        return GenericProblem(parameters, options, fisher_terms=terms)
+    return GenericProblem(parameters, options, *module_terms(module, batch, options))
