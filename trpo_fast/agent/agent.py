@@ -72,6 +72,8 @@ class TRPO:
             vectorization=config.vectorization,
             seed=config.seed,
             env_kwargs=config.env_kwargs,
+            num_workers=config.num_workers,
+            step_timeout=config.step_timeout,
         )
         self.config = config = config.replace(num_envs=self.env.num_envs)
         self.observation_space = self.env.observation_space
@@ -111,6 +113,11 @@ class TRPO:
     def env_id(self) -> str | None:
         """The id the environment was made from; None for functions and objects."""
         return self.env_source if isinstance(self.env_source, str) else None
+
+    @property
+    def vectorization(self) -> str:
+        """How the environments are stepped and, once it is known, why."""
+        return self.env.choice or self.config.vectorization
 
     @property
     def learner(self) -> Learner:
@@ -185,6 +192,7 @@ class TRPO:
         ):
             try:
                 self._enter_environment()
+                said = self._say_choice(display, "")
                 callbacks.start(locals(), globals())
                 clock = Clock(self.progress.time_elapsed, self.num_timesteps)
                 self.time_budget = clock.total
@@ -195,6 +203,7 @@ class TRPO:
                         boundary = agent_state.state_of(self.training)
                         if recorder is not None:
                             recorder.record(row, boundary, best=is_best)
+                    said = self._say_choice(display, said)
                     display.update(self.num_timesteps, row)
                     going = callbacks.step(locals(), globals())
                 callbacks.end()
@@ -207,6 +216,13 @@ class TRPO:
                 if recorder is not None:
                     recorder.close()
         return self
+
+    def _say_choice(self, display: ProgressDisplay, said: str) -> str:
+        """Say how the environments are stepped when that is new; what was said."""
+        choice = self.env.choice
+        if choice != said:
+            display.message(f"environments: {choice}")
+        return choice
 
     def _iterate(self, clock: Clock) -> tuple[Row, bool]:
         """One rollout, one update; its row for the log and whether it is the best so far."""

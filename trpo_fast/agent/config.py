@@ -20,6 +20,8 @@ from typing import Any
 
 from trpo_fast.base.errors import UserError
 
+# Ways to step environments that give the same bits: a run may be resumed with another of them.
+SAME_EPISODES = frozenset({"auto", "sync", "workers", "async"})
 GROUPS = ("environment", "rollout", "networks", "policy update", "critic", "run")
 
 
@@ -60,11 +62,22 @@ class Config:
         8, "environment", "environments stepped together", minimum=1, fixed=True
     )
     vectorization: str = _option(
-        "sync",
+        "auto",
         "environment",
-        "how they are stepped: in this process, in one process each, or by envpool",
-        choices=("sync", "async", "envpool"),
+        "how they are stepped: in this process (sync), by this one and some others (workers), by "
+        "whichever of the two the first steps show to be quicker (auto), in one process each "
+        "(async), or by envpool; all but the last give the same bits",
+        choices=("auto", "sync", "workers", "async", "envpool"),
         fixed=True,
+    )
+    num_workers: int = _option(
+        0, "environment", "processes of workers (0: one a core besides this one's)", minimum=0
+    )
+    step_timeout: float = _option(
+        0.0,
+        "environment",
+        "seconds after which an environment's step in workers is taken to hang (0: never)",
+        minimum=0.0,
     )
     env_kwargs: dict[str, Any] = field(
         default_factory=dict,
@@ -258,12 +271,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
 
 
+def same_episodes(one: Any, other: Any) -> bool:
+    """Whether two values of `vectorization` give the same episodes."""
+    return one == other or {one, other} <= SAME_EPISODES
+
+
 def differences(old: Config, new: Config, *, fixed: bool | None = None) -> list[str]:
     """`name: old -> new` for each option that differs; only fixed or only free ones if asked."""
+    alike = same_episodes(old.vectorization, new.vectorization)
     return [
         f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
         for name, option in OPTIONS.items()
-        if getattr(old, name) != getattr(new, name) and fixed in (None, option.fixed)
+        if getattr(old, name) != getattr(new, name)
+        and fixed in (None, option.fixed and not (name == "vectorization" and alike))
     ]
 
 

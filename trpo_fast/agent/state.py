@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from trpo_fast._version import __version__
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError, is_json
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError, is_json, same_episodes
 from trpo_fast.agent.learner import Learner
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
@@ -106,7 +106,8 @@ def _same_episodes(training: Training, state: State, changed: frozenset[str]) ->
     """Whether the saved running episodes are those of this agent's environments."""
     return (
         state["config"].get("num_envs") == training.config.num_envs
-        and not changed & {"seed", "env_kwargs", "vectorization"}
+        and not changed & {"seed", "env_kwargs"}
+        and same_episodes(state["config"].get("vectorization"), training.config.vectorization)
         and state["agent"].get("environment") == training.env_id
     )
 

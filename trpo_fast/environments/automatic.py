@@ -2,9 +2,9 @@
 
 Workers give the bits of a vector in this process, so when to move can be left to a clock. A step is
 timed in the first steps of the run itself: no environment is made or stepped for it. The running
-episodes, a few steps long by then, are replayed in the workers; where that does not lead to the
-same observations, or where the first steps there are no quicker (other programs use the cores),
-the environments stay where they were.
+episodes, a few steps long by then, are replayed in the workers. The environments stay where they
+were if that does not lead to the same observations and attributes, or if the first steps there are
+no quicker, since other programs use the cores.
 """
 
 from __future__ import annotations
@@ -151,18 +151,19 @@ class AutomaticEnvironments:
             return f"workers could not be started ({error})"
         try:
             rows = np.empty_like(out)
-            workers.replay(self._env.running_episodes(), rows)
-            if self._env.mask_source is not None:
-                workers.take_masks(self._env.mask_source)
+            workers.replay(self._local.running_episodes(), rows)
+            if self._local.mask_source is not None:
+                workers.take_masks(self._local.mask_source)
+            same = _alike(rows, out) and _alike(self._local.plain_states(), workers.plain_states())
         except EnvironmentFault as error:
             workers.close()
             return f"workers could not enter the running episodes ({error})"
         except BaseException:
             workers.close()
             raise
-        if not np.array_equal(rows, out, equal_nan=True):
+        if not same:
             workers.close()
-            return "replayed in another process, the running episodes led elsewhere"
+            return "the environments do not depend on their seeds and actions alone"
         return workers
 
     def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
@@ -186,3 +187,20 @@ class AutomaticEnvironments:
         self._env.close()
         if self._undecided and self._env is not self._local:
             self._local.close()
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are of one kind and equal, NaN being equal to itself."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and _bits(one) == _bits(other)
+    return bool(one == other) or (one != one and other != other)
+
+
+def _bits(array: npt.NDArray[Any]) -> tuple[tuple[int, ...], Any]:
+    return array.shape, array.tolist() if array.dtype.hasobject else array.tobytes()

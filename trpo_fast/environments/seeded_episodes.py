@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,10 @@ def restart_seed(seed: int, restarts: int) -> int:
     if not restarts:
         return seed
     return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 1
+
+
+_PLAIN = (bool, int, float, str, np.generic, np.ndarray)
+_SIZED = (list, tuple, dict, set, deque)
 
 
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
@@ -147,6 +152,18 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             return self.episode, _no_actions(self.env.action_space)
         self._packed = [np.concatenate(self._packed)]
         return self.episode, self._packed[0].copy()
+
+    def plain_state(self) -> dict[str, Any]:
+        """The environment's attributes that are numbers or text, and the sizes of its containers.
+
+        What an environment keeps from one episode to the next (a count, a difficulty) is lost in a
+        replay; two copies in which it differs can so be told apart.
+        """
+        return {
+            name: value if isinstance(value, _PLAIN) else len(value)
+            for name, value in vars(self.env.unwrapped).items()
+            if isinstance(value, (*_PLAIN, *_SIZED))
+        }
 
     def replay(
         self, episodes: Mapping[int, tuple[int, npt.NDArray[Any]]]

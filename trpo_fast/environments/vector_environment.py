@@ -297,6 +297,10 @@ class VectorEnvironment:
         """Number and actions so far of each running episode; [] where not resumable."""
         return list(self._guard(self.vector.call, "running_episode")) if self._seeded else []
 
+    def plain_states(self) -> list[dict[str, Any]]:
+        """`SeededEpisodes.plain_state` of each environment."""
+        return list(self._guard(self.vector.call, "plain_state"))
+
     def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Float32) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``.
 

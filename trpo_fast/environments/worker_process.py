@@ -130,6 +130,10 @@ class Share:
         """See `VectorEnvironment.running_episodes`."""
         return self._env.running_episodes()
 
+    def plain_states(self) -> list[dict[str, Any]]:
+        """See `VectorEnvironment.plain_states`."""
+        return self._env.plain_states()
+
     def replay(self, episodes: Sequence[Episode]) -> str | None:
         """Enter these episodes; where action masks come from."""
         self._steps[:] = [len(actions) for _, actions in episodes]

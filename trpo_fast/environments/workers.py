@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -347,8 +348,11 @@ class Workers:
         """Number and actions so far of each running episode."""
         if not self._workers:
             return self._last_episodes
-        shares = self._call_all("running_episodes")
-        return [episode for share in shares for episode in share]
+        return list(chain(*self._call_all("running_episodes")))
+
+    def plain_states(self) -> list[dict[str, Any]]:
+        """`SeededEpisodes.plain_state` of each environment."""
+        return list(chain(*self._call_all("plain_states")))
 
     def replay(self, episodes: Sequence[Episode], out: Float32) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``."""
