@@ -135,6 +135,7 @@ class Bell:
         self._words: memoryview = words.data
         self._place = place
         self._count = 0
+        self._vain = self._skip = 0
         return self
 
     def ring(self) -> None:
@@ -162,14 +163,25 @@ class Bell:
         """
         self._count += 1
         words, place, count = self._words, self._place, self._count
-        if look:
+        if look and self._skip:
+            self._skip -= 1
+        elif look:
             end = perf_counter() + look
             while words[place] != count and perf_counter() < end:
                 pass
+            self._learn(words[place] == count)
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:
             self._sleep(limit)
+
+    def _learn(self, seen: bool) -> None:
+        """After looking in vain, sleep at once the next 1, 3, 7, ... 63 times.
+
+        Where the other process does not run, since others use the cores, looking keeps it from it.
+        """
+        self._vain = 0 if seen else min(self._vain + 1, 6)
+        self._skip = (1 << self._vain) - 1
 
     def _sleep(self, limit: float | None) -> None:
         events = dict(self._poll.poll(None if limit is None else 1e3 * limit))

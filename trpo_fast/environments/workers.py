@@ -82,7 +82,6 @@ class Workers:
         self._sources = self._divide(factories, (observation_space, action_space))
         self._workers: list[Worker] = []
         self._own: Share | None = None
-        self._last_episodes: list[Episode] = []
         self._nowhere = np.zeros(self.num_envs, bool)
         self._no_finals = np.empty((0, self.observation_width), np.float32)
         self._unanswered = False
@@ -165,8 +164,6 @@ class Workers:
     def close(self) -> None:
         """Release the environments; processes end even if one of them is stuck in a step."""
         if self._workers and not self._unanswered:
-            with contextlib.suppress(EnvironmentFault):
-                self._last_episodes = self.running_episodes()  # for who saves after closing
             for worker in self._workers:
                 worker.ask(END)
             join([worker.process for worker in self._workers], 5 * LAST_WORDS)
@@ -346,8 +343,8 @@ class Workers:
 
     def running_episodes(self) -> list[Episode]:
         """Number and actions so far of each running episode."""
-        if not self._workers:
-            return self._last_episodes
+        if self._unanswered or not self._workers:
+            raise EnvironmentFault(f"the processes of {self.name} were ended or interrupted.")
         return list(chain(*self._call_all("running_episodes")))
 
     def plain_states(self) -> list[dict[str, Any]]:

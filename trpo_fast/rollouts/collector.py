@@ -48,7 +48,10 @@ class RolloutCollector:
         self._lengths = np.zeros(env.num_envs, np.int64)
         self._started = False
         self._restarts = 0  # of environments that cannot be replayed
-        self._boundary: State | None = None  # set while a rollout is unfinished
+        # Where the last whole rollout ended: what is saved, and gone back to from an unfinished
+        # one. Environments that were closed or interrupted cannot be asked for it.
+        self._boundary: State | None = None
+        self._unfinished = False
 
     def collect(
         self,
@@ -101,15 +104,25 @@ class RolloutCollector:
                 f"every episode of this rollout was dropped: {self.env.name} gives NaN at every "
                 "turn. Check its observations and rewards."
             )
-        self._boundary = None
+        self._boundary = self._capture()
+        self._unfinished = False
         return rollout
 
     def _begin(self) -> None:
-        if self._boundary is not None and self.env.resumable:
-            self.restore(self._boundary)
-        elif not self._started:
+        boundary = self._boundary
+        if boundary is not None and self._unfinished and self.env.resumable:
+            try:
+                self.restore(boundary)
+            finally:
+                self._boundary, self._unfinished = boundary, True
+            return
+        if not self._started:
             self._reset()
-        self._boundary = self._capture()
+        if boundary is None or not self.env.resumable:
+            self._started = False  # an interrupt here begins anew
+            self._boundary = self._capture()
+            self._started = True
+        self._unfinished = True
 
     def _reset(self) -> None:
         self._masks = self.env.reset(self._observations, self._restarts)
@@ -285,7 +298,7 @@ class RolloutCollector:
             ValueError: the state is not one of this collector's shape.
             EnvironmentFault: an environment raised, or ended an episode too early.
         """
-        self._boundary = None
+        self._boundary, self._unfinished = None, False
         if not state:
             self._reset()
             return
