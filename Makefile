@@ -18,14 +18,15 @@ FIXED_ADDRESSES = $$(setarch -R true 2>/dev/null && echo setarch -R)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# The build tools are in $(VENV) already, so a rebuild reuses the build directory.
-INSTALL := $(PIP) install -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
+# The build tools are in $(VENV) already, so a rebuild reuses the build directory. -v shows what is
+# compiled.
+INSTALL := $(PIP) install -v -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
 EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train emulation test sanitize cuda cross lint format bench smoke wheel ci clean
+.PHONY: help build train headline emulation test sanitize cuda cross lint format bench smoke wheel ci clean
 .DELETE_ON_ERROR:
 # Two pips in one environment, or two builds in one directory, would spoil each other under make -j;
 # ninja uses all cores anyway.
@@ -57,6 +58,9 @@ build: $(STAMP)/native  ## build the native module and install the package, edit
 
 train: $(STAMP)/native $(STAMP)/extra-mujoco  ## train TRAIN_ENV for TRAIN_STEPS steps and name the results
 	$(BIN)/trpo-fast train $(TRAIN_ENV) --total-steps $(TRAIN_STEPS) $(TRAIN_ARGS)
+
+headline: $(STAMP)/native $(STAMP)/extra-mujoco  ## run what README and docs promise, whole: before a release
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/headline.py --page docs/learning-results.md
 
 $(STAMP)/emulation: $(STAMP)/build-tools $(NATIVE_SOURCES) $(EMULATION_SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/emulation -G Ninja -DTRPO_FAST_EMULATION=ON \

@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The first parameter varies slowest."""
+    """Give tests their sizes, turns and contenders; the first of them varies slowest."""
     full = metafunc.config.getoption("--full")
     if "size" in metafunc.fixturenames:
         metafunc.parametrize("size", FULL if full else SMOKE, ids=str)

@@ -52,7 +52,7 @@ class Contender(Protocol):
         """What ``product`` gave, in our order of parameters and for our KL."""
 
     def our_solution(self, solution: Tensor) -> Tensor:
-        """What ``solve`` gave, likewise."""
+        """What ``solve`` gave, in our order of parameters and for our KL."""
 
 
 class _OnOurPolicy:

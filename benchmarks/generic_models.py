@@ -185,7 +185,7 @@ class Case:
         return network, lambda: optimizer.step(old_log_prob=self.log_prob, **batch), optimizer
 
     def tianshou(self) -> tuple[nn.Module, Callable[[], object]]:
-        """The same through tianshou's ``TRPO._update_with_batch``; its critic is one number."""
+        """The update by tianshou's ``TRPO._update_with_batch``; its critic is one number."""
         from tianshou.algorithm import TRPO
         from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
         from tianshou.algorithm.optim import AdamOptimizerFactory

@@ -128,6 +128,13 @@ def table(tasks: Sequence[Task], results: Sequence[dict[str, Any]], command: str
     return "\n".join(lines) + "\n" + NOTES
 
 
+def section_of_headline(page: Path) -> str:
+    """What benchmarks/headline.py has put at the end of the page; "" without it."""
+    text = page.read_text() if page.exists() else ""
+    _, heading, rest = text.partition("## The headline commands")
+    return f"\n{heading}{rest}" if heading else ""
+
+
 def picture(tasks: Sequence[Task], results: Sequence[dict[str, Any]], out: Path) -> None:
     """One panel an environment, one curve a seed, the goal as a dashed line."""
     figure, axes = new_figure(1, len(tasks), size=(3.4 * len(tasks), 2.9))
@@ -171,7 +178,7 @@ def write(root: Path, tasks: Sequence[Task], results: Sequence[Any], command: st
     for path in (numbers, page):
         path.parent.mkdir(parents=True, exist_ok=True)
     numbers.write_text(json.dumps({"command": command, "results": results}) + "\n")
-    page.write_text(table(tasks, results, command))
+    page.write_text(table(tasks, results, command) + section_of_headline(page))
     picture(tasks, results, root / "docs" / "assets" / "learning.png")
 
 

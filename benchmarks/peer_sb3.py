@@ -126,7 +126,7 @@ class Peer:
         return self._reordered(solution) / self.case.size.actions
 
     def _fisher(self) -> Callable[[Tensor], Tensor]:
-        """As ``train`` makes it, with the gradient of the KL alone."""
+        """The Fisher product as ``train`` makes it, with the gradient of the KL alone."""
         policy, obs = self.model.policy, self.case.obs
         with torch.no_grad():
             old = copy.copy(policy.get_distribution(obs))

@@ -131,7 +131,7 @@ class Peer:
         return self.ours(solution)
 
     def _grad_kl(self) -> Tensor:
-        """As ``_update_with_batch`` makes it."""
+        """The gradient of the KL, as ``_update_with_batch`` makes it."""
         policy = self.algorithm.policy
         new = policy(self.batch).dist
         with torch.no_grad():

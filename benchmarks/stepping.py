@@ -45,7 +45,7 @@ class Sleeping(gymnasium.Env[Any, Any]):
 
 def turn(env: Environments, actions: np.ndarray[Any, Any], between: float) -> float:
     """Environment steps per second over about `SECONDS`."""
-    out = np.empty((env.num_envs, env.observation_width), np.float32)
+    out = np.empty((env.num_envs, env.observation_width), env.observation_dtype)
     steps, spent = 0, 0.0
     while spent < SECONDS:
         for row in actions:
@@ -72,7 +72,7 @@ def compare(source: str, envs: int, options: argparse.Namespace) -> None:
     batch.seed(0)
     actions = np.stack([batch.sample() for _ in range(100)])
     for env in vectors.values():
-        env.reset(np.empty((envs, env.observation_width), np.float32))
+        env.reset(np.empty((envs, env.observation_width), env.observation_dtype))
     speeds: dict[str, list[float]] = {name: [] for name in vectors}
     for _ in range(options.turns):
         for name, env in vectors.items():

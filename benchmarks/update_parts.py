@@ -67,11 +67,11 @@ def parts(sample: Sample) -> dict[str, float]:
     found: dict[str, float] = {}
     for precision in PRECISIONS:
         problem, *_ = problem_of(sample, precision)
-        v = torch.randn_like(problem.gradient()[1])
+        v = torch.randn_like(problem.surrogate_gradient()[1])
         found[f"product, {precision}"] = milliseconds(partial(problem.fisher_product, v))
     problem, network, batch, options = problem_of(sample, "auto")
     places = places_of(network, problem.parameters)
-    found["gradient"] = milliseconds(problem.gradient)
+    found["gradient"] = milliseconds(problem.surrogate_gradient)
     moved = problem.parameters.start * 1.001
     found["one candidate"] = milliseconds(lambda: problem.evaluate(moved))
     found["A"] = milliseconds(lambda: problem.input_moments(places, INPUT_ROWS))

@@ -34,8 +34,8 @@ class DeviceProblem:
     def __init__(self, problem: CudaProblem, policy: nn.Module) -> None:
         self.inner, self.parameters = problem, flat_of(policy)
 
-    def gradient(self) -> tuple[float, Tensor]:
-        loss, g = self.inner.gradient()
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
+        loss, g = self.inner.surrogate_gradient()
         return loss, g.cpu()
 
     def solve(self, g: Tensor, options: Options) -> Solution:

@@ -134,7 +134,7 @@ def assert_identical(a: Any, b: Any, where: str = "") -> None:
         assert a.dtype == b.dtype, where
         assert torch.equal(a, b), where
     elif isinstance(a, np.ndarray):
-        assert a.dtype == b.dtype, where
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), where
         assert a.tobytes() == b.tobytes(), where
     else:
         assert a == b, where

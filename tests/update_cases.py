@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,19 +151,23 @@ def shares(data: dict[str, Any]) -> Tensor:
     return w / w.sum()
 
 
-def head_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
-    """Dense Fisher matrices ``[N, K, K]`` of the head's outputs, written out from textbooks."""
-    kind = policy.head.kind
-    if kind == "gaussian":
-        variance = torch.exp(2 * policy.log_std.double())
-        return torch.diag(1 / variance).expand(len(outputs), -1, -1)
-    if kind == "gaussian_state_std":
-        mean, log_std = outputs.chunk(2, dim=1)
-        diagonal = torch.cat([torch.exp(-2 * log_std), torch.full_like(mean, 2.0)], dim=1)
-        return torch.diag_embed(diagonal)
-    if kind == "bernoulli":
-        p = 1 / (1 + torch.exp(-outputs))
-        return torch.diag_embed(p * (1 - p))
+def _gaussian_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    variance = torch.exp(2 * policy.log_std.double())
+    return torch.diag(1 / variance).expand(len(outputs), -1, -1)
+
+
+def _state_std_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    mean, log_std = outputs.chunk(2, dim=1)
+    diagonal = torch.cat([torch.exp(-2 * log_std), torch.full_like(mean, 2.0)], dim=1)
+    return torch.diag_embed(diagonal)
+
+
+def _bernoulli_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    p = 1 / (1 + torch.exp(-outputs))
+    return torch.diag_embed(p * (1 - p))
+
+
+def _categories_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
     dense = torch.zeros(len(outputs), outputs.shape[1], outputs.shape[1], dtype=torch.float64)
     start = 0
     for size in policy.head.nvec:
@@ -174,6 +179,21 @@ def head_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tens
         dense[:, block, block] = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
         start += size
     return dense
+
+
+# Each written out from textbooks.
+HEAD_FISHERS: dict[str, Callable[[MlpPolicy, Tensor, Tensor | None], Tensor]] = {
+    "gaussian": _gaussian_fisher,
+    "gaussian_state_std": _state_std_fisher,
+    "categorical": _categories_fisher,
+    "multi_categorical": _categories_fisher,
+    "bernoulli": _bernoulli_fisher,
+}
+
+
+def head_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    """Dense Fisher matrices ``[N, K, K]`` of the head's outputs."""
+    return HEAD_FISHERS[policy.head.kind](policy, outputs, mask)
 
 
 @torch.no_grad()

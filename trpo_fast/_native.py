@@ -1,8 +1,9 @@
 """The one door to the compiled modules: ``trpo_fast._core``, and ``_core_cuda`` on demand.
 
 Everything that wants native speed asks ``core`` here, and takes its pure-torch path when it is
-``None``. Set ``TRPO_FAST_REQUIRE_NATIVE=1`` to turn that silent fallback into an ImportError, as
-the test suite does, so that a broken build cannot pass for a slow one.
+``None``; code that is imported only where it is not calls ``kernels``, the same module with its
+types. Set ``TRPO_FAST_REQUIRE_NATIVE=1`` to turn that silent fallback into an ImportError, as the
+test suite does, so that a broken build cannot pass for a slow one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import os
 from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 INSTALL_LINE = "pip install --force-reinstall --no-deps --no-cache-dir trpo-fast"
 _served: set[int] = set()  # devices that the CUDA kernels run on
@@ -41,14 +43,15 @@ def cuda() -> tuple[ModuleType | None, str | None]:
     except (ImportError, OSError) as error:
         found = f"present but cannot be loaded ({error})"
     message = (
-        f"the native module trpo_fast._core_cuda is {found}; it is built where nvcc is found: put "
-        "CUDA's bin directory on PATH and reinstall (in a checkout: make build)"
+        f"the native module trpo_fast._core_cuda is {found}; it is built where a device is present "
+        "and nvcc is found: put CUDA's bin directory on PATH and reinstall (in a checkout: make "
+        "build), or anywhere, for every device, with -C cmake.define.TRPO_FAST_CUDA=ON added to pip"
     )
     return None, " ".join(message.split())
 
 
 def cuda_on(device: int) -> tuple[ModuleType | None, str | None]:
-    """The same for one device: a driver can be too old for the kernels, or a device not theirs."""
+    """``cuda()``, or why it cannot run on that device: too old a driver, or kernels for others."""
     module, error = cuda()
     if module is None or device in _served:
         return module, error
@@ -62,6 +65,12 @@ def cuda_on(device: int) -> tuple[ModuleType | None, str | None]:
 core: ModuleType | None
 load_error: str | None
 core, load_error = _load()
+if TYPE_CHECKING:
+    from trpo_fast import _core
+
+    kernels = _core
+else:
+    kernels = core
 
 if core is None and os.environ.get("TRPO_FAST_REQUIRE_NATIVE", "0") not in ("", "0"):
     raise ImportError(f"TRPO_FAST_REQUIRE_NATIVE is set, but: {load_error}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
-from trpo_fast.update.options import check_number
+from trpo_fast.update.options import TABLE
 
 
 class MaxKlScheduler:
@@ -63,5 +63,4 @@ class MaxKlScheduler:
 def _checked(count: object, base: Any) -> tuple[int, float]:
     if not isinstance(count, int) or isinstance(count, bool) or count < -1:
         raise ValueError(f"the scheduler's count must be a whole number >= -1, got {count!r}")
-    check_number("max_kl", base)
-    return count, float(base)
+    return count, TABLE["max_kl"].checked(base)

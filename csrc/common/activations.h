@@ -3,12 +3,7 @@
 
 #include <cmath>
 
-#if defined(__CUDACC__)
-#define TRPO_FAST_HOST_DEVICE static __host__ __device__ inline
-#else
-// static: files compiled for different instruction sets must not share one copy.
-#define TRPO_FAST_HOST_DEVICE static inline __attribute__((always_inline))
-#endif
+#include "common/host_device.h"
 
 namespace trpo_fast {
 

@@ -68,7 +68,7 @@ struct BlockScalars {
 
   // The Gaussian's scale at theta_old, by this block for itself.
   __device__ void read_log_std(const ProblemArgs<T>& a) {
-    if (a.head_kind != HeadKind::gaussian) return;
+    if (!a.log_std_is_parameter) return;
     const int* const places = a.map + a.network.log_std;
     for (int i = threadIdx.x; i < a.actions; i += kThreads) {
       log_std[i] = a.theta[places[i]];
@@ -78,7 +78,7 @@ struct BlockScalars {
   }
   // The same of a candidate W (packed).
   __device__ void read_new_log_std(const ProblemArgs<T>& a, const T* W) {
-    if (a.head_kind != HeadKind::gaussian) return;
+    if (!a.log_std_is_parameter) return;
     for (int i = threadIdx.x; i < a.actions; i += kThreads) {
       new_log_std[i] = double(W[a.network.log_std + i]);
       new_inv_std[i] = std::exp(-new_log_std[i]);

@@ -19,12 +19,13 @@ __device__ double metric_rows(const P& panels, const BlockRows<T>& rows, Index f
     return 0;
   }
   const Index row = first + r;
-  const bool shared = a.head_kind == HeadKind::gaussian;
-  const T* const metric = shared ? panels.variance : a.metric + row * a.outputs;
+  const T* const metric = a.log_std_is_parameter ? panels.variance : a.metric + row * a.outputs;
   const double share = rows.share(row);
-  const double square = share * metric_square(a.head(), metric, u);
-  apply_metric(a.head(), metric, T(share), u);
-  return square;
+  return with_head(a.head(), [&](auto head) {
+    const double square = share * head.metric_square(metric, u);
+    head.apply_metric(metric, T(share), u);
+    return square;
+  });
 }
 
 }  // namespace trpo_fast::cuda

@@ -18,11 +18,15 @@ __device__ void candidate_rows(const P& panels, const BlockRows<T>& rows, Index 
   const T* const o = panels.outputs() + r * panels.stride;
   const T* const old = a.old_outputs + row * a.outputs;
   const std::uint8_t* const mask = rows.mask(row, a.outputs);
-  const double now = log_prob(a.head(), o, new_scale, action_of(a, row), mask);
-  const double share = rows.share(row);
-  sums[0] -= share * std::exp(now - a.row_log_prob[row]) * double(a.advantages[row]);
-  sums[1] += share * (a.kl_new_old ? kl(a.head(), o, new_scale, old, old_scale, mask)
-                                   : kl(a.head(), old, old_scale, o, new_scale, mask));
+  with_head(a.head(), [&](auto head) {
+    const double now = head.log_prob(o, new_scale, action_of(a, row), mask);
+    const double share = rows.share(row);
+    sums[0] -= share * std::exp(now - a.row_log_prob[row]) * double(a.advantages[row]);
+    const double kl =
+        a.kl_new_old ? head.row_kl(o, old, old_scale, mask) + head.shared_kl(new_scale, old_scale)
+                     : head.row_kl(old, o, new_scale, mask) + head.shared_kl(old_scale, new_scale);
+    sums[1] += share * kl;
+  });
 }
 
 }  // namespace trpo_fast::cuda

@@ -217,7 +217,7 @@ std::size_t lay_out(ProblemArgs<T>& a, void* base) {
   for (T** vector : {&a.z, &a.rotated[0], &a.rotated[1]}) arena.take(*vector, tiled ? packed : 0);
   const Index spare = a.fisher_is_all ? 0 : tiled ? chunk : blocks * a.plan.panel_rows;
   arena.take(a.cache, (a.fisher_rows.rows + spare) * a.network.cache_width);
-  const bool keeps_metric = a.head_kind != HeadKind::gaussian;
+  const bool keeps_metric = !a.log_std_is_parameter;
   arena.take(a.metric, keeps_metric ? a.fisher_rows.rows * a.outputs : 0);
   arena.take(a.old_outputs, a.rows.rows * a.outputs);
   arena.take(a.row_log_prob, a.rows.rows);

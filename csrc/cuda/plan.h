@@ -213,11 +213,11 @@ struct RowSet {
   Index rows;
 };
 
-// M^-1 of conjugate gradients, as trpo_fast/backends/kfac.py makes it. For each layer's part R' of
-// a packed vector, [in_rows, out_padded]: U_A [(U_A' R' U_G) * scale'] U_G', or (A + cI)^-1 R' (G +
-// cI)^-1. In `matrices`, from at[l] on (-1: the layer has no block): U_A or the inverse [in_rows,
-// in_rows], U_G' or the inverse [out_padded, out_padded], and of eigenbases U_G and scale'
-// [in_rows, out_padded]; padding is 0.
+// M^-1 of conjugate gradients, as trpo_fast/preconditioning/kfac.py makes it. For each layer's part
+// R' of a packed vector, [in_rows, out_padded]: U_A [(U_A' R' U_G) * scale'] U_G', or (A + cI)^-1
+// R' (G + cI)^-1. In `matrices`, from at[l] on (-1: the layer has no block): U_A or the inverse
+// [in_rows, in_rows], U_G' or the inverse [out_padded, out_padded], and of eigenbases U_G and
+// scale' [in_rows, out_padded]; padding is 0.
 template <class T>
 struct Preconditioner {
   const T* diagonal;  // [P], for what no block covers; null: there is no preconditioner
@@ -233,7 +233,8 @@ template <class T>
 struct ProblemArgs {
   Task task;
   NetworkPlan network;
-  HeadKind head_kind;
+  int head_kind;              // its place in Heads
+  bool log_std_is_parameter;  // of that head
   int outputs, actions;
   Index nvec[kMaxBlocks];
   RowSet<T> rows, fisher_rows;

@@ -17,8 +17,11 @@ template <class P, class T = typename P::Element>
 __device__ void cache_metric(const P& panels, const BlockRows<T>& rows, Index row,
                              const T* outputs) {
   const ProblemArgs<T>& a = panels.args;
-  if (a.head_kind == HeadKind::gaussian) return;
-  metric_cache(a.head(), outputs, rows.mask(row, a.outputs), a.metric + row * a.outputs);
+  with_head(a.head(), [&](auto head) {
+    if constexpr (!head.kLogStdIsParameter) {
+      head.metric_cache(outputs, rows.mask(row, a.outputs), a.metric + row * a.outputs);
+    }
+  });
 }
 
 // loss -= w ratio A, and each row's share of it, for the deltas; returns this thread's loss.
@@ -33,8 +36,10 @@ __device__ double surrogate_rows(const P& panels, const BlockRows<T>& rows, Inde
   const T* const o = panels.outputs() + r * panels.stride;
   for (int i = 0; i < a.outputs; ++i) a.old_outputs[row * a.outputs + i] = o[i];
   if (a.fisher_is_all) cache_metric(panels, rows, row, o);
-  const double now = log_prob(a.head(), o, {panels.log_std, panels.inv_std}, action_of(a, row),
-                              rows.mask(row, a.outputs));
+  const double now = with_head(a.head(), [&](auto head) {
+    return head.log_prob(o, {panels.log_std, panels.inv_std}, action_of(a, row),
+                         rows.mask(row, a.outputs));
+  });
   const double old = a.old_log_prob ? a.old_log_prob[row] : now;
   a.row_log_prob[row] = old;
   const double gain = rows.share(row) * std::exp(now - old) * double(a.advantages[row]);
@@ -42,19 +47,22 @@ __device__ double surrogate_rows(const P& panels, const BlockRows<T>& rows, Inde
   return -gain;
 }
 
-// The state-independent log std's gradient, a thread's actions: sum of gain (z^2 - 1).
+// The gradient by a log std that is a parameter, a thread's actions.
 template <class P, class T = typename P::Element>
 __device__ void log_std_rows(const P& panels, const BlockRows<T>& rows, Index first) {
   const ProblemArgs<T>& a = panels.args;
-  if (a.head_kind != HeadKind::gaussian) return;
-  for (int i = threadIdx.x; i < a.actions; i += kThreads) {
-    for (int r = 0; r < panels.panel_rows(rows, first); ++r) {
-      const double mean = panels.outputs()[r * panels.stride + i];
-      const double z =
-          (double(a.real_actions[(first + r) * a.actions + i]) - mean) * panels.inv_std[i];
-      panels.log_std_sums[i] += panels.gains[r] * (z * z - 1);
+  with_head(a.head(), [&](auto head) {
+    if constexpr (head.kLogStdIsParameter) {
+      for (int i = threadIdx.x; i < a.actions; i += kThreads) {
+        for (int r = 0; r < panels.panel_rows(rows, first); ++r) {
+          const double slope =
+              head.log_std_slope(i, panels.outputs() + r * panels.stride,
+                                 {panels.log_std, panels.inv_std}, action_of(a, first + r));
+          panels.log_std_sums[i] += panels.gains[r] * slope;
+        }
+      }
     }
-  }
+  });
 }
 
 // delta = d(w ratio log pi)/d outputs A, in place of the outputs.
@@ -66,8 +74,10 @@ __device__ void delta_rows(const P& panels, const BlockRows<T>& rows, Index firs
   T* const o = panels.outputs() + r * panels.stride;
   const bool counts = r < panels.panel_rows(rows, first);
   if (counts) {
-    log_prob_gradient(a.head(), o, {panels.log_std, panels.inv_std}, action_of(a, first + r),
-                      rows.mask(first + r, a.outputs), panels.gains[r], o, nullptr);
+    with_head(a.head(), [&](auto head) {
+      head.log_prob_gradient(o, {panels.log_std, panels.inv_std}, action_of(a, first + r),
+                             rows.mask(first + r, a.outputs), panels.gains[r], o);
+    });
   }
   for (int i = counts ? a.outputs : 0; i < panels.net.last().out_padded; ++i) o[i] = 0;
 }

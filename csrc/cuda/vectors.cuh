@@ -22,10 +22,10 @@ class Vectors {
   }
   __device__ bool is_log_std(Index i) const {
     const Index first = a_.network.log_std;
-    return a_.head_kind == HeadKind::gaussian && i >= first && i < first + a_.actions;
+    return a_.log_std_is_parameter && i >= first && i < first + a_.actions;
   }
   __device__ bool is_unused(Index i) const {
-    const Index used = a_.network.log_std + (a_.head_kind == HeadKind::gaussian ? a_.actions : 0);
+    const Index used = a_.network.log_std + (a_.log_std_is_parameter ? a_.actions : 0);
     return i >= used;
   }
 
@@ -53,10 +53,9 @@ class Vectors {
     }
   }
 
-  // An element of F v from the sum of the partial ones. The state-independent log std: F = 2 I,
-  // whatever the data.
+  // An element of F v from the sum of the partial ones.
   __device__ T product_element(Index i, T sum, T v) const {
-    if (is_log_std(i)) return T(2) * v;
+    if (is_log_std(i)) return T(kLogStdMetric) * v;
     return is_unused(i) ? T(0) : sum;
   }
 
@@ -64,7 +63,7 @@ class Vectors {
   __device__ double rest_square(const T* v, double damping) const {
     double square = 0;
     each([&](Index i) {
-      const double metric = damping + (is_log_std(i) ? 2 : 0);
+      const double metric = damping + (is_log_std(i) ? kLogStdMetric : 0);
       if (place(i) >= 0) square += metric * double(v[i]) * double(v[i]);
     });
     return square;

@@ -11,6 +11,7 @@
 
 #include "cpu/policy/policy_problem.h"
 #include "cpu/preconditioner/kfac.h"
+#include "python/head_arg.h"
 #include "python/tensor_arg.h"
 
 namespace trpo_fast {
@@ -65,7 +66,6 @@ class PolicyBatchArg {
     batch_.parameters = args["parameters"].cast<Index>();
     read_offsets(py::cast<py::sequence>(args["offsets"]));
     read_head(args);
-    read_log_std(args);
     batch_.advantages = vector_arg<T>(args["advantages"], "advantages", rows());
     batch_.old_log_prob = vector_arg<double>(args["old_log_prob"], "old_log_prob", rows());
     read_rows(args);
@@ -95,22 +95,16 @@ class PolicyBatchArg {
   }
 
   void read_head(const py::kwargs& args) {
-    const int kind = args["head"].cast<int>();
-    if (kind < 0 || kind >= kHeadCount) throw py::value_error("unknown head");
-    batch_.head_kind = HeadKind(kind);
-    batch_.actions = args["action_dim"].cast<Index>();
-    batch_.nvec = args["nvec"].cast<std::vector<Index>>();
-    const Index outputs = batch_.layers.back().out;
-    Index expected = batch_.actions;
-    if (batch_.head_kind == HeadKind::gaussian_state_std) expected *= 2;
-    if (categorical()) {
-      expected = 0;
-      for (const Index n : batch_.nvec) expected += n;
-      if (Index(batch_.nvec.size()) != batch_.actions) throw py::value_error("nvec is not [A]");
+    const HeadArg head(args["head"].cast<int>(), args["action_dim"].cast<Index>(),
+                       args["nvec"].cast<std::vector<Index>>(), batch_.layers.back().out);
+    if (batch_.layers.back().activation != Activation::identity) {
+      throw py::value_error("the last layer has an activation");
     }
-    if (expected != outputs || batch_.layers.back().activation != Activation::identity) {
-      throw py::value_error("the last layer does not fit the head");
-    }
+    batch_.head_kind = head.kind;
+    batch_.actions = head.actions;
+    batch_.nvec = head.nvec;
+    read_log_std(args);
+    head.require_log_std(batch_.log_std != nullptr);
   }
 
   void read_log_std(const py::kwargs& args) {
@@ -124,14 +118,6 @@ class PolicyBatchArg {
       batch_.log_std = log_std.data<const T>();
       batch_.log_std_stride = log_std.stride(0);
     }
-    if ((batch_.head_kind == HeadKind::gaussian) != (batch_.log_std != nullptr)) {
-      throw py::value_error("log_std belongs to the gaussian head, and only to it");
-    }
-  }
-
-  bool categorical() const {
-    return batch_.head_kind == HeadKind::categorical ||
-           batch_.head_kind == HeadKind::multi_categorical;
   }
 
   void read_actions(const py::object& arg) {
@@ -143,7 +129,7 @@ class PolicyBatchArg {
     actions.require_size(1, batch_.actions);
     batch_.action_row_stride = actions.stride(0);
     batch_.first_action.stride = actions.stride(1);
-    if (!categorical()) {
+    if (batch_.nvec.empty()) {
       batch_.first_action.real = actions.data<const T>();
       return;
     }

@@ -6,6 +6,7 @@
 namespace trpo_fast {
 
 void register_cuda_device(pybind11::module_& m);
+void register_cuda_forward(pybind11::module_& m);
 void register_cuda_gae(pybind11::module_& m);
 void register_cuda_policy_problem(pybind11::module_& m);
 

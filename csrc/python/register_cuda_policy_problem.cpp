@@ -1,9 +1,8 @@
 #include <algorithm>
 
-#include "cuda/plan.h"
-#include "python/gil.h"
+#include "python/cuda_launch_arg.h"
+#include "python/head_arg.h"
 #include "python/register_cuda.h"
-#include "python/tensor_arg.h"
 #include "python/update_options.h"
 
 namespace trpo_fast {
@@ -13,39 +12,37 @@ using cuda::ProblemArgs;
 using cuda::RowSet;
 using cuda::Task;
 
-// The views of one update. Holds device addresses: Python keeps the tensors alive and in place
-// meanwhile, and has checked that every one is contiguous on the device.
+// The views of one update.
 template <class T>
-class BoundCudaProblem {
+class BoundCudaProblem : public CudaLaunchArg<T> {
+  using CudaLaunchArg<T>::a_;
+  using CudaLaunchArg<T>::tiled_;
+
  public:
-  explicit BoundCudaProblem(const py::kwargs& args) : device_(args["device"].cast<int>()) {
-    read_network(args);
+  explicit BoundCudaProblem(const py::kwargs& args) : CudaLaunchArg<T>(args["device"].cast<int>()) {
+    this->read_products(args["products"].cast<int>());
+    this->read_network(args, args["log_std"].cast<Index>(), args["unused"].cast<Index>(),
+                       args["action_dim"].cast<int>());
+    a_.parameters = args["parameters"].cast<Index>();
     read_head(args);
     a_.rows = row_set(args, "");
     a_.fisher_is_all = args["fisher_obs"].is_none();
     a_.fisher_rows = a_.fisher_is_all ? a_.rows : row_set(args, "fisher_");
     const Index rows = a_.rows.rows;
-    a_.advantages = read<T>(args["advantages"], "advantages", {rows});
-    a_.old_log_prob = read<double>(args["old_log_prob"], "old_log_prob", {rows});
+    a_.advantages = this->template read<T>(args["advantages"], "advantages", {rows});
+    a_.old_log_prob = this->template read<double>(args["old_log_prob"], "old_log_prob", {rows});
     const py::object actions = args["actions"];
-    if (categorical()) {
-      a_.category_actions = read<std::int64_t>(actions, "actions", {rows, Index(a_.actions)});
+    if (categories_) {
+      a_.category_actions =
+          this->template read<std::int64_t>(actions, "actions", {rows, Index(a_.actions)});
     } else {
-      a_.real_actions = read<T>(actions, "actions", {rows, Index(a_.actions)});
+      a_.real_actions = this->template read<T>(actions, "actions", {rows, Index(a_.actions)});
     }
     a_.kl_new_old = args["kl_new_old"].cast<bool>();
-    a_.forward_only = args["forward_only"].cast<bool>();
-    read_plan();
-    bytes_ = cuda::lay_out(a_, nullptr);
+    this->read_plan();
   }
 
-  std::size_t workspace_bytes() const { return bytes_; }
   bool tiled() const { return tiled_; }
-
-  void bind(std::uintptr_t workspace) {
-    cuda::lay_out(a_, reinterpret_cast<void*>(workspace));
-    bound_ = true;
-  }
 
   void gradient(py::handle g, py::handle figures, std::uintptr_t stream) {
     require_actions("the gradient");
@@ -65,15 +62,6 @@ class BoundCudaProblem {
     read_preconditioner(options["preconditioner"]);
     run(Task::solve, g, x, figures, stream);
     a_.fisher_ready = true;
-  }
-
-  void forward(py::handle out, std::uintptr_t stream) {
-    if (!bound_) throw py::value_error("bind() a workspace first");
-    a_.task = Task::forward;
-    a_.result = const_cast<T*>(
-        read<T>(py::reinterpret_borrow<py::object>(out), "out", {a_.rows.rows, Index(a_.outputs)}));
-    const GilReleased released;
-    cuda::launch(a_, device_, reinterpret_cast<void*>(stream));
   }
 
   void evaluate(py::handle theta, py::handle figures, std::uintptr_t stream) {
@@ -113,112 +101,33 @@ class BoundCudaProblem {
       m.eigen[l] = eigen;
     }
     m.matrices = matrices.data<const T>();
-    m.diagonal = read<T>(fields[0], "diagonal", {a_.parameters});
-  }
-
-  template <class Element>
-  static const Element* read(const py::object& arg, const char* name,
-                             std::initializer_list<Index> sizes) {
-    if (arg.is_none()) return nullptr;
-    const TensorArg tensor(arg, name, int(sizes.size()));
-    int dimension = 0;
-    for (const Index size : sizes) tensor.require_size(dimension++, size);
-    tensor.require_contiguous();
-    return tensor.data<const Element>();
-  }
-
-  void read_network(const py::kwargs& args) {
-    tiled_ = args["tiled"].cast<bool>();
-    std::vector<cuda::LayerShape> shapes;
-    for (const py::handle item : args["layers"]) {
-      const auto fields = item.cast<std::tuple<Index, Index, int, double>>();
-      const auto [in, out, activation, parameter] = fields;
-      if (activation < 0 || activation >= kActivationCount) {
-        throw py::value_error("unknown activation");
-      }
-      if (in < 1 || out < 1 || (!tiled_ && out > cuda::kPanelWidth) ||
-          (!shapes.empty() && in != shapes.back().out)) {
-        throw py::value_error("the layers' widths do not fit together or are too large");
-      }
-      shapes.push_back({in, out, Activation(activation), parameter});
-    }
-    const Index log_std = args["log_std"].cast<Index>(), unused = args["unused"].cast<Index>();
-    a_.network = cuda::network_plan(shapes, log_std, unused, tiled_);
-    read_products(args);
-    const int actions = args["action_dim"].cast<int>();
-    const bool fits = a_.products == cuda::Products::exact
-                          ? cuda::fits_panels(a_.network, actions, sizeof(T), limits_)
-                          : cuda::fits_tensor_panels(a_.network, actions, limits_, a_.products);
-    if (!tiled_ && !fits) {
-      tiled_ = true;
-      a_.network = cuda::network_plan(shapes, log_std, unused, tiled_);
-    }
-    a_.parameters = args["parameters"].cast<Index>();
-    a_.map = read<int>(args["map"], "map", {a_.network.packed});
-    a_.theta = TensorArg(args["theta"], "theta", 1).data<const T>();
-  }
-
-  void read_products(const py::kwargs& args) {
-    limits_ = cuda::device_limits(device_);
-    a_.products = cuda::Products(args["products"].cast<int>());
-    if (a_.products == cuda::Products::exact) return;
-    if (sizeof(T) != 4) throw py::value_error("reduced precision needs float32");
-    if (limits_.capability < 80) {
-      throw py::value_error(
-          "reduced precision needs a device of compute capability 8.0 or later, this one has " +
-          std::to_string(limits_.capability / 10) + "." + std::to_string(limits_.capability % 10));
-    }
-  }
-
-  void read_plan() {
-    if (tiled_) {
-      a_.plan = cuda::tiled_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits_,
-                                 cuda::tiled_blocks_each<T>(device_, a_.actions));
-    } else {
-      a_.plan =
-          cuda::launch_plan(a_.network, a_.rows.rows, a_.actions, sizeof(T), limits_, a_.products);
-    }
+    m.diagonal = this->template read<T>(fields[0], "diagonal", {a_.parameters});
   }
 
   void read_head(const py::kwargs& args) {
-    const int kind = args["head"].cast<int>();
-    if (kind < 0 || kind >= kHeadCount) throw py::value_error("unknown head");
-    a_.head_kind = HeadKind(kind);
-    a_.actions = args["action_dim"].cast<int>();
-    a_.outputs = a_.network.last().out;
-    const auto nvec = args["nvec"].cast<std::vector<Index>>();
-    int expected = a_.head_kind == HeadKind::gaussian_state_std ? 2 * a_.actions : a_.actions;
-    if (categorical()) {
-      expected = 0;
-      for (const Index n : nvec) expected += int(n);
-      if (int(nvec.size()) != a_.actions || nvec.size() > std::size_t(cuda::kMaxBlocks)) {
-        throw py::value_error("nvec is not [A], or has too many blocks");
-      }
-      std::copy(nvec.begin(), nvec.end(), a_.nvec);
+    const HeadArg head(args["head"].cast<int>(), args["action_dim"].cast<Index>(),
+                       args["nvec"].cast<std::vector<Index>>(), a_.outputs);
+    if (head.nvec.size() > std::size_t(cuda::kMaxBlocks)) {
+      throw py::value_error("nvec has too many blocks");
     }
-    if (expected != a_.outputs) throw py::value_error("the last layer does not fit the head");
-  }
-
-  bool categorical() const {
-    return a_.head_kind == HeadKind::categorical || a_.head_kind == HeadKind::multi_categorical;
+    a_.head_kind = head.kind;
+    a_.actions = int(head.actions);
+    a_.log_std_is_parameter = head.facts.log_std_is_parameter;
+    categories_ = head.facts.categories;
+    std::copy(head.nvec.begin(), head.nvec.end(), a_.nvec);
   }
 
   RowSet<T> row_set(const py::kwargs& args, const std::string& prefix) const {
-    const TensorArg obs(args[(prefix + "obs").c_str()], "obs", 2);
-    obs.require_size(1, a_.network.layers[0].in);
-    obs.require_contiguous();
-    const Index rows = obs.size(0);
-    if (rows < 1) throw py::value_error("obs has no rows");
-    RowSet<T> set{};
-    set.obs = obs.data<const T>();
-    set.rows = rows;
-    set.weights = read<T>(args[(prefix + "weights").c_str()], "weights", {rows});
-    set.weight_sum = read<double>(args[(prefix + "weight_sum").c_str()], "weight_sum", {1});
+    RowSet<T> set = this->observations(args[(prefix + "obs").c_str()]);
+    const Index rows = set.rows;
+    set.weights = this->template read<T>(args[(prefix + "weights").c_str()], "weights", {rows});
+    set.weight_sum =
+        this->template read<double>(args[(prefix + "weight_sum").c_str()], "weight_sum", {1});
     if ((set.weights == nullptr) != (set.weight_sum == nullptr)) {
       throw py::value_error("weights and weight_sum go together");
     }
-    set.mask = read<std::uint8_t>(args[(prefix + "action_mask").c_str()], "action_mask",
-                                  {rows, Index(a_.outputs)});
+    set.mask = this->template read<std::uint8_t>(args[(prefix + "action_mask").c_str()],
+                                                 "action_mask", {rows, Index(a_.outputs)});
     return set;
   }
 
@@ -231,26 +140,18 @@ class BoundCudaProblem {
 
   void run(Task task, py::handle vector, py::handle result, py::handle figures,
            std::uintptr_t stream) {
-    if (!bound_) throw py::value_error("bind() a workspace first");
-    if (a_.forward_only) throw py::value_error("forward_only: no other task can be run");
     const auto flat = [&](py::handle arg, const char* name) {
       return const_cast<T*>(
-          read<T>(py::reinterpret_borrow<py::object>(arg), name, {a_.parameters}));
+          this->template read<T>(py::reinterpret_borrow<py::object>(arg), name, {a_.parameters}));
     };
-    a_.task = task;
     a_.vector = flat(vector, "vector");
     a_.result = flat(result, "result");
-    a_.figures = const_cast<double*>(
-        read<double>(py::reinterpret_borrow<py::object>(figures), "figures", {cuda::kFigures}));
-    const GilReleased released;
-    cuda::launch(a_, device_, reinterpret_cast<void*>(stream));
+    a_.figures = const_cast<double*>(this->template read<double>(
+        py::reinterpret_borrow<py::object>(figures), "figures", {cuda::kFigures}));
+    this->launch(task, stream);
   }
 
-  int device_;
-  cuda::DeviceLimits limits_{};
-  bool bound_ = false, tiled_ = false;
-  std::size_t bytes_ = 0;
-  ProblemArgs<T> a_{};
+  bool categories_ = false;
 };
 
 template <class T>
@@ -266,7 +167,6 @@ void register_problem(py::module_& m, const char* name) {
            py::arg("figures"), py::arg("stream"))
       .def("solve", &Problem::solve, py::arg("g"), py::arg("x"), py::arg("figures"),
            py::arg("options"), py::arg("stream"))
-      .def("forward", &Problem::forward, py::arg("out"), py::arg("stream"))
       .def("evaluate", &Problem::evaluate, py::arg("theta"), py::arg("figures"), py::arg("stream"))
       .def("update", &Problem::update, py::arg("candidate"), py::arg("figures"), py::arg("options"),
            py::arg("stream"));

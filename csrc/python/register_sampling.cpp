@@ -2,6 +2,7 @@
 
 #include "cpu/network/sampling.h"
 #include "python/gil.h"
+#include "python/head_arg.h"
 #include "python/register.h"
 #include "python/tensor_arg.h"
 
@@ -15,14 +16,15 @@ constexpr Index kQuickStep = 1 << 20;
 template <class T>
 class BoundSampling {
  public:
-  BoundSampling(const py::sequence& layers, Index input_width, int head, Index action_dim,
+  BoundSampling(const py::sequence& layers, Index input_width, int kind, Index action_dim,
                 const std::vector<Index>& nvec, const py::object& log_std, int threads) {
     if (threads < 1) throw py::value_error("threads must be at least 1");
-    if (head < 0 || head >= kHeadCount) throw py::value_error("unknown head");
     policy_.layers = layers_arg<T>(layers, input_width);
-    policy_.head_kind = HeadKind(head);
-    policy_.nvec = nvec;
-    policy_.actions = nvec.empty() ? action_dim : Index(nvec.size());
+    const HeadArg head(kind, action_dim, nvec, policy_.layers.back().out);
+    policy_.head_kind = head.kind;
+    policy_.nvec = head.nvec;
+    policy_.actions = head.actions;
+    normal_noise_ = head.facts.normal_noise;
     policy_.threads = threads;
     policy_.log_std = nullptr;
     policy_.log_std_stride = 0;
@@ -32,7 +34,7 @@ class BoundSampling {
       policy_.log_std = arg.data<const T>();
       policy_.log_std_stride = arg.stride(0);
     }
-    check_head();
+    head.require_log_std(policy_.log_std != nullptr);
   }
 
   std::size_t workspace_bytes() const { return Sampling<T>::workspace_bytes(policy_); }
@@ -54,12 +56,9 @@ class BoundSampling {
     b.scale = vector<const float>(args, "scale", b.inputs);
     b.clip = args["clip"].cast<float>();
     b.masks = rows<const std::uint8_t>(args, "masks", b, b.outputs);
-    const bool categorical = !policy_.nvec.empty();
-    const bool gaussian = policy_.head_kind == HeadKind::gaussian ||
-                          policy_.head_kind == HeadKind::gaussian_state_std;
-    if (gaussian) b.normal = rows<const T>(args, "noise", b, b.actions);
-    if (!gaussian) b.uniform = rows<const double>(args, "noise", b, b.actions);
-    if (categorical) {
+    if (normal_noise_) b.normal = rows<const T>(args, "noise", b, b.actions);
+    if (!normal_noise_) b.uniform = rows<const double>(args, "noise", b, b.actions);
+    if (!policy_.nvec.empty()) {
       b.category = rows<std::int64_t>(args, "actions", b, b.actions);
       b.env_category = rows<std::int64_t>(args, "env_actions", b, b.actions);
       b.start = vector<const std::int64_t>(args, "low", b.actions);
@@ -89,22 +88,6 @@ class BoundSampling {
   }
 
  private:
-  void check_head() const {
-    Index outputs = policy_.actions * (policy_.head_kind == HeadKind::gaussian_state_std ? 2 : 1);
-    const bool categorical = policy_.head_kind == HeadKind::categorical ||
-                             policy_.head_kind == HeadKind::multi_categorical;
-    if (categorical) {
-      outputs = 0;
-      for (const Index n : policy_.nvec) outputs += n;
-    }
-    if (categorical == policy_.nvec.empty() || outputs != policy_.layers.back().out) {
-      throw py::value_error("the head does not fit the last layer's outputs");
-    }
-    if ((policy_.head_kind == HeadKind::gaussian) != (policy_.log_std != nullptr)) {
-      throw py::value_error("log_std goes with the Gaussian head whose log std is a parameter");
-    }
-  }
-
   static void check_buffers(const RolloutBuffers<T>& b) {
     const bool action = b.real != nullptr || b.category != nullptr;
     const bool noise = b.normal != nullptr || b.uniform != nullptr;
@@ -147,6 +130,7 @@ class BoundSampling {
   }
 
   SamplingPolicy<T> policy_;
+  bool normal_noise_;
   RolloutBuffers<T> buffers_{};
   bool quick_ = true;
   std::unique_ptr<Sampling<T>> sampling_;

@@ -1,5 +1,5 @@
 // How tensors cross from Python: as (address, sizes, strides), in elements.
-// trpo_fast/backends/native_arguments.py makes these tuples and has checked dtype and device; here
+// trpo_fast/backends/cpu/arguments.py makes these tuples and has checked dtype and device; here
 // the number of dimensions and the sizes are checked against what the kernel will read, so that no
 // wrong shape can reach it.
 #pragma once

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import os
+import pickle
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from agent_cases import SMALL, small, weights
 from toy_environments import Walk
 
+from trpo_fast import cli
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import UnknownOptionError
+from trpo_fast.agent.saved_spaces import space_from_json, space_to_json
+from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trpo_fast.runs.logger import read_progress
 
 
 def test_loading_goes_on_bit_for_bit(tmp_path):
@@ -141,3 +151,116 @@ def test_saved_episodes_that_cannot_be_replayed_are_refused_in_words(tmp_path, k
     path = save_checkpoint(tmp_path / "bad.safetensors", state)
     with TRPO.load(path) as loaded, pytest.raises(CheckpointError, match="cannot be replayed"):
         loaded.learn(64, progress_bar=False)
+
+
+def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
+    """Whoever changes the working directory: the program, or an environment as it is reset."""
+    (tmp_path / "elsewhere").mkdir()
+
+    class Moving(Walk):
+        def reset(self, **keywords):
+            os.chdir(tmp_path / "elsewhere")
+            return super().reset(**keywords)
+
+    monkeypatch.chdir(tmp_path)
+    with small(Moving, run_dir="run") as agent:
+        agent.learn(64, progress_bar=False)
+        agent.learn(64, progress_bar=False)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert len(read_progress(tmp_path / "run" / "progress.csv")) == 2
+    assert (tmp_path / "run" / "learning_curve.png").exists()
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with small(run_dir="~/run") as agent:
+        agent.learn(64, progress_bar=False)
+        assert agent.save("~/agent") == tmp_path / "agent.safetensors"
+    with TRPO.load("~/agent"):
+        pass
+    assert cli.main(["eval", "~/run", "--episodes", "1"]) == 0
+    assert cli.main(["plot", "~/run", "--out", "~/picture.png"]) == 0
+    assert (tmp_path / "picture.png").exists()
+    assert not (tmp_path / "~").exists()
+
+
+SPACES = [
+    gymnasium.spaces.Box(-1, np.inf, (2, 3), np.float64),
+    gymnasium.spaces.Box(np.array([0, -2.5]), np.array([0.1, 3]), dtype=np.float64),
+    gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8),
+    gymnasium.spaces.Box(-1, 1, (), np.float32),
+    gymnasium.spaces.Discrete(5, start=-2),
+    gymnasium.spaces.MultiDiscrete([3, 2], start=[1, -1]),
+    gymnasium.spaces.MultiDiscrete([[3, 2], [4, 2]]),
+    gymnasium.spaces.MultiBinary(3),
+    gymnasium.spaces.MultiBinary((2, 2)),
+]
+SPACES += [
+    gymnasium.spaces.Dict({"b": SPACES[0], "a": SPACES[4]}),
+    gymnasium.spaces.Tuple((SPACES[7], gymnasium.spaces.Dict(x=SPACES[2]))),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_spaces_come_back_from_json(space):
+    found = space_from_json(json.loads(json.dumps(space_to_json(space), allow_nan=False)))
+    assert found == space
+    assert (found.dtype, found.shape, str(found)) == (space.dtype, space.shape, str(space))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        None,
+        {},
+        {"Box": {"low": 0, "high": 1, "shape": [10**6, 10**6], "dtype": "<f4"}},
+        {"Box": {"low": 0}},
+        {"Discrete": [10**12, 0]},
+        {"Discrete": [0, 0]},
+        {"MultiBinary": [-1]},
+        {"Text": [3]},
+        {"Tuple": [{"Discrete": "ab"}]},
+    ],
+    ids=str,
+)
+def test_no_space_of_a_damaged_file_is_made(node):
+    with pytest.raises(ValueError, match="stands for no space"):
+        space_from_json(node)
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "Gone-v0", Walk])
+def test_an_agent_predicts_where_its_environment_is_not(env, tmp_path, monkeypatch):
+    if env == "Gone-v0":
+        gymnasium.register("Gone-v0", entry_point=lambda length: Walk(length=length))
+    kwargs = {"length": 5} if env == "Gone-v0" else {}
+    with small(env, env_kwargs=kwargs) as agent:
+        agent.learn(64, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+        seen = np.stack([agent.observation_space.sample() for _ in range(4)])
+        expected = agent.predict(np.nan_to_num(seen))[0]
+    if isinstance(env, str):
+        monkeypatch.delitem(gymnasium.registry, env)
+    with TRPO.load(path, predict_only=True) as loaded:
+        np.testing.assert_array_equal(loaded.predict(np.nan_to_num(seen))[0], expected)
+        assert loaded.action_space == agent.action_space
+        assert loaded.config == agent.config
+        with pytest.raises(EnvironmentFault, match="predict_only=True and has no environments"):
+            loaded.learn(64, progress_bar=False)
+        with pytest.raises(ValueError, match="pass env="):
+            loaded.evaluate(1)
+        again = load_checkpoint(loaded.save(tmp_path / "again"))
+        assert again["agent"] == load_checkpoint(path)["agent"]
+        assert again["config"] == load_checkpoint(path)["config"]
+    state = load_checkpoint(path)
+    del state["spaces"]
+    save_checkpoint(path, state)
+    with pytest.raises(CheckpointError, match="kept no spaces: pass env="):
+        TRPO.load(path, predict_only=True)
+
+
+def test_an_agent_is_not_pickled_and_says_so():
+    with small() as agent:
+        for copier in (pickle.dumps, copy.deepcopy, copy.copy):
+            with pytest.raises(TypeError, match=r"agent.save\(path\) and TRPO.load"):
+                copier(agent)

@@ -14,26 +14,25 @@ from trpo_fast.agent.config import (
     ConfigError,
     UnknownOptionError,
     differences,
-    is_json,
 )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("max_kl", 0, "above 0"),
+        ("max_kl", 0, "> 0"),
         ("max_kl", float("nan"), "finite"),
         ("max_kl", "0.01", "a number"),
-        ("gamma", 1.5, "at most 1"),
-        ("num_envs", 0, "at least 1"),
+        ("gamma", 1.5, "<= 1"),
+        ("num_envs", 0, ">= 1"),
         ("num_envs", 2.0, "a whole number"),
         ("num_envs", True, "a whole number"),
         ("hidden_sizes", "64", "a list"),
-        ("hidden_sizes", (64, 0), "at least 1"),
+        ("hidden_sizes", (64, 0), ">= 1"),
         ("constraint", "hrad", "did you mean 'hard'"),
         ("squash", 1, "true or false"),
         ("env_kwargs", [1], "a mapping"),
-        ("backtrack_coeff", 1.0, "below 1"),
+        ("backtrack_coeff", 1.0, "< 1"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_limit(name, value, words):
@@ -68,10 +67,8 @@ def test_differences_tell_fixed_options_from_free_ones():
 def test_a_configuration_is_data_and_never_code():
     text = "__import__('os').system('true')"
     assert Config.from_options({"activation": text}).activation == text
-    assert not is_json({"a": object()})
-    assert is_json({"a": [1, 2]})
 
 
 def test_a_seed_that_torch_cannot_take_is_refused() -> None:
-    with pytest.raises(ConfigError, match="seed must be at most"):
+    with pytest.raises(ConfigError, match=r"seed must be .* <= 9223372036854775807, got"):
         Config(seed=2**70)

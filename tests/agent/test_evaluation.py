@@ -8,7 +8,8 @@ import pytest
 from toy_environments import TERMINATED, TRUNCATED, Masked, Scripted, Walk
 
 from trpo_fast.agent.actor import Actor
-from trpo_fast.agent.evaluation import environment_factory, episode_seed, run_episodes
+from trpo_fast.agent.evaluation import episode_seed, run_episodes
+from trpo_fast.agent.evaluation_environments import environment_factory
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.networks.mlp import MlpPolicy
 
@@ -42,6 +43,7 @@ def test_scores_do_not_depend_on_how_many_run_side_by_side(parallel):
 def test_each_episode_has_its_own_seed():
     seeds = {episode_seed(seed, n) for seed in range(3) for n in range(50)}
     assert len(seeds) == 150
+    assert max(seeds) < 2**31
     env = Scripted(((1, TERMINATED),))
     run_episodes(zeros, lambda: env, 3, seed=9, parallel=1)
     assert env.seeds == [episode_seed(9, n) for n in range(3)]

@@ -8,7 +8,7 @@ from agent_cases import small, weights
 from torch import nn
 from toy_environments import Scripted
 
-from trpo_fast.agent.learner import normalize_advantages
+from trpo_fast.agent.learner import COLUMNS, normalize_advantages
 
 
 def test_pitfall_22_advantages_of_one_sample_or_a_constant_are_not_divided_by_zero():
@@ -74,3 +74,27 @@ def test_pitfall_03_statistics_of_a_rollout_apply_from_the_next_one_on():
         assert [count for _, count in seen] == [0, 64]
         assert float(seen[0][0][:, :2].norm(dim=1).sub(1).abs().max()) < 1e-5
         assert normalizer.statistics.count == 128
+
+
+def test_every_figure_of_an_update_has_its_column(monkeypatch):
+    rows = []
+    with small(Scripted) as agent:
+        update = agent.learner.update
+
+        def kept(*arguments, **keywords):
+            figures = update(*arguments, **keywords)
+            rows.append(set(figures))  # the agent adds its own to them
+            return figures
+
+        monkeypatch.setattr(agent.learner, "update", kept)
+        agent.learn(64, progress_bar=False)
+    assert set(COLUMNS) - rows[0] <= {"train/std"}  # of Gaussian policies
+    assert rows[0] <= set(COLUMNS)
+    assert {
+        "train/status",
+        "train/kl_divergence_loss",
+        "train/policy_objective",
+        "train/is_line_search_success",
+        "train/value_loss",
+        "train/explained_variance",
+    } <= set(COLUMNS)

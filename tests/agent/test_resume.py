@@ -86,9 +86,8 @@ def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(tmp_path
                 agent.learn(64, progress_bar=False)
         else:
             with pytest.warns(UserWarning, match="from step 384"):
-                agent._open_recorder(
-                    state_of(agent.training)
-                ).close()  # and killed in the first update
+                # Killed in the first update.
+                agent._open_recorder(state_of(agent.training)).close()
     found = directory.latest()
     assert found is not None
     assert found[1]["progress"]["num_updates"] == 6 + trained

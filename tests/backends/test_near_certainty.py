@@ -36,7 +36,7 @@ def test_the_kl_to_a_candidate_that_is_all_but_certain(
     """Its probabilities round to 0 and 1, where a KL is large and not infinite."""
     policy, exact, data = pair(BY_NAME[name], torch.float64)
     problem = backend.build(policy, data, Options(kl_direction=direction))
-    problem.gradient()
+    problem.surrogate_gradient()
     with torch.no_grad():
         old = log_probabilities(exact, data["obs"], data.get("action_mask"))
         signs = (-1.0) ** torch.arange(len(exact.body[-1].bias))
@@ -64,7 +64,7 @@ def test_a_gradient_does_not_depend_on_what_all_logits_have_in_common(
             for block in last.bias.split(sizes):
                 block.copy_(common - 12 * torch.arange(len(block)))
         data |= {"actions": torch.zeros_like(data["actions"]), "old_log_prob": None}
-        found.append(backend.build(policy, data, Options()).gradient()[1])
+        found.append(backend.build(policy, data, Options()).surrogate_gradient()[1])
     assert_close(found[1], found[0], 1e-10)
 
 
@@ -79,7 +79,7 @@ def test_the_gradient_and_loss_of_bits_that_are_all_but_certain(backend: Backend
     data["actions"] = torch.ones_like(data["actions"])
     data |= {"advantages": torch.ones_like(data["advantages"]), "old_log_prob": None}
     problem = backend.build(policy, data, Options())
-    before, g = problem.gradient()
+    before, g = problem.surrogate_gradient()
     if problem.backend != "generic":  # whose log_prob is torch's
         assert g[-3:].tolist() == pytest.approx([math.exp(-33)] * 3, rel=1e-12)
     theta = problem.parameters.read()

@@ -82,7 +82,7 @@ def test_fisher_product_and_gradient_in_every_shape(
         BY_NAME[name], dtype, hidden=hidden, activation=activation, rows=rows, obs_width=obs_width
     )
     problem = backend.build(policy, in_dtype(data, dtype), Options())
-    loss, g = problem.gradient()
+    loss, g = problem.surrogate_gradient()
     F = dense_fisher(exact, data)
     v = torch.randn(len(F), generator=torch.Generator().manual_seed(5)).to(dtype)
     assert_close(problem.fisher_product(v), F @ v.double(), backend.tolerance[dtype])
@@ -107,7 +107,7 @@ def test_gradient_equals_autograd_of_the_definition(
     # A stale behaviour policy: the ratio is not 1, and it enters the gradient.
     noise = torch.randn(len(data["obs"]), generator=torch.Generator().manual_seed(3))
     data["old_log_prob"] = data["old_log_prob"] + 0.2 * noise.double()
-    loss, g = backend.build(policy, in_dtype(data, dtype), Options()).gradient()
+    loss, g = backend.build(policy, in_dtype(data, dtype), Options()).surrogate_gradient()
     expected, _ = loss_and_kl(exact, data, old_distribution(exact, data))
     tolerance = backend.tolerance[dtype]
     assert loss == pytest.approx(float(expected.detach()), rel=10 * tolerance, abs=tolerance)
@@ -124,7 +124,7 @@ def test_loss_and_kl_of_a_candidate(
 ) -> None:
     policy, exact, data = pair(case, dtype, weighted=weighted)
     problem = backend.build(policy, in_dtype(data, dtype), Options(kl_direction=direction))
-    problem.gradient()
+    problem.surrogate_gradient()
     theta = problem.parameters.read()
     step = torch.randn(len(theta), generator=torch.Generator().manual_seed(9)).to(dtype)
     candidate = theta + 0.05 * step
@@ -146,7 +146,7 @@ def test_solve_reaches_the_dense_solution(backend: Backend, case: Case, dtype: t
     policy, exact, data = pair(case, dtype)
     options = Options(cg_iters=300, cg_tol=0.0, damping=0.1)
     problem = backend.build(policy, in_dtype(data, dtype), options)
-    _, g = problem.gradient()
+    _, g = problem.surrogate_gradient()
     g = g / g.norm()
     F = dense_fisher(exact, data)
     A = F + 0.1 * torch.eye(len(F), dtype=torch.float64)
@@ -167,7 +167,7 @@ def test_fisher_fraction_takes_strided_rows(
     case = BY_NAME["gaussian_state_std"]
     policy, exact, data = pair(case, torch.float64, weighted=weighted)
     problem = backend.build(policy, data, Options(fisher_fraction=fraction))
-    problem.gradient()
+    problem.surrogate_gradient()
     counted = data["weights"].nonzero().squeeze(1) if weighted else torch.arange(40)
     kept = -(-len(counted) * fraction // 1)
     rows = counted[(torch.arange(int(kept)) * len(counted)) // int(kept)]
@@ -191,7 +191,7 @@ def test_frozen_tensors_leave_the_rest_of_the_product_alone(backend: Backend, ca
     F = dense_fisher(exact, data)[kept][:, kept]
     v = torch.randn(len(F), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert_close(problem.fisher_product(v), F @ v, 1e-10)
-    _, g = problem.gradient()
+    _, g = problem.surrogate_gradient()
     assert len(g) == len(F)
 
 
@@ -213,7 +213,7 @@ def test_transposed_and_sliced_parameters_and_inputs(backend: Backend, dtype: to
     v = torch.randn(len(F), generator=torch.Generator().manual_seed(1)).to(dtype)
     assert_close(problem.fisher_product(v), F @ v.double(), backend.tolerance[dtype])
     expected, _ = loss_and_kl(exact, data, old_distribution(exact, data))
-    _, g = problem.gradient()
+    _, g = problem.surrogate_gradient()
     assert_close(g, -flat_gradient(expected, exact), backend.tolerance[dtype])
 
 
@@ -283,7 +283,7 @@ def test_a_large_batch_goes_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -
                 monkeypatch.setattr(reference, "CHUNK_ROWS", size)
                 monkeypatch.setattr(modules, "CHUNK_ROWS", size)
                 problem = build(policy, data, options)
-                loss, g = problem.gradient()
+                loss, g = problem.surrogate_gradient()
                 theta = problem.parameters.read() + 0.01 * v
                 product, solution = problem.fisher_product(v), problem.solve(g, options)
                 figures = torch.tensor([loss, *problem.evaluate(theta)], dtype=torch.float64)
@@ -309,6 +309,6 @@ def test_the_fisher_of_a_squashed_policy_is_that_of_its_tanh_transform() -> None
     module = Squashed(policy)
     terms, fisher = module_terms(module, read_batch(policy, data), Options())
     problem = GenericProblem(flat_of(policy), Options(), terms, fisher)
-    _, g = problem.gradient()
+    _, g = problem.surrogate_gradient()
     v = g / g.norm()
     assert_close(problem.fisher_product(v), dense_fisher(exact, data) @ v, 1e-10)

@@ -57,7 +57,7 @@ def native_and_twin(
     **options: Any,
 ) -> tuple[Any, Any, Any]:
     """The native product, its torch twin in float64, and the exact one, of one vector each."""
-    from test_cpu_problem import case, double
+    from cpu_cases import case, double
 
     c = case(rows, obs_dim, gym.spaces.Box(-1, 1, (actions,)), hidden, activation)
     _, d = double(c)
@@ -157,7 +157,7 @@ def test_any_width_and_depth(
 def test_bits_depend_neither_on_threads_nor_on_the_cache(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_cpu_problem import case
+    from cpu_cases import case
 
     from trpo_fast.backends.cpu import problem as cpu
 
@@ -168,7 +168,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_cache(
             monkeypatch.setattr(cpu, "CACHE_BYTES", cache_bytes)
             torch.set_num_threads(count)
             problem = c.native(Options(precision=precision))
-            problem.gradient()
+            problem.surrogate_gradient()
             found.append(problem.fisher_product(v))
             # Without a gradient before it, the product prepares its operands itself.
             found.append(c.native(Options(precision=precision)).fisher_product(v))
@@ -187,11 +187,11 @@ def test_the_fisher_share_of_the_rows_is_rounded_alike(precision: str) -> None:
 @native_only
 @every_precision
 def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
-    from test_cpu_problem import case
+    from cpu_cases import case
 
     c = case(400)
     plain, rounded = c.native(Options(precision="fp32")), c.native(Options(precision=precision))
-    (loss, g), (other_loss, other_g) = plain.gradient(), rounded.gradient()
+    (loss, g), (other_loss, other_g) = plain.surrogate_gradient(), rounded.surrogate_gradient()
     assert loss == other_loss
     assert torch.equal(g, other_g)
     theta = c.parameters.read() + 0.01 * g / g.norm()
@@ -299,7 +299,7 @@ class TestWhoGetsIt:
     def test_auto_goes_by_hardware_preconditioner_dtype_and_size(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from test_cpu_problem import case
+        from cpu_cases import case
 
         from trpo_fast.backends.cpu import problem as cpu
 
@@ -307,7 +307,7 @@ class TestWhoGetsIt:
         d = case(2000, dtype=torch.float64)
         chosen = Options(preconditioner="kfac")
         for instruction in (False, True):
-            monkeypatch.setattr(cpu._core, "bf16_instruction", lambda has=instruction: has)
+            monkeypatch.setattr(cpu.kernels, "bf16_instruction", lambda has=instruction: has)
             assert cpu.bf16_parts(c.network, c.batch, chosen) == int(instruction)
             for other in (
                 (c.network, c.batch, Options(preconditioner="none")),

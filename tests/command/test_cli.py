@@ -12,8 +12,8 @@ import pytest
 from patience import PATIENCE
 
 from trpo_fast import cli
-from trpo_fast.command import train as train_module
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.command import train as train_module
 from trpo_fast.command.options import agent_options, parse
 from trpo_fast.runs.checkpoint import load_checkpoint
 from trpo_fast.runs.logger import read_progress
@@ -179,8 +179,8 @@ def test_every_option_of_the_agent_is_an_option_of_train(capsys):
         (["nosuchmodule:Env-v0"], "nosuchmodule"),
         (["CartPole-v1", "--activation", "nosuch"], "nosuch"),
         (["CartPole-v1", "--squash"], "squash"),
-        (["CartPole-v1", "--max-kl", "-1"], "max_kl must be above 0"),
-        (["CartPole-v1", "--num-envs", "0"], "num_envs must be at least 1"),
+        (["CartPole-v1", "--max-kl", "-1"], "max_kl must be a number > 0"),
+        (["CartPole-v1", "--num-envs", "0"], "num_envs must be a whole number >= 1"),
         (["CartPole-v1", "--env-kwargs", "nosuch=1"], "nosuch"),
         (["CartPole-v1", "--device", "nosuch"], "device"),
         (["CartPole-v1", "--device", "meta"], "device is"),
@@ -365,3 +365,35 @@ def test_an_instruction_set_that_is_none_is_a_mistake(command):
     assert 'TRPO_FAST_ISA is "vax"' in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("program", ["trpo-fast", "-m"])
+def test_a_module_in_the_working_directory_is_found(program: str, tmp_path: Path) -> None:
+    (tmp_path / "mymodule.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control.cartpole import CartPoleEnv\n"
+        "gymnasium.register('Mine-v0', entry_point=CartPoleEnv, max_episode_steps=20)\n"
+    )
+    start = "import sys; from trpo_fast.cli import main; sys.exit(main())"
+    # A console script's path begins with its own directory, not with the user's.
+    command = ["-m", "trpo_fast"] if program == "-m" else ["-P", "-c", start]
+    steps = ["--total-steps", "16", "--rollout-steps", "8", "--num-envs", "2", "--run-dir", "r"]
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, *command, "train", "mymodule:Mine-v0", *steps],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, *command, "eval", "r", "--episodes", "1", "--env", "mymodule:Mine-v0"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

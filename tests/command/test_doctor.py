@@ -47,7 +47,10 @@ def test_report_names_the_native_module_and_its_instruction_set() -> None:
 
 @pytest.mark.skipif(_native.core is None, reason="the native module is not built")
 def test_forced_instruction_set_is_reported(run_python) -> None:
-    code = "import json, trpo_fast.doctor as d; print(json.dumps(d.doctor_report()['native']))"
+    code = (
+        "import json; from trpo_fast.command.doctor import doctor_report; "
+        "print(json.dumps(doctor_report()['native']))"
+    )
     forced = json.loads(run_python(code, TRPO_FAST_ISA="baseline").stdout)
     assert (forced["isa"], forced["isa_forced"]) == ("baseline", "baseline")
     unknown = json.loads(run_python(code, TRPO_FAST_ISA="vax").stdout)
@@ -132,7 +135,9 @@ def test_kernels_that_a_device_cannot_run_are_named(
     monkeypatch: pytest.MonkeyPatch, error: str, usable: bool
 ) -> None:
     facts = {"runtime": 13000, "driver": 13000, "devices": 1, "error": None}
-    core = SimpleNamespace(facts=lambda: facts, device_error=lambda index: error)
+    core = SimpleNamespace(
+        architectures="90-real", facts=lambda: facts, device_error=lambda index: error
+    )
     monkeypatch.setattr(_native, "cuda", lambda: (core, None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -142,3 +147,4 @@ def test_kernels_that_a_device_cannot_run_are_named(
     assert report["cuda"]["kernels"]["usable"] == usable
     hinted = any("unusable on device 0: no kernel image" in hint for hint in report["hints"])
     assert hinted != usable
+    assert "built with CUDA 13.0 for 90-real" in doctor.format_report(report)

@@ -182,28 +182,33 @@ def test_an_agent_says_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> No
         agent.learn(320)
         assert agent.vectorization.startswith("workers: 3 processes and this one on 4 cores")
         said = agent.vectorization
-    assert capsys.readouterr().out.count(f"environments: {said}") == 1
+    assert capsys.readouterr().err.count(f"environments: {said}") == 1
     with TRPO(Costly, vectorization="sync", **options) as other:
         other.learn(320, progress_bar=False)
     for one, two in zip(agent.policy.parameters(), other.policy.parameters(), strict=True):
         assert torch.equal(one, two)
 
 
-def test_a_move_is_kept_after_an_interrupt(closing: Callable[[Any], Any]) -> None:
+def test_a_move_is_kept_after_an_interrupt(
+    closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     collectors = [
         RolloutCollector(closing(env))
         for env in (auto(Costly), make_vector_env(Costly, num_envs=6, seed=5))
     ]
     policy = policy_for(collectors[0])
-    asked = []
+    step, left = Workers.step, [21]
 
-    def interrupted() -> bool:
-        asked.append(None)
-        if len(asked) == 41:
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
             raise KeyboardInterrupt
-        return False
+        return step(self, *arguments)
 
-    with pytest.raises(KeyboardInterrupt):
-        collectors[0].collect(policy, None, 60, philox(), interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collectors[0].collect(policy, None, 60, philox())
     one, other = (c.collect(policy, None, 30, philox(1)) for c in collectors)
+    assert isinstance(collectors[0].env.current, Workers)
     np.testing.assert_array_equal(one.observations, other.observations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,35 @@ def test_each_restart_of_a_run_takes_a_pool_of_another_seed(pools: list[Pool]) -
     # the first pool, its restart, the restart's restart; another process, its restart
     assert len(set(seeds[:3])) == 3
     assert seeds[3:] == seeds[:2]
+
+
+class TalkingPool(Pool):
+    """Makes its space when it is first asked for, and gymnasium warns of its bounds."""
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        if not hasattr(self, "space"):
+            warnings.warn("precision lowered", stacklevel=2)
+            self.space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        return self.space
+
+    @observation_space.setter
+    def observation_space(self, _: Any) -> None:
+        pass
+
+    def reset(self) -> tuple[np.ndarray, dict[str, Any]]:
+        assert self.observation_space.shape == (2,)
+        return super().reset()
+
+
+def test_a_pool_of_another_seed_is_as_quiet_as_the_first(
+    pools: list[Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["envpool"], "pool", TalkingPool)
+    env, out = pool_env(num_envs=2, seed=7), np.empty((2, 2), np.float32)
+    env.reset(out)
+    env.reset(out, restarts=1)
+    assert len(pools) == 2
 
 
 def test_the_pool_is_made_as_asked_and_closed(pools: list[Pool]) -> None:

@@ -29,6 +29,7 @@ def drive(env: SeededEpisodes, steps: int, rng: np.random.Generator) -> list[Any
 def test_every_episode_has_a_seed_of_its_own() -> None:
     seeds = {episode_seed(s, i, e) for s in range(4) for i in range(8) for e in range(16)}
     assert len(seeds) == 4 * 8 * 16
+    assert 2**30 < max(seeds) < 2**31  # many environments keep theirs in a C int
     inner = Scripted()
     env = SeededEpisodes(inner, seed=3, index=2)
     for _ in range(3):

@@ -384,3 +384,31 @@ def test_walks_differ_between_environments_and_episodes() -> None:
     env = make_vector_env(Walk, num_envs=2, seed=0)
     starts = np.concatenate(observe(env, 40))
     assert len(np.unique(starts, axis=0)) == len(starts)
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("HalfCheetah-v2", "no longer has .*Did you mean HalfCheetah-v5"),
+        ("Hopper-v3", "Did you mean Hopper-v5"),
+        ("ALE/Breakout-v5", "package ale-py registers it.*ale_py:ALE/Breakout-v5"),
+        ("BreakoutNoFrameskip-v4", "package ale-py registers it"),
+        ("MiniGrid-Empty-5x5-v0", "package minigrid registers it: pip install 'minigrid'"),
+        ("FetchReach-v4", "package gymnasium-robotics registers it"),
+        ("CartPole-v9", "Did you mean CartPole-v1"),
+    ],
+)
+def test_an_id_of_elsewhere_or_of_old_says_where_it_went(name: str, text: str) -> None:
+    with pytest.raises(UnknownEnvironmentError, match=text) as caught:
+        make_vector_env(name, num_envs=1)
+    assert "trpo-fast[" not in str(caught.value)
+
+
+def test_an_installed_package_that_does_not_load_is_not_to_be_installed() -> None:
+    def broken() -> Any:
+        raise ImportError("mujoco: libOSMesa.so.8: cannot open shared object file")
+
+    pytest.importorskip("mujoco")
+    with pytest.raises(MissingExtraError, match=r"cannot be imported: .*libOSMesa"):
+        make_vector_env(broken, num_envs=1)

@@ -29,7 +29,8 @@ from update_cases import (
     same_bits,
 )
 
-from trpo_fast import Status, TRPOOptimizer
+from trpo_fast import Status, TRPOOptimizer, fisher_vector_product
+from trpo_fast.base.tensors import all_finite
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
@@ -270,3 +271,36 @@ def test_a_million_rows_in_bounded_memory(backend: str, run_python: Any) -> None
     # The activations alone of all rows at once, with their graph, would be several times that.
     assert float(grown) < 700
     assert float(log_prob) > -10.85  # -(3^2) - log(2 pi) = -10.84 before
+
+
+@every_backend
+@pytest.mark.parametrize("preconditioner", ["none", "diagonal", "kfac"])
+@pytest.mark.parametrize("log_std", [20.0, 40.0, 44.0, 45.0, 60.0])
+@pytest.mark.parametrize("damping", [0.0, 1e-40, 1e39])
+def test_curvature_near_0_or_damping_beyond_the_dtype_is_a_status(
+    backend: str, preconditioner: str, log_std: float, damping: float
+) -> None:
+    if backend == "generic" and preconditioner != "none":
+        pytest.skip("served by the analytic backends alone")
+    policy, data, _ = setting(backend)
+    assert policy.log_std is not None
+    policy.log_std.requires_grad_(False).fill_(log_std)
+    before = bits(policy)
+    opt = optimizer(policy, backend, damping=damping, preconditioner=preconditioner)
+    del data["old_log_prob"]
+    opt.step(**data)
+    result = result_of(opt)
+    assert result.gradient_norm > 0 or log_std > 43
+    assert result.accepted or same_bits(policy, before)
+    assert not result.accepted or 0 <= result.kl <= opt.param_groups[0]["max_kl"]
+    assert all_finite(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fisher_product_with_a_damping_beyond_the_dtype(dtype: torch.dtype) -> None:
+    policy, data, _ = setting("reference")
+    policy = policy.to(dtype)
+    v = torch.ones(sum(p.numel() for p in policy.parameters()), dtype=dtype)
+    product = fisher_vector_product(policy, data["obs"].to(dtype), v, damping=1e39)
+    expected = math.inf if dtype is torch.float32 else 1e39
+    assert torch.equal(product, torch.full_like(v, expected))

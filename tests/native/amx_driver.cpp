@@ -14,6 +14,7 @@
 #include "cpu/kernels/dispatch.h"
 #include "cpu/kernels/pair_product_check.h"
 #include "emulation/amx_model.h"
+#include "pair_product_error.h"
 
 using namespace trpo_fast;
 

@@ -69,6 +69,7 @@ class Device {
     a_.theta = theta_.data();
     a_.parameters = batch_.parameters;
     a_.head_kind = batch_.head_kind;
+    a_.log_std_is_parameter = batch_.log_std != nullptr;
     a_.outputs = int(batch_.layers.back().out);
     a_.actions = int(batch_.actions);
     std::copy(batch_.nvec.begin(), batch_.nvec.end(), a_.nvec);
@@ -203,14 +204,14 @@ int main() {
   int i = 0;
   for (const Index rows : {Index(1), Index(17), Index(200)}) {
     for (const auto& hidden : networks) {
-      for (int kind = 0; kind < kHeadCount; ++kind, ++i) {
-        const HeadKind head = HeadKind(kind);
+      for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
+        const bool categories = facts_of({kind, 0, 0, nullptr}).categories;
         Shape shape{
-            rows,       Index(1 + i % 19), hidden,     head,    1 + i % 5, {}, activations[i % 6],
+            rows,       Index(1 + i % 19), hidden,     kind,    1 + i % 5, {}, activations[i % 6],
             i % 2 == 0, i % 3 == 0,        i % 4 == 0, 1 << 20, 1};
         if (i % 7 == 0) shape.obs += 140;  // more inputs than a panel buffer has columns
-        if (head == HeadKind::categorical) shape.actions = 1;
-        for (Index a = 0; a < shape.actions && (kind == 2 || kind == 3); ++a) {
+        if (kind == 2) shape.actions = 1;
+        for (Index a = 0; a < shape.actions && categories; ++a) {
           shape.nvec.push_back(2 + (i + a) % 24);
         }
         emulation::device().multiprocessors = 1 + i % 3;

@@ -233,12 +233,12 @@ int main() {
   int i = 0;
   for (const Index rows : {Index(1), Index(95), Index(97), Index(700)}) {
     for (const auto& hidden : networks) {
-      for (int kind = 0; kind < kHeadCount; ++kind, ++i) {
-        const HeadKind head = HeadKind(kind);
+      for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
+        const bool categories = facts_of({kind, 0, 0, nullptr}).categories;
         Shape shape{rows,
                     Index(1 + i % 19),
                     hidden,
-                    head,
+                    kind,
                     1 + i % 5,
                     {},
                     activations[i % 6],
@@ -247,8 +247,8 @@ int main() {
                     i % 4 == 0,
                     i % 5 == 0 ? 0 : Index(1) << 20,
                     1 + i % 4};
-        if (head == HeadKind::categorical) shape.actions = 1;
-        for (Index a = 0; a < shape.actions && (kind == 2 || kind == 3); ++a) {
+        if (kind == 2) shape.actions = 1;
+        for (Index a = 0; a < shape.actions && categories; ++a) {
           shape.nvec.push_back(2 + (i + a) % 70);
         }
         if (kind == 0) {

@@ -52,7 +52,7 @@ class Memory {
 struct Shape {
   Index rows, obs;
   std::vector<Index> hidden;
-  HeadKind head;
+  int head;  // its place in Heads
   Index actions;
   std::vector<Index> nvec;
   Activation activation;
@@ -79,26 +79,22 @@ struct Fixture {
   PolicyBatch<T> batch;
 
   explicit Fixture(const Shape& s) {
-    const bool categorical =
-        s.head == HeadKind::categorical || s.head == HeadKind::multi_categorical;
-    Index outputs = s.head == HeadKind::gaussian_state_std ? 2 * s.actions : s.actions;
-    if (categorical) {
-      outputs = 0;
-      for (const Index n : s.nvec) outputs += n;
-    }
+    const HeadFacts facts = facts_of({s.head, 0, s.actions, s.nvec.data()});
+    const Index outputs = facts.width;
+    const bool log_std = facts.log_std_is_parameter;
     std::vector<Index> widths{s.obs};
     widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());
     widths.push_back(outputs);
-    Index size = s.head == HeadKind::gaussian ? s.actions : 0;
+    Index size = log_std ? s.actions : 0;
     for (std::size_t l = 0; l + 1 < widths.size(); ++l) size += (widths[l] + 1) * widths[l + 1];
     theta = normal<T>(size, 0.2);
-    Index at = s.head == HeadKind::gaussian ? s.actions : 0;
+    Index at = log_std ? s.actions : 0;
     for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
       const Index in = widths[l], out = widths[l + 1], bias = at + in * out;
       const bool last = l + 2 == widths.size();
       // Small outputs where they are log stds: their exponentials bend the loss over the step
       // taken.
-      const double scale = last && s.head == HeadKind::gaussian_state_std ? 0.2 : 2;
+      const double scale = last && facts.normal_noise && !log_std ? 0.2 : 2;
       for (Index i = at; i < bias; ++i) theta[i] *= T(scale / std::sqrt(double(in)));
       batch.layers.push_back({theta.data() + at, in, 1, theta.data() + bias, 1, in, out,
                               last ? Activation::identity : s.activation, T(0.5)});
@@ -109,9 +105,9 @@ struct Fixture {
     obs = normal<T>(n * (s.obs + 2), 1);  // two columns that are not read: a strided view
     real = normal<T>(n * s.actions, 1);
     advantages = normal<T>(n, 1);
-    for (Index i = 0; i < n * s.actions && s.head == HeadKind::bernoulli; ++i) real[i] = i % 3 == 0;
+    for (Index i = 0; i < n * s.actions && !facts.normal_noise; ++i) real[i] = i % 3 == 0;
     categories.assign(std::size_t(n * s.actions), 0);
-    for (Index i = 0; i < n * s.actions && categorical; ++i) {
+    for (Index i = 0; i < n * s.actions && facts.categories; ++i) {
       categories[i] = (i * 7) % s.nvec[i % s.actions];
     }
     if (s.weighted) {
@@ -122,14 +118,14 @@ struct Fixture {
     batch.head_kind = s.head;
     batch.actions = s.actions;
     batch.nvec = s.nvec;
-    batch.log_std = s.head == HeadKind::gaussian ? theta.data() : nullptr;
+    batch.log_std = log_std ? theta.data() : nullptr;
     batch.log_std_stride = 1;
-    batch.log_std_offset = s.head == HeadKind::gaussian ? 0 : -1;
+    batch.log_std_offset = log_std ? 0 : -1;
     batch.rows = {{obs.data(), n, s.obs, s.obs + 2, 1},
                   s.weighted ? weights.data() : nullptr,
                   nullptr,
                   outputs};
-    if (s.masked && categorical) {
+    if (s.masked && facts.categories) {
       mask.assign(std::size_t(n * outputs), 1);
       for (Index row = 0; row < n; ++row) {
         Index block = 0;

@@ -277,20 +277,3 @@ def test_closure_weights_that_are_no_weights_are_refused(weights: Any) -> None:
 
     with pytest.raises(TypeError, match="weights must be a tensor"):
         optimizer.step(closure)
-
-
-def test_backward_in_a_closure_is_explained() -> None:
-    policy, obs = nn.Linear(3, 2), torch.randn(8, 3)
-    optimizer = TRPOOptimizer(policy.parameters())
-    before = policy.weight.clone()
-
-    def closure() -> Any:
-        distribution = Categorical(logits=policy(obs))
-        loss = -(distribution.log_prob(torch.zeros(8)) * obs[:, 0]).mean()
-        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        return loss, distribution
-
-    with pytest.raises(RuntimeError) as caught:
-        optimizer.step(closure)
-    assert "no backward()" in caught.value.__notes__[0]
-    assert torch.equal(policy.weight, before)

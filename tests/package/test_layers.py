@@ -77,6 +77,28 @@ def imports_of(source: str) -> Iterator[str]:
             yield below if below in MODULES else below.rpartition(".")[0] or below
 
 
+def under_type_checking(tree: ast.AST) -> set[ast.AST]:
+    """Every node that only a type checker reads."""
+    blocks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    return {inner for block in blocks for line in block.body for inner in ast.walk(line)}
+
+
+def compiled_imports(source: str) -> list[str]:
+    """The imports of a compiled module in a source that are made when it runs."""
+    tree = ast.parse(source)
+    unseen = under_type_checking(tree)
+    lines = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and node not in unseen
+    ]
+    return [line for line in lines if {"_core", "_core_cuda"} & set(imports_of(line))]
+
+
 def graph() -> dict[str, set[str]]:
     return {name: set(imports_of(path.read_text())) for name, path in MODULES.items()}
 
@@ -132,6 +154,21 @@ def test_packages_are_folders() -> None:
 def test_the_root_holds_addresses_alone() -> None:
     names = {path.stem for path in PACKAGE.glob("*.py")}
     assert names == (ADDRESSES | GROUND) - {"_core", "_core_cuda"}
+
+
+def test_native_is_the_one_door_to_compiled_modules() -> None:
+    found = {name: compiled_imports(path.read_text()) for name, path in MODULES.items()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from trpo_fast import _core", "from trpo_fast._core import isa", "import trpo_fast._core"],
+)
+def test_an_import_past_the_door_is_seen(line: str) -> None:
+    assert compiled_imports(f"def late():\n    {line}\n") == [line]
+    assert compiled_imports(f"if TYPE_CHECKING:\n    {line}\n") == []
+    assert compiled_imports(f"if TYPE_CHECKING:\n    pass\nelse:\n    {line}\n") == [line]
 
 
 @pytest.mark.parametrize(

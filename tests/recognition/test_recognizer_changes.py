@@ -62,13 +62,16 @@ class TestChangesBetweenSteps:
         yield opt.path
         yield opt.path_reason
 
-    def test_a_module_is_traced_once(self, traces: list[nn.Module]) -> None:
+    def test_a_module_is_traced_once_and_once_for_each_number_of_rows(
+        self, traces: list[nn.Module]
+    ) -> None:
         policy = made(Policy)
-        opt = TRPOOptimizer(policy)
-        for rows in (48, 48, 31, 1000):
+        opt, seen = TRPOOptimizer(policy), []
+        for rows in (48, 48, 31, 31, 1000, 48, 1000):
             opt.step(**data_of(policy, observations(rows)))
             assert opt.path == "fused"
-        assert traces == [policy]
+            seen.append(len(traces))
+        assert seen == [2, 2, 3, 3, 4, 4, 4]
 
     def test_a_refused_module_is_traced_once(self, traces: list[nn.Module]) -> None:
         policy = made(ClampedMean)
@@ -151,7 +154,7 @@ class TestChangesBetweenSteps:
         opt.step(**data)
         generic.step(**data)
         assert opt.path == "fused"
-        assert traces.count(policy) == 2
+        assert traces.count(policy) == 4  # a few rows and all, twice
         assert torch.allclose(flat(policy), flat(plain), rtol=1e-7, atol=1e-9)
 
     def test_a_slope_changed_later(self) -> None:
@@ -221,7 +224,7 @@ class TestChangesBetweenSteps:
                 mean = super().mean(obs)
                 return mean if len(obs) < 20 else mean.sin()
 
-        assert "other numbers than the layers" in reason(made(Hidden))
+        assert "applies sin" in reason(made(Hidden))
 
     def test_an_error_in_forward_is_the_generic_paths_to_raise(self) -> None:
         class Broken(Policy):

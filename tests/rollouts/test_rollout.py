@@ -57,7 +57,7 @@ def test_rows_of_a_rollout_by_hand() -> None:
     assert rollout.num_valid == 9
     assert rollout.episode_returns == [3.0, 11.0, 6.0]
     assert rollout.episode_lengths == [2, 1, 3]
-    assert (rollout.observations.dtype, rollout.rewards.dtype) == (torch.float32, torch.float32)
+    assert (rollout.observations.dtype, rollout.rewards.dtype) == (torch.float32, torch.float64)
 
 
 def test_pitfall_21_the_autoreset_row_is_masked_out_and_its_input_is_the_final_observation() -> (

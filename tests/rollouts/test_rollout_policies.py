@@ -85,7 +85,8 @@ def test_actions_are_stored_as_sampled_with_their_log_probabilities(name: str) -
     collector = RolloutCollector(make_vector_env(Listening, num_envs=2, seed=0))
     policy = policy_for(collector, **({"log_std_init": 1.0} if "box" in name else {}))
     rollout = collector.collect(policy, None, 20, philox())
-    expected = policy(rollout.observations.flatten(0, 1)).log_prob(rollout.actions.flatten(0, 1))
+    expected = policy(rollout.observations.flatten(0, 1).float())
+    expected = expected.log_prob(rollout.actions.flatten(0, 1))
     torch.testing.assert_close(rollout.log_probs.flatten(), expected.detach(), rtol=1e-5, atol=1e-5)
     assert not rollout.log_probs.requires_grad
     to_env = policy.to_env(rollout.actions.flatten(0, 1)).numpy()
@@ -114,7 +115,8 @@ def test_a_foreign_policy_is_sampled_in_eval_mode_and_put_back() -> None:
     assert not modes.pop("frozen")
     assert all(modes.values())
     policy.eval()
-    expected = policy(rollout.observations.flatten(0, 1)).log_prob(rollout.actions.flatten(0, 1))
+    expected = policy(rollout.observations.flatten(0, 1).float())
+    expected = expected.log_prob(rollout.actions.flatten(0, 1))
     torch.testing.assert_close(rollout.log_probs.flatten(), expected.detach(), rtol=1e-5, atol=1e-5)
 
 

@@ -10,12 +10,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from patience import PATIENCE
 from rollout_cases import assert_same, collect, in_mode, philox, policy_for, walks
-from toy_environments import TERMINATED, Raising, Scripted
+from toy_environments import TERMINATED, Masked, Raising, Scripted
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.environments.worker import Worker
-from trpo_fast.rollouts.collector import RolloutCollector, RolloutInterrupted
+from trpo_fast.rollouts.collector import RolloutCollector
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
@@ -167,24 +167,26 @@ def test_workers_survive_an_interrupt_at_any_answer(
     collector.env.close()
 
 
-@pytest.mark.parametrize("fault", ["interrupt", "raise"])
-def test_an_abandoned_rollout_leaves_the_state_it_began_with(fault: str) -> None:
+def test_an_abandoned_rollout_leaves_the_state_it_began_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     collector, undisturbed = walks(), walks()
     policy = policy_for(collector)
     for it in (collector, undisturbed):
         it.collect(policy, None, 9, philox())
     before = collector.state()
-    asked: list[None] = []
+    step, stepped = collector.env.step, []
 
-    def should_stop() -> bool:
-        asked.append(None)
-        if len(asked) == 12 and fault == "raise":
+    def interrupted(*arguments: Any) -> Any:
+        stepped.append(None)
+        if len(stepped) == 12:
             raise KeyboardInterrupt
-        return len(asked) == 12
+        return step(*arguments)
 
-    error = RolloutInterrupted if fault == "interrupt" else KeyboardInterrupt
-    with pytest.raises(error):
-        collector.collect(policy, None, 40, philox(1), should_stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(collector.env, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collector.collect(policy, None, 40, philox(1))
     for name, array in collector.state().items():
         np.testing.assert_array_equal(array, before[name])
     assert_same(
@@ -236,3 +238,32 @@ def test_an_environment_that_raises_leaves_the_last_state_usable() -> None:
     resumed = RolloutCollector(make())
     resumed.restore(after)
     assert collect(resumed, 1).observations[0].tolist() == [[0, 0, 2], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("place", ["info", "observation"])
+def test_a_run_of_32_bit_seeds_goes_on_in_new_episodes(place: str) -> None:
+    def masked() -> RolloutCollector:
+        return RolloutCollector(make_vector_env(lambda: Masked(place), num_envs=2, seed=0))
+
+    before, after = masked(), masked()
+    policy = policy_for(before)
+    before.collect(policy, None, 8, philox())
+    state = before.state()
+    assert int(state.pop("seed_bits")) == 31
+    with pytest.warns(RuntimeWarning, match="seeded episodes with 32 bits"):
+        after.restore(state)
+    assert state["episodes"].tolist() == [1, 1]
+    assert after.state()["episodes"].tolist() == [2, 2]
+    assert after.state()["action_counts"].tolist() == [0, 0]
+    rollout = after.collect(policy, None, 10, philox())  # raises on a masked action
+    assert rollout.episode_lengths == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("seed", [2**31 + 5, 2**62])
+def test_a_users_vector_environment_gets_seeds_that_fit_a_c_int(seed: int) -> None:
+    vector = SyncVectorEnv([Scripted] * 3)
+    env = make_vector_env(vector, seed=seed)
+    env.reset(np.empty((3, 3), np.float32))
+    seeds = [inner.unwrapped.seeds[0] for inner in vector.envs]
+    assert seeds == list(range(seeds[0], seeds[0] + 3))
+    assert 0 <= seeds[0] <= seeds[2] < 2**31

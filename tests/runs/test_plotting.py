@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trpo_fast.runs import plotting
 from trpo_fast.runs.logger import ITERATION, TIMESTEPS, RunLogger, read_progress
 from trpo_fast.runs.plotting import PlotError, column, plot_runs, save_figure
 
@@ -16,7 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def make_run(path, rows=20, offset=0.0):
     path.mkdir()
-    logger = RunLogger(path)
+    logger = RunLogger(path, ["train/kl"])
     for i in range(1, rows + 1):
         logger.write(
             {
@@ -47,6 +48,28 @@ def test_one_run_and_several_runs_become_pictures(tmp_path):
         out = plot_runs(chosen, tmp_path / "new" / f"{len(chosen)}.png")
         assert out.read_bytes().startswith(PNG)
         assert imread(out).std() > 0.01
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_point_without_neighbours_is_a_dot(tmp_path, gap):
+    """A run of one row, or a row between two whose return is no number."""
+    path = tmp_path / "run"
+    path.mkdir()
+    logger = RunLogger(path)
+    returns = [1.0, float("nan"), 2.0, float("nan"), 3.0, 4.0] if gap else [1.0]
+    for i, value in enumerate(returns, 1):
+        row = {"rollout/ep_rew_mean": value, "train/kl": value / 100}
+        logger.write({ITERATION: i, TIMESTEPS: 1000 * i, **row})
+    logger.close()
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plotting, "save_figure", lambda figure, out: figures.append(figure) or out)
+        plot_runs([path], tmp_path / "x.png")
+    for axis in figures[0].axes:
+        (line,) = axis.lines
+        assert line.get_marker() == "o"
+        assert line.get_markevery() == ([0, 2] if gap else [0])
+    plot_runs([make_run(tmp_path / "whole")], tmp_path / "y.png")
 
 
 def test_nothing_to_plot_is_said_in_words(tmp_path):

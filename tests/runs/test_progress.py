@@ -23,14 +23,12 @@ def show(rows: int = 3) -> None:
     with ProgressDisplay(rows * 100) as display:
         for i in range(rows):
             display.update(100 * (i + 1), ROW)
-        display.message("note")
 
 
 def test_plain_lines_when_stdout_is_no_terminal(capsys):
     show()
     out = capsys.readouterr().out
     assert "300/300 steps  return 12.3  kl 0.0098  fps" in out
-    assert "note" in out
     assert "\x1b" not in out
 
 
@@ -58,7 +56,6 @@ def test_no_colour_codes_with_no_color(monkeypatch):
 def test_silence_when_disabled(capsys):
     with ProgressDisplay(100, enabled=False) as display:
         display.update(100, ROW)
-        display.message("note")
     assert capsys.readouterr().out == ""
 
 

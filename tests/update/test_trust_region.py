@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -27,8 +28,8 @@ from trpo_fast import Status
 from trpo_fast.base.tensors import dot, strided_rows, weighted_mean
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
-from trpo_fast.update.result import Solution
-from trpo_fast.update.trust_region import update
+from trpo_fast.update.result import Solution, TrustRegionResult
+from trpo_fast.update.trust_region import WholeUpdate, update
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
@@ -48,7 +49,7 @@ class Scripted:
         self.tensor = torch.zeros(2)
         self.parameters = FlatParameters([self.tensor], ["theta"])
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         return self.loss, self.g
 
     def fisher_product(self, v: Tensor) -> Tensor:
@@ -62,6 +63,29 @@ class Scripted:
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         self.seen.append(theta.clone())
         return self.candidates[len(self.seen) - 1]
+
+
+class Whole(Scripted, WholeUpdate):
+    """A problem that does the whole update itself."""
+
+    def update(self, options: Options, unit: float) -> TrustRegionResult:
+        return replace(update(Scripted(self.candidates), options, unit=unit), backend="whole")
+
+
+def test_a_problem_that_does_the_whole_update_is_left_to_it() -> None:
+    problem = Whole([GOOD])
+    result = update(problem, Options(), unit=2.0)
+    assert (result.backend, result.loss_before, problem.seen) == ("whole", 2.0, [])
+
+
+def test_figures_are_plain_values_of_every_field_but_the_solves_status() -> None:
+    result = update(Scripted([GOOD]), Options())
+    figures = result.figures()
+    assert list(figures) == [f.name for f in fields(result) if f.name != "solve_status"]
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["status"] == "accepted"
+    assert type(figures["status"]) is str
+    assert figures["kl"] == result.kl == GOOD[1]
 
 
 BAD = (2.0, 0.001)  # the loss rose

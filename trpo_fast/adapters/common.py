@@ -11,7 +11,7 @@ from trpo_fast.update.result import TrustRegionResult
 
 
 def joint(distribution: Distribution) -> Distribution:
-    """The same with batch_shape ``[N]``: entries of one action are one event."""
+    """The distribution with batch_shape ``[N]``: entries of one action are one event."""
     extra = len(distribution.batch_shape) - 1
     return Independent(distribution, extra) if extra > 0 else distribution
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from trpo_fast.base.errors import BadObservationError
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
-from trpo_fast.environments.flattening import ObservationFlattener, action_converter, entry
+from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
+from trpo_fast.environments.flattening import ObservationFlattener, Rows, action_converter
+from trpo_fast.environments.observation_check import entry
 from trpo_fast.networks.distributions import mode
 from trpo_fast.rollouts.normalization import ObservationNormalizer
-
-MASK_KEY = "action_mask"
 
 
 class Actor:
@@ -43,6 +43,8 @@ class Actor:
         self._normalizer = normalizer
         self._flatten = ObservationFlattener(observation_space)
         self._to_env = action_converter(policy, action_space)
+        self._action_space = action_space
+        self._masks = MaskReader(action_space)
         self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
 
     def is_single(self, observation: Any) -> bool:
@@ -65,9 +67,8 @@ class Actor:
 
         Raises ValueError where one of them does not fit the space or is not finite.
         """
-        with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
-            rows = self._flatten(observations)
-        return self._act(rows, deterministic, self._masks(masks, observations))
+        rows = self._flatten(observations)
+        return self._act(rows, deterministic, self._masks_of(masks, observations, len(rows)))
 
     def act_each(
         self,
@@ -76,23 +77,25 @@ class Actor:
         *,
         deterministic: bool,
     ) -> npt.NDArray[Any]:
-        """The same for a list of single observations and their infos (with their masks)."""
-        with np.errstate(over="ignore"):
-            rows = np.stack([self._flatten.one(observation) for observation in observations])
+        """Actions [n, ...] for a list of n single observations and their infos, with masks."""
+        rows = np.stack([self._flatten.one(observation) for observation in observations])
         found = [self._mask_of(o, info) for o, info in zip(observations, infos, strict=True)]
-        masks = [mask for mask in found if mask is not None]
-        return self._act(rows, deterministic, np.stack(masks) if masks else None)
+        some = any(mask is not None for mask in found)
+        masks = np.stack([self._masks.row(mask) for mask in found]) if some else None
+        return self._act(rows, deterministic, masks)
 
     def _act(
-        self, rows: npt.NDArray[np.float32], deterministic: bool, masks: npt.ArrayLike | None
+        self, rows: Rows, deterministic: bool, masks: npt.ArrayLike | None
     ) -> npt.NDArray[Any]:
-        shown = torch.from_numpy(rows)
-        if not all_finite(shown):
-            env, feature = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-            raise BadObservationError(env, feature, rows[env])
-        obs = shown.to(self._device)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
+            narrow = rows.astype(np.float32, copy=False)
+        if not all_finite(torch.from_numpy(narrow)):
+            env, feature = (int(i) for i in np.argwhere(~np.isfinite(narrow))[0])
+            raise BadObservationError(env, feature, narrow[env])
+        obs = torch.from_numpy(rows).to(self._device)
         if self._normalizer is not None:
             obs = self._normalizer(obs)
+        obs = obs.float()
         training = self.policy.training
         self.policy.eval()
         try:
@@ -110,18 +113,36 @@ class Actor:
             obs, action_mask=torch.from_numpy(np.asarray(masks, bool)).to(obs.device)
         )
 
-    def _masks(self, masks: npt.ArrayLike | None, observations: Any) -> npt.NDArray[Any] | None:
+    def _masks_of(
+        self, masks: npt.ArrayLike | None, observations: Any, count: int
+    ) -> npt.NDArray[Any] | None:
+        """The masks [n, ...] of a batch, given or in its observations."""
         if masks is None:
-            return self._mask_of(observations, {})
-        rows = np.asarray(masks, bool)
-        return rows.reshape(len(rows), -1)
+            own = self._own_mask(observations)
+            return None if own is None else np.stack([self._masks.row(mask) for mask in own])
+        self._require_choices()
+        rows = list(masks) if isinstance(masks, Sequence) else list(np.asarray(masks))
+        if len(rows) != count:
+            raise ValueError(f"action_masks of {len(rows)} rows for {count} observations")
+        return np.stack([self._masks.row(mask) for mask in rows])
 
     def _mask_of(self, observation: Any, info: Mapping[str, Any]) -> npt.NDArray[Any] | None:
-        """A mask in the info, or in an observation whose space has no such entry of its own."""
-        if MASK_KEY in info:
-            return np.asarray(info[MASK_KEY], bool).ravel()
+        if info.get(MASK_KEY) is not None:
+            self._require_choices()
+            return self._masks.row(info[MASK_KEY])
+        own = self._own_mask(observation)
+        return None if own is None else self._masks.row(own)
+
+    def _own_mask(self, observation: Any) -> Any:
+        """The mask in an observation whose space has no such entry of its own, or None."""
         space = self.observation_space
         own = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
-        if isinstance(observation, Mapping) and MASK_KEY in observation and not own:
-            return np.asarray(observation[MASK_KEY], bool)
-        return None
+        if not self._masks.width or own or not isinstance(observation, Mapping):
+            return None
+        return observation.get(MASK_KEY)
+
+    def _require_choices(self) -> None:
+        if not self._masks.width:
+            raise ValueError(
+                f"action masks are for discrete choices; actions here are {self._action_space}"
+            )

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
-from trpo_fast.agent import evaluation
+from trpo_fast.agent import evaluation, evaluation_environments
 from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
-from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.learner import COLUMNS, Learner
 from trpo_fast.agent.state import Training
+from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.rollouts.rollout import Rollout
+from trpo_fast.runs import progress
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.interrupts import InterruptGuard, interrupt_guard
@@ -58,6 +61,7 @@ class TRPO:
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
+        _dtype: torch.dtype | None = None,  # of the networks of a checkpoint
         **options: Any,
     ) -> None:
         if "env_kwargs" in options and options["env_kwargs"] is None:
@@ -90,6 +94,7 @@ class TRPO:
                 self.env.observation_width,
                 policy=policy,
                 value_function=value_function,
+                dtype=_dtype,
             ),
             RolloutCollector(self.env, on_fault=config.on_fault),
             np.random.Generator(np.random.Philox(self.seed)),
@@ -101,6 +106,10 @@ class TRPO:
         # The directory whose contents are this agent's own past.
         self.continues: Path | None = None
         self.recorder: RunRecorder | None = None
+        # Of the last rollout, for callbacks: rewards, ends of episodes, valid rows; [T, B] each.
+        self.last_steps: tuple[npt.NDArray[Any], ...] = ()
+        # What callbacks recorded, for the next row.
+        self.callback_figures: Row = {}
         # Seconds of the last `learn` call by phase, see time_budget.py.
         self.time_budget: Mapping[str, float] = {}
 
@@ -126,7 +135,7 @@ class TRPO:
 
     @property
     def collector(self) -> RolloutCollector:
-        """What steps the environments."""
+        """The collector, which steps the environments."""
         return self.training.collector
 
     @property
@@ -182,7 +191,7 @@ class TRPO:
             )
         target = self.num_timesteps + int(total_timesteps)
         if self.config.eval_every:
-            self._make_env(None)  # an environment that cannot be made again fails here
+            evaluation_environments.require_another(self._make_env(None))
         callbacks = CallbackRunner(callback, self)
         boundary = agent_state.state_of(self.training)
         self.recorder = recorder = self._open_recorder(boundary)
@@ -192,18 +201,19 @@ class TRPO:
         ):
             try:
                 self._enter_environment()
-                said = self._say_choice(display, "")
+                report = progress.say if progress_bar else None
+                said = self._say_choice(report, "")
                 callbacks.start(locals(), globals())
                 clock = Clock(self.progress.time_elapsed, self.num_timesteps)
                 self.time_budget = clock.total
                 going = True
                 while going and self.num_timesteps < target:
-                    row, is_best = self._iterate(clock)
+                    row, is_best = self._iterate(clock, report)
                     with guard.shielded():
                         boundary = agent_state.state_of(self.training)
                         if recorder is not None:
                             recorder.record(row, boundary, best=is_best)
-                    said = self._say_choice(display, said)
+                    said = self._say_choice(report, said)
                     display.update(self.num_timesteps, row)
                     going = callbacks.step(locals(), globals())
                 callbacks.end()
@@ -217,14 +227,14 @@ class TRPO:
                     recorder.close()
         return self
 
-    def _say_choice(self, display: ProgressDisplay, said: str) -> str:
+    def _say_choice(self, report: Callable[[str], None] | None, said: str) -> str:
         """Say how the environments are stepped when that is new; what was said."""
         choice = self.env.choice
-        if choice != said:
-            display.message(f"environments: {choice}")
+        if choice != said and report is not None:
+            report(f"environments: {choice}")
         return choice
 
-    def _iterate(self, clock: Clock) -> tuple[Row, bool]:
+    def _iterate(self, clock: Clock, report: Callable[[str], None] | None) -> tuple[Row, bool]:
         """One rollout, one update; its row for the log and whether it is the best so far."""
         rollout = self.collector.collect(
             self.policy,
@@ -237,12 +247,18 @@ class TRPO:
         done, before = self.progress, self.num_timesteps
         done.num_updates += 1
         done.num_timesteps += rollout.num_valid
-        row |= self._episode_figures(rollout)
+        row = {**self.callback_figures, **row, **self._episode_figures(rollout)}
+        self.callback_figures = {}
+        ended = rollout.terminated | rollout.truncated
+        self.last_steps = (rollout.rewards.numpy(), ended.numpy(), rollout.valid.numpy())
         is_best = False
         every = self.config.eval_every
         if every and done.num_timesteps // every > before // every:
-            result = self._run_evaluation(self.config.eval_episodes, self._make_env(None))
-            is_best = done.best_evaluation is None or result.mean > done.best_evaluation
+            result = self._run_evaluation(
+                self.config.eval_episodes, self._make_env(None), report=report
+            )
+            # Not `result.mean > best`: a NaN from an older checkpoint would stay the best.
+            is_best = done.best_evaluation is None or not done.best_evaluation >= result.mean
             done.best_evaluation = result.mean if is_best else done.best_evaluation
             row["eval/mean_reward"], row["eval/std_reward"] = result.mean, result.std
             row["eval/mean_ep_length"] = result.mean_length
@@ -282,6 +298,7 @@ class TRPO:
         directory = self.run_directory
         if directory is None:
             return None
+        agent_state.require_portable(self.training)
         place = directory.path.resolve()
         lock = directory.claim(resume=self.continues == place)
         self.continues = place
@@ -290,6 +307,7 @@ class TRPO:
             lock,
             agent_state.config_document(self.training),
             boundary,
+            columns=COLUMNS,
             save_every=self.config.save_every,
             keep=self.config.keep_checkpoints,
             last_iteration=self.progress.num_updates,
@@ -334,14 +352,21 @@ class TRPO:
             return actions[0], state
         return self.actor.act(observation, deterministic=deterministic, masks=action_masks), state
 
-    def evaluate(self, episodes: int = 10, *, env: Any = None) -> tuple[float, float]:
+    def evaluate(
+        self, episodes: int = 10, *, env: Any = None, progress_bar: bool = True
+    ) -> tuple[float, float]:
         """Mean and standard deviation of the return over whole episodes, acting by the mode.
 
         The episodes run in environments of their own and change nothing in the training; the
         same policy and seed give the same numbers. `env` is an id or a function that makes an
         Env, needed only when the agent was given an environment that cannot be made again.
+
+        A line tells every ten seconds how far it is; an episode of more than `eval_max_steps`
+        is stopped, with a warning. Raises EnvironmentFault for an environment that raised, or
+        gave NaN (with on_fault="drop" such an episode is left out).
         """
-        result = self._run_evaluation(episodes, self._make_env(env))
+        report = progress.say if progress_bar else None
+        result = self._run_evaluation(episodes, self._make_env(env), report=report)
         return result.mean, result.std
 
     def record(self, episodes: int, directory: str | Path) -> tuple[float, float]:
@@ -350,32 +375,43 @@ class TRPO:
         Raises MissingExtraError without the packages that write videos, EnvironmentSetupError
         for an environment that cannot be rendered.
         """
-        make_env = evaluation.recording_factory(
-            self.env_source, self.config.env_kwargs, Path(directory)
+        make_env = evaluation_environments.recording_factory(
+            self.env_source, self.config.env_kwargs, Path(directory).expanduser().absolute()
         )
-        result = self._run_evaluation(episodes, make_env, parallel=1)
+        result = self._run_evaluation(episodes, make_env, parallel=1, report=progress.say)
         return result.mean, result.std
 
     def _run_evaluation(
         self,
         episodes: int,
         make_env: evaluation.EnvFactory,
-        parallel: int = evaluation.MAX_PARALLEL,
+        parallel: int | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> evaluation.Evaluation:
         def act(observations: Any, infos: Any) -> Any:
             return self.actor.act_each(observations, infos, deterministic=True)
 
-        return evaluation.run_episodes(act, make_env, episodes, seed=self.seed, parallel=parallel)
+        return evaluation.run_episodes(
+            act,
+            make_env,
+            episodes,
+            seed=self.seed,
+            parallel=parallel or self.config.eval_envs,
+            max_steps=self.config.eval_max_steps,
+            on_fault=self.config.on_fault,
+            report=report,
+        )
 
     def _make_env(self, env: Any) -> evaluation.EnvFactory:
         source = self.env_source if env is None else env
-        return evaluation.environment_factory(source, self.config.env_kwargs)
+        return evaluation_environments.environment_factory(source, self.config.env_kwargs)
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint (one safetensors file) from which `load` goes on bit for bit.
 
         A name without a suffix gets `.safetensors`. Raises OSError when the disk refuses.
         """
+        agent_state.require_portable(self.training)
         return save_checkpoint(_with_suffix(path), agent_state.state_of(self.training))
 
     @classmethod
@@ -387,6 +423,7 @@ class TRPO:
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
+        predict_only: bool = False,
         **changes: Any,
     ) -> Self:
         """The agent that `save`, or a run, left in a checkpoint file.
@@ -399,27 +436,44 @@ class TRPO:
             run_dir: go on writing there; the run directory the file lies in may be named again.
                 Once `learn` goes on from an older checkpoint of it, the rows of later updates are
                 dropped, and newer checkpoints stay as `abandoned-...`, which no resume takes.
+            predict_only: make no environment, so that none need be installed or passed: the agent
+                can predict, from the spaces in the file.
             changes: options that are to differ from the saved ones.
 
         Reading never runs code. Raises CheckpointError for a file that is damaged, or of another
         environment, shape or architecture: the differences are listed.
         """
         path = _with_suffix(path)
-        state = load_checkpoint(path)
-        source, config, changed = agent_state.recipe(state, path, env, changes)
+        with made_on_cpu():
+            state = load_checkpoint(path)
+        source, config, changed = agent_state.recipe(
+            state, path, env, changes, predict_only=predict_only
+        )
+        if predict_only:  # the arguments are for an environment to come
+            config, kept = config.replace(env_kwargs={}, vectorization="sync"), config
         options = {name: getattr(config, name) for name in OPTIONS}
         networks = {"policy": policy, "value_function": value_function}
         agent_state.check_networks(state, networks)
-        agent = cls(source, run_dir=run_dir, **networks, **options)
+        dtype = agent_state.saved_dtype(state)
+        agent = cls(source, run_dir=run_dir, _dtype=dtype, **networks, **options)
         try:
             agent_state.check_fits(agent.training, state)
             agent_state.load_into(agent.training, state, changed=changed)
         except CheckpointError:
             agent.close()
             raise
+        if predict_only:
+            agent.training.config = agent.config = kept
+            agent.training.env_id = state["agent"].get("environment")
         if path.parent.name == "checkpoints":
             agent.continues = path.resolve().parent.parent
         return agent
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an agent holds running environments, so it is neither pickled nor copied: "
+            "agent.save(path) and TRPO.load(path, predict_only=True) take it to another process"
+        )
 
     def close(self) -> None:
         """Close the environments (and their processes). The agent can still predict."""
@@ -433,7 +487,7 @@ class TRPO:
 
 
 def _with_suffix(path: str | Path) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix else path.with_name(path.name + ".safetensors")
 
 
@@ -441,11 +495,8 @@ def _signature() -> inspect.Signature:
     """The constructor's real parameters, every option of Config among them, for help()."""
     own = inspect.signature(TRPO.__init__).parameters
     keep = [own[name] for name in ("env", "policy", "value_function", "run_dir")]
-    options = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(Config).parameters.values()
-    ]
-    return inspect.Signature([*keep, *options])
+    options = inspect.signature(Config).parameters
+    return inspect.Signature([*keep, *(options[name] for name in OPTIONS)])
 
 
 TRPO.__signature__ = _signature()  # type: ignore[attr-defined]

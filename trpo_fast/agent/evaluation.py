@@ -1,4 +1,4 @@
-"""Whole episodes of a policy, apart from training.
+"""Whole episodes of a policy, apart from training, and guarded as it is.
 
 Episodes are seeded by their number, so a score depends neither on how many environments run side
 by side nor on what training did with its random numbers.
@@ -7,39 +7,46 @@ by side nor on what training did with its random numbers.
 from __future__ import annotations
 
 import numbers
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
-from trpo_fast.base.errors import (
-    BadObservationError,
-    EnvironmentFault,
-    EnvironmentSetupError,
-    MissingExtraError,
-)
-from trpo_fast.environments.make import environment_name
-from trpo_fast.environments.mujoco_warnings import model_warnings_once
+from trpo_fast.base.errors import BadObservationError, EnvironmentFault, EnvironmentSetupError
+from trpo_fast.environments import seeded_episodes
+from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
+from trpo_fast.environments.observation_check import ObservationCheck
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 # (raw observations of n environments, their infos) -> n actions for env.step.
 Act = Callable[[Sequence[Any], Sequence[dict[str, Any]]], Sequence[Any]]
 
 MAX_PARALLEL = 16
+MAX_STEPS = 100_000
+REPORT_SECONDS = 10.0
+LARGEST = float(np.finfo(np.float32).max)  # reward
 # Keeps evaluation episodes apart from training's, which are keyed (seed, environment, episode).
 EVALUATION_KEY = 0xE7A1
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns and lengths of the episodes, in order of their number."""
+    """Returns and lengths of the episodes, in order of their number.
+
+    Attributes:
+        cut_short: How many of them were stopped at the step limit, their returns as they were.
+        dropped: How many gave NaN or infinity and are left out.
+    """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    cut_short: int = 0
+    dropped: int = 0
 
     @property
     def mean(self) -> float:
@@ -63,107 +70,209 @@ def run_episodes(
     episodes: int,
     *,
     seed: int,
-    first_episode: int = 0,
     parallel: int = MAX_PARALLEL,
+    max_steps: int = MAX_STEPS,
+    on_fault: str = "stop",
+    report: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Play episodes number `first_episode` onwards and report their returns.
+    """Play so many episodes and report their returns.
 
     Every environment plays a fixed share of the episodes: taking whichever finish first would
-    favour short ones. Raises ValueError when `episodes` is below 1, EnvironmentFault when an
-    environment returns NaN or infinity.
+    favour short ones.
+
+    Args:
+        act: the policy.
+        make_env: called once for each environment.
+        episodes: how many.
+        seed: of the run; each episode's is made from it.
+        parallel: most environments at once.
+        max_steps: an episode that is longer is stopped, counted as it is, and warned of.
+        on_fault: "stop": NaN or infinity from an environment raises. "drop": the episode is left
+            out, with a warning.
+        report: gets a line every ten seconds.
+
+    Raises:
+        ValueError: `episodes` is below 1.
+        EnvironmentFault: an environment raised, returned something else than its space says, or
+            (on_fault="stop") NaN or infinity.
     """
     given: object = episodes
     if not isinstance(given, numbers.Integral) or episodes < 1:
         raise ValueError(f"an evaluation needs a whole number >= 1 of episodes, got {episodes!r}")
-    envs: list[gymnasium.Env[Any, Any]] = []
-    returns, lengths = [0.0] * episodes, [0] * episodes
+    numbered = range(episodes)
+    players: list[_Player] = []
     try:
-        envs.extend(make_env() for _ in range(min(episodes, parallel)))
-        current = list(range(len(envs)))
-        starts = [
-            env.reset(seed=episode_seed(seed, first_episode + i)) for i, env in enumerate(envs)
-        ]
-        observations, infos = [s[0] for s in starts], [s[1] for s in starts]
-        while any(number < episodes for number in current):
-            playing = [i for i, number in enumerate(current) if number < episodes]
-            shown = [_with_mask(envs[i], infos[i]) for i in playing]
-            try:
-                actions = act([observations[i] for i in playing], shown)
-            except BadObservationError as error:
-                index = playing[error.env]
-                step = lengths[current[index]]
-                where = f"evaluation episode {first_episode + current[index]}, step {step}"
-                raise EnvironmentFault(f"{where}: {error}", env_index=index, step=step) from error
-            for i, action in zip(playing, actions, strict=True):
-                observations[i], reward, terminated, truncated, infos[i] = envs[i].step(action)
-                returns[current[i]] += float(reward)
-                lengths[current[i]] += 1
-                if terminated or truncated:
-                    current[i] += len(envs)
-                    if current[i] < episodes:
-                        start = episode_seed(seed, first_episode + current[i])
-                        observations[i], infos[i] = envs[i].reset(seed=start)
+        for share in range(min(episodes, parallel)):
+            waiting = numbered[share :: min(episodes, parallel)]
+            players.append(_Player(make_env(), share, seed, waiting, max_steps))
+        _warn_of_fresh_statistics(players[0].env)
+        for player in players:
+            player.begin()
+        _play(act, players, on_fault, report)
     finally:
-        for env in envs:
-            env.close()
-    return Evaluation(tuple(returns), tuple(lengths))
+        for player in players:
+            player.env.close()
+    return _result([episode for player in players for episode in player.done], max_steps)
 
 
-def _with_mask(env: gymnasium.Env[Any, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """The info, with the mask of an environment that has a method for it (sb3-contrib's way)."""
-    if "action_mask" in info or not env.has_wrapper_attr("action_masks"):
-        return info
-    return {**info, "action_mask": env.get_wrapper_attr("action_masks")()}
+def _play(
+    act: Act, players: Sequence[_Player], on_fault: str, report: Callable[[str], None] | None
+) -> None:
+    total = sum(len(player.waiting) + 1 for player in players)
+    due = time.monotonic() + REPORT_SECONDS
+    while playing := [player for player in players if player.number is not None]:
+        try:
+            actions = act([p.observation for p in playing], [p.info for p in playing])
+        except BadObservationError as error:
+            player = playing[error.env]
+            player.give_up(player.fault(str(error), error), on_fault)
+            continue
+        for player, action in zip(playing, actions, strict=True):
+            bad = player.step(action)
+            if bad is not None:
+                player.give_up(bad, on_fault)
+        if report is not None and time.monotonic() >= due:
+            due = time.monotonic() + REPORT_SECONDS
+            over = sum(len(player.done) for player in players)
+            steps = max(player.length for player in players)
+            report(f"evaluating: {over} of {total} episodes, the longest running at step {steps}")
+
+
+@dataclass(frozen=True)
+class _Episode:
+    number: int
+    total: float
+    length: int
+    cut: bool = False
+    dropped: bool = False
+
+
+class _Player:
+    """One environment and its share of the episodes; whatever goes wrong is named."""
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        index: int,
+        seed: int,
+        numbers: Sequence[int],
+        max_steps: int,
+    ) -> None:
+        self.env, self.waiting, self.done = env, list(numbers), list[_Episode]()
+        self.number: int | None = None  # of the running episode
+        self.length, self.observation, self.info = 0, None, dict[str, Any]()
+        self._index, self._seed, self._max_steps = index, seed, max_steps
+        self._total = 0.0
+        self._check = ObservationCheck(env.observation_space)
+        self._masks = MaskReader(env.action_space)
+        has_method = env.has_wrapper_attr("action_masks")
+        self._method = env.get_wrapper_attr("action_masks") if has_method else None
+
+    def begin(self) -> None:
+        """Reset for the next episode, if there is one."""
+        self.number = self.waiting.pop(0) if self.waiting else None
+        if self.number is None:
+            return
+        self._total, self.length = 0.0, 0
+        try:
+            shown, info = self.env.reset(seed=episode_seed(self._seed, self.number))
+            self._show(shown, info)
+        except EnvironmentSetupError:
+            raise  # in words already: a recording that cannot be made
+        except Exception as error:
+            raise self._raised(error, "reset()") from error
+
+    def step(self, action: Any) -> EnvironmentFault | None:
+        """Act; what is wrong with the reward, if anything."""
+        self.length += 1
+        try:
+            shown, reward, terminated, truncated, info = self.env.step(action)
+            reward = float(reward)
+            over = bool(terminated) or bool(truncated)
+            if not over:
+                self._show(shown, info)
+        except EnvironmentSetupError:
+            raise
+        except Exception as error:
+            raise self._raised(error, "step()", action) from error
+        if not abs(reward) <= LARGEST:  # as in training; NaN is not, either
+            return self.fault(f"the environment returned the reward {reward}", action=action)
+        self._total += reward
+        if over or self.length >= self._max_steps:
+            self._end(cut=not over)
+        return None
+
+    def _end(self, *, cut: bool = False, dropped: bool = False) -> None:
+        assert self.number is not None  # noqa: S101
+        self.done.append(_Episode(self.number, self._total, self.length, cut, dropped))
+        self.begin()
+
+    def give_up(self, fault: EnvironmentFault, on_fault: str) -> None:
+        """Drop the running episode where that is asked for; raise the fault otherwise."""
+        if on_fault != "drop":
+            raise fault
+        warnings.warn(f"{fault} The episode is left out.", RuntimeWarning, stacklevel=5)
+        self._end(dropped=True)
+
+    def _show(self, observation: Any, info: dict[str, Any]) -> None:
+        self.observation = self._check(observation)
+        mask = self._masks.find(observation, info, self._method)
+        self.info = {} if mask is None else {MASK_KEY: mask}
+
+    def _raised(self, error: Exception, where: str, action: Any = None) -> EnvironmentFault:
+        text = f"the environment raised {type(error).__name__}: {error} in {where}"
+        return self.fault(text, error, action)
+
+    def fault(
+        self, text: str, error: Exception | None = None, action: Any = None
+    ) -> EnvironmentFault:
+        """What to raise about the running episode."""
+        given = "" if action is None else f" (action {np.asarray(action).tolist()})"
+        fault = EnvironmentFault(
+            f"evaluation episode {self.number}, step {self.length}: {text}{given}.",
+            env_index=self._index,
+            step=self.length,
+            action=None if action is None else np.array(action),
+            trace="" if error is None else "".join(traceback.format_exception(error)),
+        )
+        fault.__cause__ = error
+        return fault
+
+
+def _result(episodes: list[_Episode], max_steps: int) -> Evaluation:
+    episodes = sorted(episodes, key=lambda episode: episode.number)
+    kept = [episode for episode in episodes if not episode.dropped]
+    if not kept:
+        raise EnvironmentFault("every episode of the evaluation was dropped: all gave NaN.")
+    cut = sum(episode.cut for episode in kept)
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(kept)} evaluation episodes were stopped after {max_steps} steps and "
+            "count with the return they had (eval_max_steps; gymnasium.wrappers.TimeLimit ends "
+            "episodes in training too)",
+            stacklevel=4,
+        )
+    returns = tuple(episode.total for episode in kept)
+    lengths = tuple(episode.length for episode in kept)
+    return Evaluation(returns, lengths, cut, len(episodes) - len(kept))
+
+
+def _warn_of_fresh_statistics(env: gymnasium.Env[Any, Any]) -> None:
+    """Warn of normalising wrappers of gymnasium: they begin anew in an evaluation."""
+    while isinstance(env, gymnasium.Wrapper):
+        own = [name for name in ("obs_rms", "return_rms") if name in vars(env)]
+        if own:
+            warnings.warn(
+                f"{type(env).__name__} within the environment keeps running statistics "
+                f"({own[0]}): those of an evaluation's environments begin anew, so the policy is "
+                "shown, or scored in, other numbers than in training. Leave the wrapper out: "
+                "normalize_observations and normalize_rewards keep theirs in the agent.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        env = env.env
 
 
 def episode_seed(seed: int, episode: int) -> int:
     """The seed that evaluation episode `episode` is reset with."""
-    return int(np.random.SeedSequence((seed, EVALUATION_KEY, episode)).generate_state(1)[0])
-
-
-def environment_factory(env: Any, env_kwargs: dict[str, Any]) -> EnvFactory:
-    """How to make one more environment of the kind an agent trains on.
-
-    Raises ValueError for an environment object that carries no recipe for another one.
-    """
-
-    def make() -> gymnasium.Env[Any, Any]:
-        with model_warnings_once(environment_name(env)):
-            made: gymnasium.Env[Any, Any]
-            named = isinstance(env, str | EnvSpec)
-            made = gymnasium.make(env, **env_kwargs) if named else env(**env_kwargs)
-            return made
-
-    if isinstance(env, str | EnvSpec):
-        return make
-    if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) and callable(env):
-        return make
-    spec = getattr(env, "spec", None)
-    if spec is None:
-        raise ValueError(
-            f"evaluation needs an environment of its own, and {type(env).__name__} has no spec to "
-            "make one from: pass env=, an id or a function that makes one (and give TRPO such an "
-            "env for eval_every)"
-        )
-    return lambda: gymnasium.make(spec)
-
-
-def recording_factory(env: Any, env_kwargs: dict[str, Any], directory: Path) -> EnvFactory:
-    """Like `environment_factory`, with a video of every episode in `directory`.
-
-    The environment raises MissingExtraError or EnvironmentSetupError when it cannot be recorded.
-    """
-    from gymnasium.wrappers import RecordVideo
-
-    make = environment_factory(env, {**env_kwargs, "render_mode": "rgb_array"})
-
-    def make_recording() -> gymnasium.Env[Any, Any]:
-        try:
-            return RecordVideo(make(), str(directory), episode_trigger=lambda _: True)
-        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-            text = "recording videos needs more packages: pip install 'trpo-fast[video]'"
-            raise MissingExtraError(f"{text} ({error})") from error
-        except (ValueError, TypeError, gymnasium.error.Error) as error:
-            raise EnvironmentSetupError(f"this environment cannot be recorded: {error}") from error
-
-    return make_recording
+    return seeded_episodes.episode_seed(seed, EVALUATION_KEY, episode)

@@ -71,7 +71,7 @@ def gauss_newton_step(
     rows = len(targets)
     batch = Batch(rows, observations, targets.unsqueeze(1), torch.ones_like(targets))
     problem = fused_problem(network, parameters, batch, options)
-    _, gradient = problem.gradient()
+    _, gradient = problem.surrogate_gradient()
     solution = problem.solve(gradient, options)
     x, curvature = solution.x, float(solution.quadratic)
     if not (curvature > 0 and all_finite(x)):

@@ -17,8 +17,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.config import Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
+from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.networks.distributions import mode
@@ -27,13 +28,28 @@ from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
 from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler
 from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
-from trpo_fast.update.result import TrustRegionResult
+from trpo_fast.update.options import SharedOptions
+from trpo_fast.update.result import FIGURES, TrustRegionResult
 
-OPTIMIZER_OPTIONS = [name for name, option in OPTIONS.items() if option.group == "policy update"]
+# What `Learner.update` gives for the log, in the order of the columns.
+COLUMNS = (
+    *(f"train/{name}" for name in FIGURES),
+    "train/is_line_search_success",
+    "train/kl_divergence_loss",
+    "train/policy_objective",
+    "train/entropy",
+    "train/std",
+    "train/value_loss",
+    "train/explained_variance",
+    "train/unscaled_advantages",
+    "train/skipped_critic_rows",
+)
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
-# Below this share of the largest advantage, their deviation is rounding, not signal.
+# Below this share of what they were computed from in float32, advantages' deviation is rounding.
 CONSTANT_SHARE = 1e-6
+# Likewise of what was float64.
+WIDE_CONSTANT_SHARE = 1e-12
 
 
 # What is made in inference mode could never be stepped outside it.
@@ -50,6 +66,7 @@ class Learner:
         observation_width: O, of the flattened observation.
         policy: module whose forward(obs) gives a distribution; MlpPolicy without one.
         value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
+        dtype: of the networks made here; torch's default without one.
     """
 
     @_trainable
@@ -62,6 +79,7 @@ class Learner:
         *,
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         for name, module in (("policy", policy), ("value_function", value_function)):
             if not isinstance(module, nn.Module | None):
@@ -74,7 +92,7 @@ class Learner:
                 f"use backend='auto', or device={config.backend!r}"
             )
         generator = torch.Generator("cpu").manual_seed(int(config.seed or 0))
-        with _mistakes_are_the_users():
+        with _mistakes_are_the_users(), made_on_cpu(dtype):
             if policy is None:
                 policy = _make_policy(config, observation_space, action_space, generator)
             if value_function is None:
@@ -84,7 +102,7 @@ class Learner:
                 )
             self.policy = policy.to(self.device)
             self.value_function = value_function.to(self.device)
-            options = {name: getattr(config, name) for name in OPTIMIZER_OPTIONS}
+            options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SharedOptions)}
             self.optimizer = TRPOOptimizer(self.policy, **options)
             self.critic = Critic(
                 self.value_function,
@@ -133,7 +151,7 @@ class Learner:
         masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
         # The rollout's own log-probabilities are those of the current policy: None computes them
         # as the step itself does, so that the ratio is 1 to the last bit.
-        scaled = self._scaled(rollout.select(advantages)).to(self.device)
+        scaled = self._scaled(rollout.select(advantages), values).to(self.device, values.dtype)
         with budget.phase("update"):
             self.optimizer.step(
                 obs=observations,
@@ -142,7 +160,7 @@ class Learner:
                 old_log_prob=None,
                 action_mask=masks,
             )
-        returns = rollout.select(returns)
+        returns = rollout.select(returns).to(values.dtype)
         with budget.phase("critic"):
             fit = self.critic.fit(observations, returns.to(self.device), rng)
         if fit.skipped_rows:
@@ -162,7 +180,9 @@ class Learner:
 
         def shown(observations: Tensor) -> Tensor:
             observations = observations.to(self.device)
-            return observations if self.normalizer is None else self.normalizer(observations)
+            if self.normalizer is not None:
+                observations = self.normalizer(observations)
+            return observations.float()
 
         with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
             return dataclasses.replace(
@@ -176,10 +196,10 @@ class Learner:
         """V of observations [N, O] as the networks see them, on the CPU."""
         return state_values(self.value_function, observations).cpu()
 
-    def _scaled(self, advantages: Tensor) -> Tensor:
+    def _scaled(self, advantages: Tensor, values: Tensor) -> Tensor:
         if not self.config.normalize_advantages:
             return advantages
-        scaled, ok = normalize_advantages(advantages)
+        scaled, ok = normalize_advantages(advantages, values)
         if not ok:
             text = "the batch's advantages are all equal: they are not scaled"
             self._count("train/unscaled_advantages", 1, text)
@@ -203,23 +223,8 @@ class Learner:
 
     def _step_figures(self) -> dict[str, Any]:
         result = cast("TrustRegionResult", self.optimizer.last_result)
-        names = (
-            "accepted",
-            "kl",
-            "loss_before",
-            "loss_after",
-            "expected_improvement",
-            "actual_improvement",
-            "step_size",
-            "backtracks",
-            "cg_iters",
-            "cg_residual",
-            "gradient_norm",
-            "backend",
-        )
         return {
-            "train/status": result.status.name.lower(),
-            **{f"train/{name}": getattr(result, name) for name in names},
+            **{f"train/{name}": value for name, value in result.figures().items()},
             "train/is_line_search_success": result.accepted,
             "train/kl_divergence_loss": result.kl,
             "train/policy_objective": -result.loss_after,
@@ -314,17 +319,23 @@ def shared_parameters(policy: nn.Module, value: nn.Module, width: int) -> list[n
     return shared
 
 
-def normalize_advantages(advantages: Tensor) -> tuple[Tensor, bool]:
+def normalize_advantages(advantages: Tensor, values: Tensor | None = None) -> tuple[Tensor, bool]:
     """Advantages [N] less their mean, over their deviation, and whether they could be scaled.
 
     A single advantage, or equal ones, have no deviation to divide by: those come back unscaled.
+    With ``values``, those alone of what the advantages were computed from were float32.
     """
     wide = advantages.double()
     centred = wide - wide.mean()
     deviation = float(centred.square().mean().sqrt()) if len(wide) else 0.0
-    if not deviation > CONSTANT_SHARE * float(wide.abs().max() if len(wide) else 0.0):
+    rounding = CONSTANT_SHARE * _largest(wide if values is None else values)
+    if not deviation > max(rounding, WIDE_CONSTANT_SHARE * _largest(wide)):
         return advantages, False
     return (centred / deviation).to(advantages.dtype), True
+
+
+def _largest(numbers: Tensor) -> float:
+    return float(numbers.abs().max()) if numbers.numel() else 0.0
 
 
 def _make_policy(

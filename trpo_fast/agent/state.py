@@ -6,6 +6,7 @@ statistics, the random generator, and the running episodes (their number and act
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Mapping
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from trpo_fast._version import __version__
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError, is_json, same_episodes
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError, same_episodes
 from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
+from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
 
@@ -73,6 +77,10 @@ def state_of(training: Training) -> dict[str, Any]:
         "agent": description(training),
         "config": _portable_config(training),
         "custom_networks": list(training.custom_networks),
+        "spaces": {
+            "observation": space_to_json(training.collector.env.observation_space),
+            "action": space_to_json(training.collector.env.action_space),
+        },
         "progress": dataclasses.asdict(training.progress),
         "learner": training.learner.state_dict(),
         "rng": _rng_state(training.rng),
@@ -130,7 +138,8 @@ def description(training: Training) -> dict[str, Any]:
 def check_fits(training: Training, state: State) -> None:
     """CheckpointError when the state cannot be this agent's.
 
-    It lists the differences from another kind of agent, or names a parameter that is not finite.
+    It lists the differences from another kind of agent, or names a parameter that is not finite or
+    of another dtype.
     """
     saved, here = state.get("agent"), description(training)
     if not isinstance(saved, Mapping):
@@ -143,16 +152,23 @@ def check_fits(training: Training, state: State) -> None:
     if lines:
         listed = "\n  ".join(lines)
         raise CheckpointError(f"the checkpoint is of another agent:\n  {listed}")
-    _refuse_non_finite(training.learner.policy, "policy", state)
-    _refuse_non_finite(training.learner.value_function, "value_function", state)
+    _check_parameters(training.learner.policy, "policy", state)
+    _check_parameters(training.learner.value_function, "value_function", state)
 
 
-def _refuse_non_finite(module: nn.Module, name: str, state: State) -> None:
+def _check_parameters(module: nn.Module, name: str, state: State) -> None:
     learner = state.get("learner")
     saved = learner.get(name) if isinstance(learner, Mapping) else None
-    for key, _ in module.named_parameters():
+    for key, parameter in module.named_parameters():
         value = saved.get(key) if isinstance(saved, Mapping) else None
-        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+        if not isinstance(value, Tensor):
+            continue
+        if value.dtype != parameter.dtype:
+            raise CheckpointError(
+                f"in the checkpoint {key} of the {name} is {value.dtype}, here it is "
+                f"{parameter.dtype}: give the {name} as it was saved ({name}.to({value.dtype}))"
+            )
+        if not bool(value.isfinite().all()):
             raise CheckpointError(
                 f"in the checkpoint {key} of the {name} holds a NaN or an infinity: load another"
             )
@@ -170,8 +186,19 @@ def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:
         )
 
 
+def saved_dtype(state: State) -> torch.dtype | None:
+    """Of the parameters of a checkpoint's networks that were made here; None where none were."""
+    learner, own = state.get("learner"), state.get("custom_networks", [])
+    for name in ("policy", "value_function"):
+        saved = learner.get(name) if isinstance(learner, Mapping) and name not in own else None
+        for value in saved.values() if isinstance(saved, Mapping) else ():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.dtype
+    return None
+
+
 def recipe(
-    state: State, path: Path, env: Any, changes: Mapping[str, Any]
+    state: State, path: Path, env: Any, changes: Mapping[str, Any], *, predict_only: bool = False
 ) -> tuple[Any, Config, frozenset[str]]:
     """How to build the agent of a checkpoint.
 
@@ -182,15 +209,21 @@ def recipe(
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path} holds no configuration")
     try:
-        config = Config.from_options(saved)
-    except ConfigError as error:
+        kwargs = from_json(saved.get("env_kwargs", {}))
+        config = Config.from_options({**saved, "env_kwargs": kwargs})
+    except (ConfigError, ValueError) as error:
         raise CheckpointError(
             f"{path} holds a configuration that cannot be used: {error}"
         ) from None
-    if env is None:
-        env = saved_environment(state, path)
     wanted = config.replace(**changes)
-    changed = {name for name in OPTIONS if getattr(wanted, name) != getattr(config, name)}
+    if predict_only:
+        try:
+            env = NoEnvironments(state.get("spaces"), wanted.num_envs)
+        except ValueError as error:
+            raise CheckpointError(f"{path} cannot be loaded for predict alone: {error}") from None
+    elif env is None:
+        env = saved_environment(state, path)
+    changed = {name for name in OPTIONS if not same(getattr(wanted, name), getattr(config, name))}
     return env, wanted, frozenset(changed)
 
 
@@ -204,7 +237,7 @@ def saved_environment(state: State, path: Path) -> str:
     if not isinstance(name, str):
         raise CheckpointError(
             f"{path} does not name its environment (it was given as an object or a function): "
-            "pass env="
+            "pass env=, or predict_only=True"
         )
     if ":" in name:
         raise CheckpointError(
@@ -226,10 +259,21 @@ def config_document(training: Training) -> dict[str, Any]:
 
 def _portable_config(training: Training) -> dict[str, Any]:
     options = training.config.to_json()
-    if not is_json(options["env_kwargs"]):
-        # Objects among the environment's arguments cannot be written: load needs env= then.
-        options["env_kwargs"] = {}
+    with contextlib.suppress(NotPortable):  # refused by `require_portable` where it is written
+        options["env_kwargs"] = to_json(options["env_kwargs"], "env_kwargs")
     return {name: options[name] for name in OPTIONS}
+
+
+def require_portable(training: Training) -> None:
+    """ConfigError where a file could not tell how to make the environment again."""
+    try:
+        to_json(training.config.env_kwargs, "env_kwargs")
+    except NotPortable as error:
+        raise ConfigError(
+            f"{error}, which no checkpoint or config.json can hold ({WHAT} are kept exactly). Give "
+            "TRPO a function that makes the environment with it, in place of env_kwargs, and load "
+            "and resume with the same env="
+        ) from None
 
 
 def _shapes(module: nn.Module) -> dict[str, list[int]]:

@@ -58,6 +58,20 @@ def own_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
+def made_on_cpu(dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Tensors made within are the CPU's, whatever the default device, and of ``dtype`` if given."""
+    before = torch.get_default_dtype()
+    # The mode slows every call of torch within: it is entered only where it changes something.
+    on_cpu = torch.get_default_device().type == "cpu"
+    with nullcontext() if on_cpu else torch.device("cpu"):
+        try:
+            torch.set_default_dtype(dtype or before)
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+@contextmanager
 def twice_differentiable(module: nn.Module | None, noise: str = "eval") -> Iterator[None]:
     """Eval mode, uncompiled, with attention kernels that autograd can differentiate twice.
 

@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from trpo_fast.base.errors import UnsupportedSpaceError
 
+Space = spaces.Space[Any]
 SUPPORTED_ACTIONS = "Box (floating point), Discrete, MultiDiscrete, MultiBinary"
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
@@ -36,13 +37,6 @@ def _flattens(space: spaces.Space) -> bool:  # type: ignore[type-arg]
         return all(_flattens(part) for part in space.spaces)
     kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     return isinstance(space, kinds)
-
-
-Space = spaces.Space[Any]
-
-
-SUPPORTED_ACTIONS = "Box (floating point), Discrete, MultiDiscrete, MultiBinary"
-SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
 def check_action_space(space: Space) -> None:

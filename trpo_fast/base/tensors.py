@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,8 @@ def all_finite(x: Tensor) -> bool:
         # then spin for milliseconds on the cores that the native update wants.
         check = _CHECKS.get(x.dtype)
         if check is not None and x.is_contiguous():
-            return check(x.data_ptr(), x.numel())
+            held = x.detach()  # whose memory stays, whatever another thread puts into x
+            return check(held.data_ptr(), held.numel())
         if x.dtype in (torch.float32, torch.float64):
             with np.errstate(all="ignore"):
                 total = float(x.detach().resolve_neg().numpy().sum())
@@ -39,14 +41,21 @@ def all_finite(x: Tensor) -> bool:
     return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
-def finite_rows(array: npt.NDArray[np.float32]) -> Callable[[int], bool]:
-    """Whether ``array[i]`` is finite, as a function of i: for asking row by row while it is filled.
+def bad_rows(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Which rows [N, O] hold NaN, infinity, or a number that float32 does not reach."""
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(np.float32, copy=False)
+    return np.asarray(np.logical_not(np.isfinite(narrow)).any(axis=1))
+
+
+def finite_rows(array: npt.NDArray[np.floating[Any]]) -> Callable[[int], bool]:
+    """Whether ``array[i]`` is finite in float32, as a function of i, while the array is filled.
 
     Args:
         array: C-contiguous, alive while the function is.
     """
-    if _native.core is None or not array.flags.c_contiguous:
-        return lambda index: bool(np.isfinite(array[index]).all())
+    if _native.core is None or not array.flags.c_contiguous or array.dtype != np.float32:
+        return lambda index: not bad_rows(array[index].reshape(1, -1)).any()
     check = _native.core.all_finite_f32
     start, stride, count = array.ctypes.data, array.strides[0], math.prod(array.shape[1:])
     # Several times as fast on a few rows as NumPy, which makes an array of the answers.
@@ -67,6 +76,13 @@ def norm(a: Tensor) -> float:
     if greatest == 0 or not math.isfinite(greatest):
         return greatest
     return greatest * float(torch.linalg.vector_norm(a.double() / greatest))
+
+
+def plus(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """``a + factor b``, also where torch refuses the factor as too large for the dtype."""
+    if abs(factor) <= torch.finfo(a.dtype).max:
+        return torch.add(a, b, alpha=factor)
+    return (a.double() + factor * b.double()).to(a.dtype)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

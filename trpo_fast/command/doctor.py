@@ -168,7 +168,7 @@ def _kernel_facts() -> dict[str, Any]:
         return {**nothing, "state": f"not built: {error}"}
     facts = core.facts()
     runtime, driver = _cuda_version(facts["runtime"]), _cuda_version(facts["driver"])
-    state = f"built with CUDA {runtime}, "
+    state = f"built with CUDA {runtime} for {core.architectures}, "
     if facts["driver"] == 0:
         state += "unusable: no NVIDIA driver is installed"
     elif facts["error"]:
@@ -179,7 +179,10 @@ def _kernel_facts() -> dict[str, Any]:
         errors = [core.device_error(index) for index in range(torch.cuda.device_count())]
         broken = [f"device {i}: {error}" for i, error in enumerate(errors) if error]
         if broken:
-            state += f"unusable on {'; '.join(broken)}"
+            state += (
+                f"unusable on {'; '.join(broken)}. A build on this machine serves its devices, "
+                "one with TRPO_FAST_CUDA=ON every device"
+            )
         else:
             state += f"usable with a driver for CUDA {driver}"
     return {

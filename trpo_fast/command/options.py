@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import types
-import typing
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trpo_fast import _native
-from trpo_fast.agent.config import GROUPS, OPTIONS, TYPES, Config, ConfigError, did_you_mean
+from trpo_fast.agent.config import GROUPS, OPTIONS, ConfigError
+from trpo_fast.base.option import Option, did_you_mean
 
 PREFIX = "agent_"
 
@@ -19,17 +19,15 @@ PREFIX = "agent_"
 def add_agent_options(parser: argparse.ArgumentParser, *, default_seed: int) -> None:
     """One option for each field of Config; only those given appear in the result."""
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
-    for field in dataclasses.fields(Config):
-        name, option = field.name, OPTIONS[field.name]
-        keywords = _keywords(TYPES[name], option.choices)
-        default = _default(field) if name != "seed" else default_seed
+    for name, option in OPTIONS.items():
+        default = option.default if name != "seed" else default_seed
         shown = "" if default in ({}, None) else f" (default {_words(default)})"
         groups[option.group].add_argument(
             f"--{name.replace('_', '-')}",
             dest=PREFIX + name,
             default=argparse.SUPPRESS,
             help=(option.text + shown).replace("%", "%%"),
-            **keywords,
+            **_keywords(option),
         )
 
 
@@ -58,26 +56,19 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     return namespace
 
 
-def _keywords(kind: Any, choices: tuple[str, ...]) -> dict[str, Any]:
-    if typing.get_origin(kind) is types.UnionType:
-        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+def _keywords(option: Option) -> dict[str, Any]:
+    kind = option.kind
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(kind) is tuple:
+    if kind is tuple:
         return {"type": whole, "nargs": "*", "metavar": "N"}
-    if typing.get_origin(kind) is dict:
+    if kind is dict:
         return {"type": _pair, "nargs": "+", "metavar": "KEY=VALUE"}
-    if choices:
-        return {"choices": choices}
+    if option.choices:
+        return {"choices": option.choices}
     if kind is str:
         return {"type": str, "metavar": "NAME"}
     return {"type": whole, "metavar": "N"} if kind is int else {"type": _real, "metavar": "X"}
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
 
 
 def _words(value: Any) -> str:
@@ -142,3 +133,13 @@ def check_instruction_set() -> None:
             _native.core.isa()
     except RuntimeError as error:
         raise ConfigError(str(error)) from None
+
+
+def look_beside_the_user(env_id: str | None) -> None:
+    """Find the module of an id such as mymodule:Env-v0 in the working directory.
+
+    `python -m trpo_fast` does so by itself, a console script does not.
+    """
+    here = str(Path.cwd())
+    if env_id is not None and ":" in env_id and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from trpo_fast.agent.agent import TRPO
-from trpo_fast.command.options import check_instruction_set, non_negative, positive
+from trpo_fast.command.options import (
+    check_instruction_set,
+    look_beside_the_user,
+    non_negative,
+    positive,
+)
 from trpo_fast.command.output import complain, say
 from trpo_fast.environments import mujoco_warnings
 from trpo_fast.runs.checkpoint import load_checkpoint
@@ -35,6 +40,7 @@ def add_eval(commands: Any) -> None:
 
 def _eval(options: argparse.Namespace) -> int:
     check_instruction_set()
+    look_beside_the_user(options.env)
     path = _checkpoint_of(options.run_dir, best=options.best)
     # One environment tells the spaces; the episodes are played in others.
     described = load_checkpoint(path).get("agent")
@@ -53,6 +59,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _checkpoint_of(path: Path, *, best: bool) -> Path:
+    path = path.expanduser()
     if path.is_file():
         return path
     directory = RunDirectory(path)

@@ -14,6 +14,7 @@ from trpo_fast.command.options import (
     add_agent_options,
     agent_options,
     check_instruction_set,
+    look_beside_the_user,
     positive,
 )
 from trpo_fast.command.output import complain, say
@@ -59,6 +60,7 @@ def add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     check_instruction_set()
+    look_beside_the_user(options.env_id)
     given = agent_options(options)
     mujoco_warnings.show_once(options.env_id)
     agent = _resumed(options, given) if options.resume else None

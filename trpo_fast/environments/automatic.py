@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
+from enum import Enum
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.base.spaces import Space
-from trpo_fast.environments.interface import Bool, Environments, Episode, Float32, Transition
+from trpo_fast.environments.interface import Bool, Environments, Episode, Rows, Transition
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.workers import Workers, usable_cores, worker_count
 
@@ -84,6 +85,7 @@ class AutomaticEnvironments:
         self.num_envs = local.num_envs
         self.action_space: Space = local.action_space
         self.observation_space: Space = local.observation_space
+        self.observation_dtype = local.observation_dtype
         self.observation_width = local.observation_width
         self.resumable = local.resumable
 
@@ -93,11 +95,11 @@ class AutomaticEnvironments:
         return self._env
 
     @property
-    def mask_source(self) -> str | None:
-        """Where action masks come from, in words."""
+    def mask_source(self) -> Enum | None:
+        """Where action masks come from."""
         return self._env.mask_source
 
-    def step(self, actions: npt.NDArray[Any], out: Float32) -> Transition:
+    def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O]."""
         if not self._undecided:
             return self._env.step(actions, out)
@@ -114,7 +116,7 @@ class AutomaticEnvironments:
                 self._settle(step, out)
         return transition
 
-    def _consider(self, step: float, out: Float32) -> None:
+    def _consider(self, step: float, out: Rows) -> None:
         """Move to workers if a step of so many seconds is worth it."""
         self._local_step = step
         saved = 1 - self._largest_share / self.num_envs - HANDOVER / step
@@ -127,7 +129,7 @@ class AutomaticEnvironments:
         else:
             self._env = workers
 
-    def _settle(self, step: float, out: Float32) -> None:
+    def _settle(self, step: float, out: Rows) -> None:
         """Stay with the workers if their step is quicker, or else go back."""
         self._undecided = False
         taken = f"{1e6 * step:.0f} us in workers"
@@ -143,7 +145,7 @@ class AutomaticEnvironments:
     def _figures(self) -> str:
         return f"a step of {self.num_envs} takes {1e6 * self._local_step:.0f} us here"
 
-    def _moved(self, out: Float32) -> Workers | str:
+    def _moved(self, out: Rows) -> Workers | str:
         """Workers in the running episodes, or why there are none."""
         try:
             workers = self._make_workers(STARTED)
@@ -166,11 +168,11 @@ class AutomaticEnvironments:
             return "the environments do not depend on their seeds and actions alone"
         return workers
 
-    def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
+    def reset(self, out: Rows, restarts: int = 0) -> Bool | None:
         """Begin an episode everywhere; observations go to ``out`` [B, O]."""
         return self._env.reset(out, restarts)
 
-    def reset_where(self, where: Bool, out: Float32, masks: Bool | None) -> Bool | None:
+    def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
         """Abandon the running episodes of ``where`` [B] and begin new ones."""
         return self._env.reset_where(where, out, masks)
 
@@ -178,7 +180,7 @@ class AutomaticEnvironments:
         """Number and actions so far of each running episode."""
         return self._env.running_episodes()
 
-    def replay(self, episodes: Sequence[Episode], out: Float32) -> None:
+    def replay(self, episodes: Sequence[Episode], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``."""
         self._env.replay(episodes, out)
 

@@ -32,6 +32,7 @@ class Shape:
     num_envs: int  # B
     workers: int  # W
     width: int  # O, of a flattened observation
+    dtype: str  # of flattened observations
     choices: int  # n, of an action mask; 0 where actions cannot be masked
     action_shape: tuple[int, ...]
     action_dtype: str
@@ -42,8 +43,8 @@ class Shape:
         return {
             "words": ("int64", (self.workers, 2 * _LINE // 8)),
             "actions": (self.action_dtype, (envs, *self.action_shape)),
-            "observations": ("float32", (envs, self.width)),
-            "finals": ("float32", (envs, self.width)),
+            "observations": (self.dtype, (envs, self.width)),
+            "finals": (self.dtype, (envs, self.width)),
             "rewards": ("float64", (envs,)),
             "terminated": ("bool", (envs,)),
             "truncated": ("bool", (envs,)),
@@ -68,8 +69,8 @@ class Board:
 
     words: npt.NDArray[np.int64]
     actions: npt.NDArray[Any]
-    observations: npt.NDArray[np.float32]
-    finals: npt.NDArray[np.float32]
+    observations: npt.NDArray[np.floating[Any]]
+    finals: npt.NDArray[np.floating[Any]]
     rewards: npt.NDArray[np.float64]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]

@@ -57,10 +57,8 @@ class PooledEnvironments(VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.num_envs = num_envs
         # EnvPool's spaces are those of one environment, under the names of a batch's.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of gymnasium, about float64 bounds of float32 spaces
-            self.single_observation_space: gym.Space[Any] = pool.observation_space
-            self.single_action_space: gym.Space[Any] = pool.action_space
+        self.single_observation_space: gym.Space[Any] = pool.observation_space
+        self.single_action_space: gym.Space[Any] = pool.action_space
         batch = gym.vector.utils.batch_space
         self.observation_space = batch(self.single_observation_space, num_envs)
         self.action_space = batch(self.single_action_space, num_envs)
@@ -164,11 +162,15 @@ def _make(name: str, num_envs: int, env_kwargs: Mapping[str, Any], seed: int) ->
             "left out: a policy here acts in all environments at once."
         )
     try:
-        return envpool.make(name, env_type="gymnasium", **arguments)
+        pool = envpool.make(name, env_type="gymnasium", **arguments)
     except Exception as error:
         raise EnvironmentSetupError(
             f"EnvPool could not make {name} with {arguments}: {type(error).__name__}: {error}"
         ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of gymnasium, about float64 bounds of float32 spaces
+        _ = pool.observation_space, pool.action_space  # made when first asked for, then kept
+    return pool
 
 
 def _masks(info: Mapping[str, Any]) -> dict[str, Any]:

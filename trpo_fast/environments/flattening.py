@@ -1,9 +1,9 @@
-"""Observations as rows of float32, actions as the environment takes them."""
+"""Observations as rows of numbers, actions as the environment takes them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,20 @@ from torch import nn
 
 from trpo_fast.base.errors import UnsupportedSpaceError
 from trpo_fast.base.spaces import SUPPORTED_OBSERVATIONS, Space
+from trpo_fast.environments.observation_check import as_kept, leaves, pick, require_inside
 
 # Writes one leaf of a batch [B, ...] into its columns [B, width].
-_Write = Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], None]
+Rows = npt.NDArray[np.floating[Any]]
+_Write = Callable[[npt.NDArray[Any], Rows], None]
 _Leaf = tuple[tuple[Any, ...], slice, _Write]
 
 
 class ObservationFlattener:
-    """Batches of a space's observations to [B, O] float32, as gymnasium.spaces.flatten orders them.
+    """Batches of a space's observations to rows [B, O], as gymnasium.spaces.flatten orders them.
 
     Boxes and MultiBinary are unrolled, Discrete and MultiDiscrete become one-hot blocks, Dict and
-    Tuple entries stand side by side. Numbers beyond float32 become infinite.
+    Tuple entries stand side by side. Rows have ``dtype``: float64 where a part of the space is
+    wider than float32, whose digits a mean far from 0 would use up, else float32.
 
     Args:
         space: the space of one observation.
@@ -37,69 +40,42 @@ class ObservationFlattener:
         self.space = space
         self._leaves: list[_Leaf] = []
         self.width = 0
-        for path, leaf in _leaves(space, ()):
+        for path, leaf in leaves(space):
             width, write = _leaf_writer(leaf, path)
             self._leaves.append((path, slice(self.width, self.width + width), write))
             self.width += width
         if not self.width:
             raise UnsupportedSpaceError(f"the observation space {space} holds nothing.")
+        wide = any(_is_wide(leaf) for _, leaf in leaves(space))
+        self.dtype: type[np.floating[Any]] = np.float64 if wide else np.float32
 
-    def __call__(
-        self, batch: Any, out: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def __call__(self, batch: Any, out: Rows | None = None) -> Rows:
         """Flatten a batch as gymnasium's vector environments stack it, into ``out`` if given.
 
         Raises:
             ValueError: the batch does not have the space's shape, or an index is out of range.
         """
-        first = self._pick(batch, self._leaves[0][0])
-        rows = np.empty((len(first), self.width), np.float32) if out is None else out
+        first = pick(batch, self._leaves[0][0])
+        rows = np.empty((len(first), self.width), self.dtype) if out is None else out
         for path, columns, write in self._leaves:
-            write(np.asarray(self._pick(batch, path)), rows[:, columns])
+            write(np.asarray(pick(batch, path)), rows[:, columns])
         return rows
 
-    def one(self, observation: Any) -> npt.NDArray[np.float32]:
+    def one(self, observation: Any) -> Rows:
         """Flatten a single observation to [O]."""
-        row = np.empty(self.width, np.float32)
+        row: Rows = np.empty(self.width, self.dtype)
         for path, columns, write in self._leaves:
-            write(np.asarray(self._pick(observation, path))[None], row[None, columns])
+            write(np.asarray(pick(observation, path))[None], row[None, columns])
         return row
-
-    @staticmethod
-    def _pick(batch: Any, path: tuple[Any, ...]) -> Any:
-        for key in path:
-            batch = entry(batch, key)
-        return batch
-
-
-def entry(observation: Any, key: Any) -> Any:
-    """One entry of a nested observation; ValueError where it has none."""
-    try:
-        return observation[key]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(
-            f"the observation, a {type(observation).__name__}, has no entry {key}"
-        ) from None
-
-
-def _leaves(space: Space, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Space]]:
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            yield from _leaves(part, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        for index, part in enumerate(space.spaces):
-            yield from _leaves(part, (*path, index))
-    else:
-        yield path, space
 
 
 def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
-        return int(np.prod(space.shape)), _write_numbers
+        return int(np.prod(space.shape)), _numbers(space, path)
     if isinstance(space, spaces.Discrete):
-        return _one_hot(np.array([space.n]), np.array([space.start]))
+        return _one_hot(space, path, np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
-        return _one_hot(space.nvec.ravel(), np.asarray(space.start).ravel())
+        return _one_hot(space, path, space.nvec.ravel(), np.asarray(space.start).ravel())
     where = f" (at {'/'.join(map(str, path))})" if path else ""
     raise UnsupportedSpaceError(
         f"observations of {type(space).__name__}{where} are not supported. "
@@ -108,15 +84,28 @@ def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
     )
 
 
-def _write_numbers(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
-    rows[...] = batch.reshape(rows.shape)
+def _is_wide(space: Space) -> bool:
+    """Whether a leaf's numbers may need more than float32's 24 bits."""
+    return isinstance(space, spaces.Box) and not np.can_cast(space.dtype, np.float32)
 
 
-def _one_hot(nvec: npt.NDArray[Any], start: npt.NDArray[Any]) -> tuple[int, _Write]:
+def _numbers(space: Space, path: tuple[Any, ...]) -> _Write:
+    def write(batch: npt.NDArray[Any], rows: Rows) -> None:
+        kept = as_kept(batch, space, path)
+        require_inside(kept, space, path)
+        rows[...] = kept.reshape(rows.shape)
+
+    return write
+
+
+def _one_hot(
+    space: Space, path: tuple[Any, ...], nvec: npt.NDArray[Any], start: npt.NDArray[Any]
+) -> tuple[int, _Write]:
     offsets = np.concatenate([[0], np.cumsum(nvec)[:-1]]).astype(np.int64)
 
-    def write(batch: npt.NDArray[Any], rows: npt.NDArray[np.float32]) -> None:
-        index = batch.reshape(len(rows), -1).astype(np.int64) - start  # [B, k]
+    def write(batch: npt.NDArray[Any], rows: Rows) -> None:
+        kept = as_kept(batch, space, path).reshape(len(rows), -1)
+        index = kept.astype(np.int64) - start  # [B, k]
         outside = (index < 0) | (index >= nvec)
         if outside.any():
             row, entry = (int(i) for i in np.argwhere(outside)[0])
@@ -141,6 +130,7 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
     shape = tuple(space.shape or ())
     size = math.prod(shape)
     to_env = getattr(policy, "to_env", None)
+    in_dtype = dtype_converter(space)
 
     def finish(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if array.size != len(array) * size:
@@ -149,7 +139,7 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
                 f"{(len(array), *shape)}: its forward must give a distribution over such actions"
             )
         shaped: npt.NDArray[Any] = array.reshape(len(array), *shape)
-        return shaped.astype(space.dtype, copy=False)
+        return in_dtype(shaped)
 
     if callable(to_env):
 
@@ -171,5 +161,26 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
                 space.dtype
             )
             return shifted
+
+    return convert
+
+
+def dtype_converter(space: Space) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """The cast of actions [B, ...] to the space's dtype.
+
+    A bound of a float64 Box rounded to float32 may lie outside: an action on the rounded bound is
+    put on the space's own.
+    """
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions.astype(space.dtype, copy=False)
+    with np.errstate(over="ignore"):
+        rounded = [(bound, bound.astype(np.float32)) for bound in (space.low, space.high)]
+    exact = all(np.array_equal(bound, narrow) for bound, narrow in rounded)
+
+    def convert(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        cast = actions.astype(space.dtype, copy=False)
+        for bound, narrow in () if exact else rounded:
+            cast = np.where(actions == narrow, bound, cast)
+        return cast
 
     return convert

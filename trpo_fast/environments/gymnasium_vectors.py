@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import select
 import signal
 import traceback
@@ -15,6 +16,7 @@ from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import concatenate, iterate
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 
 
@@ -40,6 +42,9 @@ class LocalEnvironments(SyncVectorEnv):
         self._under_way: Any = [0] if under_way is None else under_way
         self._first = first
         self._one_array = isinstance(self.single_observation_space, gym.spaces.Box)
+        # A reset of some environments batches all, those too that were replayed and never reset.
+        rows = iterate(self.observation_space, self._observations)
+        self._env_obs = [copy.deepcopy(row) for row in rows]
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step each environment and begin the next episode of each that ended."""
@@ -137,8 +142,28 @@ def blamed_environment(vector: Any, error: Exception) -> int | None:
     while step is not None:
         local = step.tb_frame.f_locals
         if isinstance(local.get("self"), SyncVectorEnv) and isinstance(local.get("i"), int):
-            return int(local["i"])
+            # After the loop over environments `i` is the last one, whoever's observation it is.
+            stacking = _is_stacking(step.tb_next)
+            return _misshapen(local["self"]) if stacking else int(local["i"])
         step = step.tb_next
+    return None
+
+
+def _is_stacking(step: TracebackType | None) -> bool:
+    """Whether these frames put observations together, rather than call an environment."""
+    while step is not None and step.tb_frame.f_globals.get("__name__") == "functools":
+        step = step.tb_next
+    return step is not None and step.tb_frame.f_globals.get("__name__") == concatenate.__module__
+
+
+def _misshapen(vector: SyncVectorEnv) -> int | None:
+    """The first environment whose observation is not what the space says."""
+    check = ObservationCheck(vector.single_observation_space)
+    for env, observation in enumerate(vector._env_obs):
+        try:
+            check(observation)
+        except ValueError:
+            return env
     return None
 
 

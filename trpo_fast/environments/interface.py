@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 Bool = npt.NDArray[np.bool_]
-Float32 = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.floating[Any]]
 # Number of a running episode and its actions so far [n, ...].
 Episode = tuple[int, npt.NDArray[Any]]
 
@@ -26,7 +27,7 @@ class Transition(NamedTuple):
     resetting: Bool  # [B], rows that only reset (NEXT_STEP): no transitions
     fresh: Bool  # [B], the observation that follows is the first of an episode
     final_envs: npt.NDArray[np.int64]  # [K], environments truncated without being terminated
-    final_observations: Float32  # [K, O], where their episodes stopped
+    final_observations: Rows  # [K, O], where their episodes stopped
     action_masks: Bool | None  # [B, n], for the next action
 
 
@@ -48,6 +49,11 @@ class Environments(Protocol):
     observation_space: spaces.Space[Any]
 
     @property
+    def observation_dtype(self) -> type[np.floating[Any]]:
+        """Of flattened observations: float32, or float64 where a space is wider."""
+        ...
+
+    @property
     def choice(self) -> str:
         """How they are stepped and why, in words; "" where nobody chose."""
         ...
@@ -63,19 +69,19 @@ class Environments(Protocol):
         ...
 
     @property
-    def mask_source(self) -> str | None:
-        """Where action masks come from, in words; None without masks. Known after a reset."""
+    def mask_source(self) -> Enum | None:
+        """Where action masks come from; None without masks. Known after a reset."""
         ...
 
-    def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
+    def reset(self, out: Rows, restarts: int = 0) -> Bool | None:
         """Begin an episode everywhere; observations go to ``out`` [B, O]."""
         ...
 
-    def step(self, actions: npt.NDArray[Any], out: Float32) -> Transition:
+    def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O]."""
         ...
 
-    def reset_where(self, where: Bool, out: Float32, masks: Bool | None) -> Bool | None:
+    def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
         """Abandon the running episodes of ``where`` [B] and begin new ones."""
         ...
 
@@ -83,7 +89,7 @@ class Environments(Protocol):
         """Number and actions so far of each running episode; [] where not resumable."""
         ...
 
-    def replay(self, episodes: Sequence[Episode], out: Float32) -> None:
+    def replay(self, episodes: Sequence[Episode], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``."""
         ...
 

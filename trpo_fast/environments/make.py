@@ -26,6 +26,7 @@ from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, WorkerEnvironments
 from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
+from trpo_fast.environments.origins import is_importable, newest_version, registering_package
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.workers import Workers
@@ -34,6 +35,7 @@ Environment = (
     str | EnvSpec | Callable[..., gym.Env[Any, Any]] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 )
 VECTORIZATIONS = ("auto", "sync", "workers", "async", "envpool")
+# The module whose absence an environment complains of, and the extra that brings it.
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "pygame": "video", "moviepy": "video"}
 
 
@@ -173,7 +175,7 @@ class _Factory:
         try:
             made = self._make()
         except Exception as error:
-            raise _setup_error(self.name, error, self.kwargs) from error
+            raise setup_error(self.name, error, self.kwargs) from error
         if not isinstance(made, gym.Env):
             raise EnvironmentSetupError(
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. A vector "
@@ -245,14 +247,22 @@ def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any,
         ) from None
 
 
-def _setup_error(name: str, error: Exception, kwargs: Mapping[str, Any]) -> EnvironmentSetupError:
+def setup_error(name: str, error: Exception, kwargs: Mapping[str, Any]) -> EnvironmentSetupError:
+    """What an exception in making an environment is in words."""
     text = str(error)
     if isinstance(error, EnvironmentSetupError):
         return error
     if isinstance(error, gym.error.UnregisteredEnv):
-        return UnknownEnvironmentError(f"there is no environment {name!r}.{_suggestion(name)}")
+        hint = registering_package(name) or _suggestion(name)
+        return UnknownEnvironmentError(f"there is no environment {name!r}.{hint}")
+    newer = newest_version(name)
+    if isinstance(error, ImportError) and newer is not None and "have been moved" in text:
+        return UnknownEnvironmentError(
+            f"gymnasium no longer has {name!r}. Did you mean {newer}? ({text})"
+        )
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
-        return MissingExtraError(_install_text(name, text))
+        sure = isinstance(error, (gym.error.DependencyNotInstalled, ModuleNotFoundError))
+        return MissingExtraError(_install_text(name, text, sure))
     given = f" with {dict(kwargs)}" if kwargs else ""
     return EnvironmentSetupError(f"{name} could not be made{given}: {type(error).__name__}: {text}")
 
@@ -270,12 +280,13 @@ def _suggestion(name: str) -> str:
     return f" Did you mean {' or '.join(known[key] for key in near)}?"
 
 
-def _install_text(name: str, reason: str) -> str:
+def _install_text(name: str, reason: str, sure: bool) -> str:
+    """What to install; unless ``sure``, only what is not there (a module may fail to load)."""
     lowered = reason.lower()
     for module, extra in _EXTRAS.items():
-        if module in lowered:
+        if module in lowered and (sure or not is_importable(module)):
             return (
                 f"{name} needs a package that is not installed. "
                 f"Install it with: pip install 'trpo-fast[{extra}]'"
             )
-    return f"{name} needs something that is not installed: {reason}"
+    return f"{name} needs something that cannot be imported: {reason}"

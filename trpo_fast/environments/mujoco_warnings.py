@@ -33,7 +33,6 @@ def _warn(text: str) -> None:
     warnings.warn(f"MuJoCo: {text}", stacklevel=2)
 
 
-# The module whose absence an environment complains of, and the extra that brings it.
 _MADE: set[str] = set()  # names of the environments made in this process
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import traceback
 from collections import deque
 from collections.abc import Mapping
@@ -14,21 +13,29 @@ import numpy as np
 import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
+from trpo_fast.environments.observation_check import ObservationCheck
 
 # Actions of a running episode that are kept one by one before they are packed into an array.
 PACKED = 256
+# Of an episode's seed: many environments keep theirs in a C int.
+SEED_BITS = 31
 
 
 def episode_seed(seed: int, env_index: int, episode: int) -> int:
-    """The seed of one episode: 32 bits of SeedSequence((seed, env_index, episode))."""
-    return int(np.random.SeedSequence((seed, env_index, episode)).generate_state(1)[0])
+    """The seed of one episode: 31 bits of SeedSequence((seed, env_index, episode))."""
+    words = np.random.SeedSequence((seed, env_index, episode)).generate_state(1)
+    return int(words[0]) >> (32 - SEED_BITS)
 
 
 def restart_seed(seed: int, restarts: int) -> int:
-    """The seed of a vector's resets in a run that began again so often: its own at first."""
-    if not restarts:
+    """The seed of a vector's resets in a run that began again so often: its own at first.
+
+    Of 30 bits where it is made here: a vector adds the number of the environment.
+    """
+    if not restarts and seed < 2**30:
         return seed
-    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 1
+    return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 2
 
 
 _PLAIN = (bool, int, float, str, np.generic, np.ndarray)
@@ -58,16 +65,19 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         # Actions of the running episode: packed ones, then the newest one by one.
         self._packed: list[npt.NDArray[Any]] = []
         self._newest: list[npt.NDArray[Any]] = []
-        space = env.observation_space
-        self._size = math.prod(space.shape) if isinstance(space, gym.spaces.Box) else None
-        self._mask_method = (
-            env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
-        )
+        self._check = ObservationCheck(env.observation_space)
+        self._masks = MaskReader(env.action_space)
+        has_method = self._masks.width and env.has_wrapper_attr("action_masks")
+        self._mask_method = env.get_wrapper_attr("action_masks") if has_method else None
 
     @property
     def has_mask_method(self) -> bool:
         """Whether the environment has an ``action_masks()`` method (sb3-contrib's convention)."""
         return callable(self._mask_method)
+
+    def rewind(self) -> None:
+        """Let the coming reset begin the first episode."""
+        self.episode = -1
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -79,8 +89,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         own_seed = episode_seed(self.seed, self.index, self.episode)
         try:
             observation, info = self.env.reset(seed=own_seed, options=options)
-            self._check_size(observation)
-            return observation, self._mask_info(info)
+            return self._check(observation), self._mask_info(info)
         except Exception as error:
             raise self._fault(error, "reset()", None) from error
 
@@ -91,7 +100,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             self._pack()
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-            self._check_size(observation)
+            observation = self._check(observation)
             if terminated or truncated:
                 # an environment may reuse its observation's memory in the coming reset
                 observation = copy.deepcopy(observation)
@@ -105,18 +114,6 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         except Exception as error:
             raise self._fault(error, "step()", np.array(action)) from error
 
-    def _check_size(self, observation: Any) -> None:
-        """A single number would fill the whole row of a batch without a word."""
-        if self._size is None:
-            return
-        # The attribute is several times as fast as the function, which every step would pay for.
-        found = observation.size if isinstance(observation, np.ndarray) else np.size(observation)
-        if found != self._size:
-            raise ValueError(
-                f"the observation has shape {np.shape(observation)}, its space says "
-                f"{self.env.observation_space.shape}"
-            )
-
     def _steps(self) -> int:
         return sum(len(part) for part in self._packed) + len(self._newest)
 
@@ -126,11 +123,15 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             self._newest = []
 
     def _mask_info(self, info: dict[str, Any]) -> dict[str, Any]:
-        if "action_mask" in info:
-            return {"action_mask": np.asarray(info["action_mask"], bool).ravel()}
-        if self._mask_method is not None:
-            return {"action_mask": np.asarray(self._mask_method(), bool).ravel()}
-        return {}
+        if not self._masks.width:
+            return {}
+        if MASK_KEY in info:
+            mask = info[MASK_KEY]
+        elif self._mask_method is not None:
+            mask = self._mask_method()
+        else:
+            return {}
+        return {MASK_KEY: self._masks.row(None) if mask is None else np.asarray(mask, bool).ravel()}
 
     def _fault(
         self, error: Exception, where: str, action: npt.NDArray[Any] | None

@@ -17,6 +17,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -26,25 +27,30 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import check_action_space, logit_blocks
-from trpo_fast.environments.flattening import ObservationFlattener
+from trpo_fast.environments.flattening import ObservationFlattener, Rows
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
-from trpo_fast.environments.interface import Bool, Float32, Transition
+from trpo_fast.environments.interface import Bool, Transition
+from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.seeded_episodes import restart_seed
 
 MASK_KEY = "action_mask"
 
 
-def flatten_observations(space: spaces.Space[Any], batch: Any) -> Float32:
-    """A batch of observations as [B, O] float32, ordered as gymnasium.spaces.flatten does.
+class MaskSource(Enum):
+    """Where action masks come from; its text says so in messages."""
 
-    Raises:
-        UnsupportedSpaceError: the space has no fixed width.
-    """
-    return ObservationFlattener(space)(batch)
+    OBSERVATION = f"the {MASK_KEY!r} entry of the observation"
+    INFOS = f"infos[{MASK_KEY!r}]"
+    SEEDED_EPISODES = "the environment's action_masks() method"  # which they pass on in infos
+    ENVIRONMENTS = "action_masks() of each environment"
+    VECTOR = "action_masks() of the vector environment"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class VectorEnvironment:
-    """B environments stepped together, observations flattened to float32.
+    """B environments stepped together, observations flattened to rows.
 
     Args:
         vector: a gymnasium vector environment.
@@ -53,6 +59,9 @@ class VectorEnvironment:
         remake: makes the same vector afresh; given where its members are :class:`SeededEpisodes`,
             whose episodes can be replayed.
         first: number of its first environment in messages, where it is a share of a larger vector.
+
+    Attributes:
+        mask_source: Where action masks come from; None without masks. Known after a reset.
 
     Raises:
         UnsupportedSpaceError: no policy here can serve one of its spaces.
@@ -80,11 +89,12 @@ class VectorEnvironment:
             vector.single_observation_space, bool(self._blocks)
         )
         self._flatten = ObservationFlattener(self.observation_space)
-        self._no_finals = np.empty((0, self.observation_width), np.float32)
+        self._check = ObservationCheck(vector.single_observation_space)
+        self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
         self.autoreset_mode = _autoreset_mode(vector)
         self._remake = remake
         self._seeded = remake is not None
-        self._mask_from: str | None = None
+        self.mask_source: MaskSource | None = None
         self._resetting = self._nowhere = np.zeros(self.num_envs, bool)
 
     @property
@@ -93,17 +103,19 @@ class VectorEnvironment:
         return self._flatten.width
 
     @property
+    def observation_dtype(self) -> type[np.floating[Any]]:
+        """Of flattened observations: float32, or float64 where a space is wider."""
+        return self._flatten.dtype
+
+    @property
     def resumable(self) -> bool:
         """Whether running episodes can be replayed (environments made here, not given whole)."""
         return self._seeded
 
-    @property
-    def mask_source(self) -> str | None:
-        """Where action masks come from, in words; None without masks. Known after a reset."""
-        return self._mask_from
+    def reset(self, out: Rows, restarts: int = 0) -> Bool | None:
+        """Begin an episode everywhere, the first one where they are replayable.
 
-    def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
-        """Begin an episode everywhere; observations go to ``out`` [B, O].
+        Observations go to ``out`` [B, O].
 
         Args:
             out: receives the observations.
@@ -117,14 +129,16 @@ class VectorEnvironment:
             EnvironmentFault: an environment raised.
         """
         self._revive()
+        if self._seeded:
+            self._guard(self.vector.call, "rewind")
         seed = None if self._seeded else restart_seed(self.seed, restarts)
         batch, infos = self._guard(self.vector.reset, seed=seed)
         self._resetting = self._nowhere
         self._find_masks(infos)
-        self._flatten(batch, out)
+        self._write(batch, out)
         return self._masks(batch, infos, self._nowhere)
 
-    def step(self, actions: npt.NDArray[Any], out: Float32) -> Transition:
+    def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O].
 
         Args:
@@ -137,7 +151,7 @@ class VectorEnvironment:
         """
         batch, rewards, terminated, truncated, infos = self._guard(self.vector.step, actions)
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
-        self._flatten(batch, out)
+        self._write(batch, out)
         ended = terminated | truncated
         resetting, finals = self._resetting, _NO_ENVS
         final_observations = self._no_finals
@@ -164,7 +178,7 @@ class VectorEnvironment:
             self._masks(batch, infos, self._resetting),
         )
 
-    def reset_where(self, where: Bool, out: Float32, masks: Bool | None) -> Bool | None:
+    def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
         """Abandon the running episodes of ``where`` [B] and begin new ones.
 
         Their rows of ``out`` are replaced; the action masks [B, n] of all environments returned.
@@ -182,17 +196,17 @@ class VectorEnvironment:
         batch, infos = self._reset_some(where, {}, out)
         still = self._resetting & ~where
         self._resetting = still if still.any() else self._nowhere
-        if self._mask_from is None or masks is None:
+        if self.mask_source is None or masks is None:
             return None
         fresh = self._raw_masks(batch, infos)
         return self._checked_masks(np.where(where[:, None], fresh, masks))
 
     def _reset_some(
-        self, where: Bool, infos: Mapping[str, Any], out: Float32
+        self, where: Bool, infos: Mapping[str, Any], out: Rows
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environments of ``where``; their infos replace those in ``infos``."""
         batch, fresh = self._guard(self.vector.reset, options={"reset_mask": where.copy()})
-        out[where] = self._flatten(batch)[where]
+        out[where] = self._write(batch)[where]
         merged = dict(infos)
         if MASK_KEY in fresh and MASK_KEY in infos:
             merged[MASK_KEY] = np.array(infos[MASK_KEY])
@@ -203,8 +217,8 @@ class VectorEnvironment:
         return batch, merged
 
     def _final_observations(
-        self, envs: npt.NDArray[np.int64], out: Float32, infos: Mapping[str, Any]
-    ) -> Float32:
+        self, envs: npt.NDArray[np.int64], out: Rows, infos: Mapping[str, Any]
+    ) -> Rows:
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
             return out[envs]
         if "final_obs" not in infos:
@@ -216,8 +230,26 @@ class VectorEnvironment:
             )
         found = infos["final_obs"]
         if isinstance(found, Mapping):  # a batch of a Dict space, not an array of dicts
-            return self._flatten(found)[envs]
-        return np.stack([self._flatten.one(found[env]) for env in envs])
+            rows: Rows = self._guard(self._flatten, found)
+            return rows[envs]
+        return np.stack([self._guard(self._flatten.one, found[env]) for env in envs])
+
+    def _write(self, batch: Any, out: Rows | None = None) -> Rows:
+        """The rows of a batch; EnvironmentFault where it is not what the space says."""
+        inner = self.vector.unwrapped
+        if not self._seeded and isinstance(inner, SyncVectorEnv):
+            # Not the batch: there, numbers have been bent to the space already.
+            for env, observation in enumerate(inner._env_obs):
+                try:
+                    self._check(observation)
+                except ValueError as error:
+                    raise EnvironmentFault(
+                        f"environment {env} of {self.name}: {error}", env_index=env
+                    ) from error
+        try:
+            return self._flatten(batch, out)
+        except ValueError as error:
+            raise EnvironmentFault(f"{self.name}: {error}") from error
 
     # Action masks
 
@@ -226,20 +258,20 @@ class VectorEnvironment:
             return
         inner = self.vector.unwrapped
         if self._mask_in_observation:
-            self._mask_from = f"the {MASK_KEY!r} entry of the observation"
+            self.mask_source = MaskSource.OBSERVATION
         elif self._seeded and any(self._guard(self.vector.call, "has_mask_method")):
-            self._mask_from = "the environment's action_masks() method"
+            self.mask_source = MaskSource.SEEDED_EPISODES
         elif MASK_KEY in infos:
-            self._mask_from = f"infos[{MASK_KEY!r}]"
+            self.mask_source = MaskSource.INFOS
         elif isinstance(inner, SyncVectorEnv) and all(
             env.has_wrapper_attr("action_masks") for env in inner.envs
         ):
-            self._mask_from = "action_masks() of each environment"
+            self.mask_source = MaskSource.ENVIRONMENTS
         elif callable(getattr(self.vector, "action_masks", None)):
-            self._mask_from = "action_masks() of the vector environment"
+            self.mask_source = MaskSource.VECTOR
 
     def _masks(self, batch: Any, infos: Mapping[str, Any], ignore: Bool) -> Bool | None:
-        if self._mask_from is None:
+        if self.mask_source is None:
             return None
         return self._checked_masks(self._raw_masks(batch, infos), ignore)
 
@@ -248,9 +280,9 @@ class VectorEnvironment:
         given: Any
         if self._mask_in_observation:
             given = batch[MASK_KEY]
-        elif self._mask_from == "action_masks() of each environment":
+        elif self.mask_source is MaskSource.ENVIRONMENTS:
             given = self._guard(self.vector.call, "action_masks")
-        elif self._mask_from == "action_masks() of the vector environment":
+        elif self.mask_source is MaskSource.VECTOR:
             given = self._guard(self.vector.action_masks)
         else:  # what an environment does not forbid is allowed
             said = infos.get(f"_{MASK_KEY}", [MASK_KEY in infos] * self.num_envs)
@@ -279,17 +311,17 @@ class VectorEnvironment:
             env, block = (int(i) for i in np.argwhere(~some)[0])
             raise EnvironmentFault(
                 f"environment {self.first + env} allows no choice for action {block} "
-                f"({self._mask_from} is all False there), yet its episode goes on.",
+                f"({self.mask_source} is all False there), yet its episode goes on.",
                 env_index=self.first + env,
             )
         return masks
 
-    def take_masks(self, source: str) -> None:
+    def take_masks(self, source: MaskSource) -> None:
         """Ask for action masks from here on, though this vector has shown none.
 
         Those that it does not give allow everything: others of the same run do give some.
         """
-        self._mask_from = self._mask_from or source
+        self.mask_source = self.mask_source or source
 
     # Replay
 
@@ -301,7 +333,7 @@ class VectorEnvironment:
         """`SeededEpisodes.plain_state` of each environment."""
         return list(self._guard(self.vector.call, "plain_state"))
 
-    def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Float32) -> None:
+    def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``.
 
         Raises:
@@ -314,7 +346,7 @@ class VectorEnvironment:
         for env, (observation, info, over) in enumerate(
             self._guard(self.vector.call, "replay", numbered)
         ):
-            if self._mask_from is None:
+            if self.mask_source is None:
                 self._find_masks(info)
             if over:
                 raise EnvironmentFault(
@@ -323,7 +355,7 @@ class VectorEnvironment:
                     "cannot be resumed.",
                     env_index=self.first + env,
                 )
-            out[env] = self._flatten.one(observation)
+            out[env] = self._guard(self._flatten.one, observation)
 
     # Faults and the end
 

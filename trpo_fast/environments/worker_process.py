@@ -25,7 +25,7 @@ from trpo_fast.environments.board import Bell, Board, Gone
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, created
 from trpo_fast.environments.interface import Bool, Episode
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
-from trpo_fast.environments.vector_environment import VectorEnvironment
+from trpo_fast.environments.vector_environment import MaskSource, VectorEnvironment
 
 # What is asked of a worker: a step, or a method of its share by the pipe.
 STEP, CALL, END = 1, 2, 3
@@ -109,13 +109,13 @@ class Share:
             self._finals[done.final_envs] = done.final_observations
         return not done.quiet
 
-    def reset(self) -> str | None:
+    def reset(self) -> MaskSource | None:
         """Begin an episode everywhere; where action masks come from."""
         self._steps[:] = 0
         self._write_masks(self._env.reset(self._observations))
         return self._env.mask_source
 
-    def take_masks(self, source: str) -> None:
+    def take_masks(self, source: MaskSource) -> None:
         """Write action masks from here on; see `VectorEnvironment.take_masks`."""
         self._masks[:] = True
         self._env.take_masks(source)
@@ -134,7 +134,7 @@ class Share:
         """See `VectorEnvironment.plain_states`."""
         return self._env.plain_states()
 
-    def replay(self, episodes: Sequence[Episode]) -> str | None:
+    def replay(self, episodes: Sequence[Episode]) -> MaskSource | None:
         """Enter these episodes; where action masks come from."""
         self._steps[:] = [len(actions) for _, actions in episodes]
         self._env.replay(episodes, self._observations)

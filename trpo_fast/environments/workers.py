@@ -23,9 +23,9 @@ from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.base.spaces import Space, logit_blocks
 from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
-from trpo_fast.environments.interface import Bool, Episode, Float32, Transition
+from trpo_fast.environments.interface import Bool, Episode, Rows, Transition
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
-from trpo_fast.environments.vector_environment import without_mask
+from trpo_fast.environments.vector_environment import MaskSource, without_mask
 from trpo_fast.environments.worker import LAST_WORDS, Worker, join
 from trpo_fast.environments.worker_process import END, LOUD, STEP, Share, Source
 
@@ -74,8 +74,9 @@ class Workers:
         self.action_space = action_space
         self._blocks = logit_blocks(action_space)
         self.observation_space, _ = without_mask(observation_space, bool(self._blocks))
-        self.observation_width = ObservationFlattener(self.observation_space).width
-        self.mask_source: str | None = None
+        flattener = ObservationFlattener(self.observation_space)
+        self.observation_width, self.observation_dtype = flattener.width, flattener.dtype
+        self.mask_source: MaskSource | None = None
         self.step_timeout = step_timeout
         self.start_timeout = start_timeout
         self.num_workers = worker_count(self.num_envs, workers, alone=step_timeout > 0)
@@ -83,7 +84,7 @@ class Workers:
         self._workers: list[Worker] = []
         self._own: Share | None = None
         self._nowhere = np.zeros(self.num_envs, bool)
-        self._no_finals = np.empty((0, self.observation_width), np.float32)
+        self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
         self._unanswered = False
         self._begin()
 
@@ -119,6 +120,7 @@ class Workers:
                 self.num_envs,
                 self.num_workers,
                 self.observation_width,
+                np.dtype(self.observation_dtype).name,
                 sum(self._blocks),
                 tuple(self.action_space.shape or ()),
                 np.dtype(self.action_space.dtype).name,
@@ -247,14 +249,14 @@ class Workers:
 
     # What a rollout needs
 
-    def reset(self, out: Float32, restarts: int = 0) -> Bool | None:
+    def reset(self, out: Rows, restarts: int = 0) -> Bool | None:
         """Begin an episode everywhere; observations go to ``out`` [B, O]."""
-        del restarts  # the episodes go on counting
+        del restarts  # these are replayable, and begin with their first episodes
         self._revive()
         self._agree_on_masks(self._call_all("reset"))
         return self._shown(out)
 
-    def step(self, actions: npt.NDArray[Any], out: Float32) -> Transition:
+    def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O]."""
         board, workers = self._board, self._workers
         if not workers or actions.shape != board.actions.shape:
@@ -316,11 +318,11 @@ class Workers:
             action_masks=masks,
         )
 
-    def _shown(self, out: Float32) -> Bool | None:
+    def _shown(self, out: Rows) -> Bool | None:
         out[...] = self._board.observations
         return None if self.mask_source is None else self._board.masks.copy()
 
-    def reset_where(self, where: Bool, out: Float32, masks: Bool | None) -> Bool | None:
+    def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
         """Abandon the running episodes of ``where`` [B] and begin new ones."""
         parts = [where[source.rows] for source in self._sources]
         self._call("reset_where", [(part,) if part.any() else None for part in parts])
@@ -329,12 +331,12 @@ class Workers:
             return None
         return np.where(where[:, None], self._board.masks, masks)
 
-    def take_masks(self, source: str) -> None:
+    def take_masks(self, source: MaskSource) -> None:
         """See `VectorEnvironment.take_masks`."""
         self.mask_source = self.mask_source or source
         self._agree_on_masks([None] * len(self._sources))
 
-    def _agree_on_masks(self, sources: Sequence[str | None]) -> None:
+    def _agree_on_masks(self, sources: Sequence[MaskSource | None]) -> None:
         """Where one environment gives action masks, those of the others allow everything."""
         found = next((source for source in (self.mask_source, *sources) if source), None)
         if found is not None:
@@ -351,7 +353,7 @@ class Workers:
         """`SeededEpisodes.plain_state` of each environment."""
         return list(chain(*self._call_all("plain_states")))
 
-    def replay(self, episodes: Sequence[Episode], out: Float32) -> None:
+    def replay(self, episodes: Sequence[Episode], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``."""
         self._revive()
         parts = [episodes[source.rows] for source in self._sources]

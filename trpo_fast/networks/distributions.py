@@ -21,7 +21,6 @@ from torch.distributions import (
     Normal,
     TransformedDistribution,
     constraints,
-    kl_divergence,
     register_kl,
 )
 from torch.nn.functional import logsigmoid
@@ -76,7 +75,7 @@ def check_allowed(actions: Tensor, mask: Tensor, nvec: tuple[int, ...]) -> None:
 
 
 def shifted_logits(logits: Tensor) -> Tensor:
-    """The same logits with greatest entry 0 in the last dimension.
+    """Logits of the same distribution, moved to have 0 as the greatest of the last dimension.
 
     torch normalises by ``logits - logsumexp(logits)``, which loses log n where the logits' ulp is
     above it: probabilities would sum to n, and a KL could be negative.
@@ -311,12 +310,3 @@ def in_double(distribution: Distribution) -> Distribution:
     if kind is Beta:
         return Beta(d.concentration1.double(), d.concentration0.double(), validate_args=False)
     return distribution
-
-
-def joint_kl(p: Distribution, q: Distribution) -> Tensor:
-    """KL(p, q) of the joint action for each sample, ``batch_shape``, in nats, without cancellation.
-
-    Raises:
-        NotImplementedError: torch has no KL registered for the two types.
-    """
-    return kl_divergence(in_double(p), in_double(q))

@@ -23,6 +23,7 @@ from trpo_fast.base.spaces import SUPPORTED_ACTIONS, observation_width
 from trpo_fast.networks.activations import ACTIVATIONS
 from trpo_fast.networks.distributions import mode
 from trpo_fast.networks.heads import Outputs, head_for
+from trpo_fast.networks.orthogonal import orthogonal_
 
 _MODULES: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
@@ -109,7 +110,7 @@ def _initialise(
     linear: nn.Linear, gain: float, ortho_init: bool, generator: torch.Generator | None
 ) -> None:
     if ortho_init:
-        nn.init.orthogonal_(linear.weight, gain, generator=generator)
+        orthogonal_(linear.weight, gain, generator)
         nn.init.zeros_(linear.bias)
         return
     # torch.nn.Linear.reset_parameters, with a generator.

@@ -66,11 +66,10 @@ class BatchReader:
             unit,
         )
 
-    def inputs(self, action_mask: Any = None) -> Batch:
+    def inputs(self) -> Batch:
         """The batch of a Fisher product alone: no actions, no advantages."""
         rows = self.rows if self.kept is None else len(self.kept)
-        mask = None if action_mask is None else self.per_row("action_mask", action_mask)
-        return Batch(rows, self.obs, weights=self.weights, action_mask=mask)
+        return Batch(rows, self.obs, weights=self.weights)
 
     def vector(self, name: str, value: Any) -> Tensor:
         """A finite floating vector ``[N]``, its rows of weight 0 dropped."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from trpo_fast.backends.generic.problem import Evaluation
+from trpo_fast.backends.generic.problem import ModelCall
 
 ClosureResult = tuple[Tensor, Distribution] | tuple[Tensor, Distribution, Tensor | None]
 CLOSURE_ADVICE = (
@@ -17,7 +17,7 @@ CLOSURE_ADVICE = (
 )
 
 
-def read_closure(found: Any, sign: float) -> Evaluation:
+def read_closure(found: Any, sign: float) -> ModelCall:
     """What a closure returned, checked; its loss times ``sign`` is to fall.
 
     Raises:
@@ -51,4 +51,5 @@ def read_closure(found: Any, sign: float) -> Evaluation:
                 "not all 0"
             )
         weights = weights.detach()
-    return Evaluation(sign * loss.reshape(()), distribution, weights)
+    loss = loss.reshape(())  # a view: a loss made before the step is known by its memory
+    return ModelCall(loss if sign > 0 else -loss, distribution, weights)

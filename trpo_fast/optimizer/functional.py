@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast.base.modes import own_precision, twice_differentiable
-from trpo_fast.base.tensors import all_finite, norm
+from trpo_fast.base.tensors import all_finite, norm, plus
 from trpo_fast.optimizer.batch_reader import BatchReader
 from trpo_fast.optimizer.problems import problem_of
 from trpo_fast.preconditioning.curvature import Curvature
@@ -26,7 +26,7 @@ def fisher_vector_product(
     *,
     damping: float = 0.0,
     weights: Any = None,
-    backend: str = "auto",
+    backend: str = Options.backend,
     precision: str = "fp32",
 ) -> Tensor:
     """``(F + damping I) vector`` ``[P]`` with F the Fisher matrix of the policy's mean KL.
@@ -50,7 +50,7 @@ def fisher_vector_product(
     v = places.gather("vector", vector)
     with own_precision(v.device), twice_differentiable(policy):
         product = _products(policy, places.parameters, obs, weights, options).fisher_product(v)
-    return places.scatter(product.add(v, alpha=damping))
+    return places.scatter(plus(product, v, damping))
 
 
 def natural_gradient(
@@ -58,15 +58,15 @@ def natural_gradient(
     obs: Any,
     gradient: Tensor,
     *,
-    damping: float = 0.1,
-    cg_iters: int = 10,
-    cg_tol: float = 1e-4,
+    damping: float = Options.damping,
+    cg_iters: int = Options.cg_iters,
+    cg_tol: float = Options.cg_tol,
     cg_progress_tol: float = 0.0,
-    preconditioner: str = "auto",
-    precision: str = "auto",
-    fisher_fraction: float = 1.0,
+    preconditioner: str = Options.preconditioner,
+    precision: str = Options.precision,
+    fisher_fraction: float = Options.fisher_fraction,
     weights: Any = None,
-    backend: str = "auto",
+    backend: str = Options.backend,
 ) -> tuple[Tensor, Solution]:
     """The direction ``x`` ``[P]`` that solves ``(F + damping I) x = gradient``, and figures.
 
@@ -75,8 +75,8 @@ def natural_gradient(
         obs: As for ``fisher_vector_product``.
         gradient: ``[P]`` in the order of ``policy.parameters()``.
         damping: Added to the diagonal.
-        cg_iters: Most conjugate-gradient iterations.
-        cg_tol: Relative residual at which they stop.
+        cg_iters: As for ``TRPOOptimizer``.
+        cg_tol: As for ``TRPOOptimizer``.
         cg_progress_tol: As for ``TRPOOptimizer``, but 0 unless given: here the solution counts.
         preconditioner: As for ``TRPOOptimizer``; its statistics are made anew at each call.
         precision: As for ``TRPOOptimizer``.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.preconditioning.curvature import AGE
-from trpo_fast.update.options import NAMES, Options
+from trpo_fast.update.options import TABLE, Options
 
 
 def check_loaded(state: Mapping[str, Any]) -> None:
@@ -23,8 +23,8 @@ def check_loaded(state: Mapping[str, Any]) -> None:
         ValueError: an option out of its limits; statistics of a wrong type, or not finite.
     """
     for group in state["param_groups"]:
-        known = {name: group[name] for name in NAMES if name in group}
-        Options(**{**known, "lr": number("lr", known.get("lr", 1.0))})
+        known = {name: group[name] for name in TABLE if name in group}
+        Options(**{**known, "lr": number("lr", known.get("lr", Options.lr))})
     for index, entry in enumerate(state["state"].values()):
         where = f"the loaded state's entry {index}"
         if not isinstance(entry, Mapping):

@@ -55,8 +55,7 @@ def precondition(
 ) -> None:
     """Give the problem the preconditioner that the options ask for, at theta_old."""
     kind = preconditioner_kind(options, network, batch.rows, lasts=curvature.lasts)
-    # On a device nothing is known yet of what "auto" would gain.
-    if kind == "none" or (options.preconditioner == "auto" and problem.backend == "cuda"):
+    if kind == "none" or (options.preconditioner == "auto" and not problem.gains_known):
         return
     problem.preconditioner = curvature.preconditioner(
         kind, network, problem, batch, options.damping, options.fisher_fraction
@@ -290,7 +289,10 @@ def _rest(network: Network, parameters: FlatParameters, damping: float) -> Tenso
     """``M^-1`` ``[P]`` outside the layers: log_std's block of F is 2 I, that of others 0."""
     size = sum(parameters.sizes)
     inverse = torch.full(
-        (size,), 1 / (damping or 1.0), dtype=parameters.dtype, device=parameters.device
+        (size,),
+        min(1 / (damping or 1.0), torch.finfo(parameters.dtype).max),
+        dtype=parameters.dtype,
+        device=parameters.device,
     )
     place = None if network.log_std is None else parameters.place.get(id(network.log_std))
     if place is not None:

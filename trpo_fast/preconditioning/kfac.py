@@ -35,14 +35,14 @@ class LayerRows(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """Of one layer's stepped parameters."""
+    """The Kronecker factors of one layer's stepped parameters."""
 
     A: Tensor  # [m, m]: in, in + 1 with the bias, or 1 for the bias alone
     G: Tensor  # [out, out]
 
 
 class EigenBasis(NamedTuple):
-    """``U diag(values) U'``."""
+    """A symmetric matrix as ``U diag(values) U'``."""
 
     U: Tensor
     values: Tensor
@@ -108,7 +108,7 @@ def input_moment(rows: LayerRows, *, weight: bool, bias: bool) -> Tensor:
 
 
 def output_moment(rows: LayerRows) -> Tensor:
-    """``G``."""
+    """The factor ``G`` ``[out, out]``: the mean of ``e e'`` over the rows."""
     return rows.gradients.T @ rows.gradients
 
 

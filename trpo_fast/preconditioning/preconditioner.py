@@ -72,9 +72,15 @@ class Preconditioner:
 
 
 class Preconditioned(Problem, Protocol):
-    """What an analytic backend's problem is: its solve uses a preconditioner that is set."""
+    """What an analytic backend's problem is: its solve uses a preconditioner that is set.
+
+    Attributes:
+        preconditioner: What the solve uses; None for plain conjugate gradients.
+        gains_known: Whether "auto" may choose one: what it gains has been measured there.
+    """
 
     preconditioner: Preconditioner | None
+    gains_known: bool
 
 
 class KroneckerStatistics(ABC):

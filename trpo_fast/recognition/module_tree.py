@@ -11,6 +11,7 @@ from torch.nn.modules import module as module_globals
 class Tree(NamedTuple):
     """A module with all below it, as it is now."""
 
+    parts: list[nn.Module]  # the module itself first
     key: list[Any]  # equal keys: the same modules, computing with the same parameters
     tensors: list[Tensor]  # parameters and buffers: the slots
     training: list[nn.Module]  # the modules in train mode
@@ -55,6 +56,7 @@ def read_tree(module: nn.Module, *, keyed: bool = True) -> Tree | str:
     key: list[Any] = []
     tensors: list[Tensor] = []
     training: list[nn.Module] = []
+    parts: list[nn.Module] = []
     pending, seen = [module], {id(module)}
     while pending:
         part = pending.pop()
@@ -69,6 +71,7 @@ def read_tree(module: nn.Module, *, keyed: bool = True) -> Tree | str:
         if own["training"]:
             training.append(part)
         if keyed:
+            parts.append(part)
             key += (id(part), kind, kind.forward)
             for group in (own["_parameters"], own["_buffers"]):
                 for tensor in group.values():
@@ -79,7 +82,7 @@ def read_tree(module: nn.Module, *, keyed: bool = True) -> Tree | str:
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 pending.append(child)
-    return Tree(key, tensors, training)
+    return Tree(parts, key, tensors, training)
 
 
 def _unusual(module: nn.Module, part: nn.Module) -> str:

@@ -1,17 +1,19 @@
 """Modules of any make that are at heart a perceptron with a known head.
 
 What a module computes is found once, from one traced call (``tracing``), and kept as a structure
-of slots in its module tree. Each time it is asked for, three things are checked again: the tree
-(types, ``forward`` functions, hooks, parameters by identity, shape and dtype), the tensors, and
-the numbers: a few rows of the batch through ``forward`` and through the network must agree. After
-a change the module is traced anew, and then the values over the batch and the gradients must agree
-as well. No pointer and no value is kept.
+of slots in its module tree. Each time it is asked for, four things are checked again: the tree
+(types, ``forward`` functions, hooks, parameters by identity, shape and dtype), the Python state
+that ``forward`` can read (``python_state``), the tensors, and now and then the numbers: a few rows
+of the batch through ``forward`` and through the network must agree. After a change the module is
+traced anew, and the gradients must agree as well. Since ``forward`` can read how many rows there
+are, a batch of another length or layout than any before is traced and compared over all of its
+rows. No pointer and no value of a tensor is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,10 +22,16 @@ from torch import Tensor, nn
 
 from trpo_fast.base.modes import own_precision
 from trpo_fast.base.tensors import PLAIN_TENSORS
-from trpo_fast.networks.activations import SOFTPLUS_THRESHOLD
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
 from trpo_fast.networks.network import Layer, Network
 from trpo_fast.recognition.module_tree import Tree, read_tree, unusual_part
+from trpo_fast.recognition.python_state import (
+    changed_by_call,
+    global_modes,
+    kept_generators,
+    python_state,
+)
+from trpo_fast.recognition.sequential import sequential_layers
 from trpo_fast.recognition.structures import (
     Structure,
     distribution_tensors,
@@ -35,9 +43,12 @@ from trpo_fast.recognition.structures import (
 from trpo_fast.recognition.tracing import Tracer
 
 UNDECIDED = "decided at each step, by what forward does with its observations"
+DRAWS = "forward draws random numbers from Python's or NumPy's generator"
 TRACED_ROWS = 5  # enough that a row is not mistaken for the batch
-CHECKED_ROWS = 4  # each time
-CHECKED_ROWS_ONCE = 8192  # after a trace
+CHECKED_ROWS = 4
+CHECKED_EACH = 8  # of the times that nothing has changed: forward alone is a hundredth of a step
+ROWS_AT_ONCE = 1 << 17  # CHUNK_ROWS of the generic path: it calls forward with no more
+LAYOUTS_KEPT = 64
 VALUE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 
@@ -45,6 +56,8 @@ GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 class _Memory(NamedTuple):
     key: tuple[Any, ...]
     found: Structure | str
+    layouts: dict[tuple[Any, ...], None]  # of the batches that were compared whole
+    looks: Iterator[int]  # counts them
 
 
 class Recognizer:
@@ -110,27 +123,46 @@ class Recognizer:
             ) from error
 
     def _find(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
-        key = (tree.key, obs.shape[1:], obs.dtype, obs.device)
+        key = _key(tree, obs)
+        if isinstance(key, str):
+            return key
         memory = self._memory.get(module)
-        if memory is not None and memory.key == key:
-            found = memory.found
-            if isinstance(found, str):
-                return found
-            few = obs[:: max(1, len(obs) // CHECKED_ROWS)][:CHECKED_ROWS]
-            if self._servable(found, tree) is None and self._agrees(module, found, tree, few):
-                return found
-        traced = self._trace(module, tree, obs)
-        self._memory[module] = _Memory(key, traced)
-        return traced
+        if memory is None or memory.key != key or not self._holds(module, memory, tree, obs):
+            found = self._trace(module, tree, obs)
+            again = _key(tree, obs)
+            if again != key and not isinstance(again, str):  # set up by the first call, perhaps
+                key, found = again, self._trace(module, tree, obs)
+            memory = _Memory(key, found, {}, count(1))
+        layout = (len(obs), obs.stride())
+        if layout not in memory.layouts and not isinstance(memory.found, str):
+            reason = self._differs(module, memory.found, tree, obs)
+            if reason is None and _key(tree, obs) != key:
+                reason = changed_by_call(module, lambda: module(obs))
+            memory = memory._replace(found=reason or memory.found)
+            memory.layouts[layout] = None
+            if len(memory.layouts) > LAYOUTS_KEPT:
+                del memory.layouts[next(iter(memory.layouts))]
+        self._memory[module] = memory
+        return memory.found
+
+    def _holds(self, module: nn.Module, memory: _Memory, tree: Tree, obs: Tensor) -> bool:
+        found = memory.found
+        if isinstance(found, str):
+            return True
+        if self._servable(found, tree) is not None:
+            return False
+        if next(memory.looks) % CHECKED_EACH:
+            return True
+        few = obs[:: max(1, len(obs) // CHECKED_ROWS)][:CHECKED_ROWS]
+        return self._agrees(module, found, tree, few)
 
     def _trace(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
+        """What forward does with a few rows, in values and gradients."""
         rows = obs[torch.arange(TRACED_ROWS, device=obs.device) % len(obs)]
-        tracer = Tracer(module, rows, tree.tensors)
-        devices = [obs.device] if obs.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            with tracer:
-                result = module(rows)
-            found = tracer.refusal or self._read(tracer, result)
+        with kept_generators(obs.device) as drawn, torch.enable_grad():
+            found, result = self._watched(module, tree, rows)
+            if drawn():
+                return DRAWS
             if isinstance(found, str):
                 return found
             reason = self._servable(found, tree) or self._gradients_differ(
@@ -138,10 +170,28 @@ class Recognizer:
             )
             if reason is not None:
                 return reason
-            many = obs[:: max(1, len(obs) // CHECKED_ROWS_ONCE)][:CHECKED_ROWS_ONCE]
-            if not self._agrees(module, found, tree, many):
+            if not self._agrees(module, found, tree, rows):
                 return "forward gives other numbers than the layers found in it"
         return found
+
+    def _watched(self, module: nn.Module, tree: Tree, rows: Tensor) -> tuple[Structure | str, Any]:
+        tracer = Tracer(module, rows, tree.tensors)
+        with tracer:
+            result = module(rows)
+        return tracer.refusal or self._read(tracer, result), result
+
+    @torch.no_grad()
+    def _differs(self, module: nn.Module, found: Structure, tree: Tree, obs: Tensor) -> str | None:
+        """Whether forward does anything else with all the rows than with a few, and what."""
+        with kept_generators(obs.device) as drawn:
+            for rows in obs.split(ROWS_AT_ONCE):
+                whole, result = self._watched(module, tree, rows)
+                if isinstance(whole, str):
+                    return whole
+                given = self._observe(result)
+                if whole != found or not _same(given, self._compute(found, tree.tensors, rows)):
+                    return f"forward does something else with {len(rows)} rows than with a few"
+            return DRAWS if drawn() else None
 
     def _servable(self, found: Structure, tree: Tree) -> str | None:
         return unservable([tree.tensors[slot] for slot in found.slots()])
@@ -152,10 +202,7 @@ class Recognizer:
         given = self._observe(module(rows))
         if not torch.equal(state, torch.get_rng_state()):
             torch.set_rng_state(state)  # a look must not change what is drawn later
-        wanted = self._compute(found, tree.tensors, rows)
-        if given is None or len(given) != len(wanted):
-            return False
-        return all(_close(a, b, VALUE_TOLERANCE) for a, b in zip(given, wanted, strict=True))
+        return _same(given, self._compute(found, tree.tensors, rows))
 
     def _gradients_differ(
         self, result: Any, found: Structure, tensors: Sequence[Tensor], rows: Tensor
@@ -184,6 +231,12 @@ def _gradients(side: tuple[Tensor, ...] | None, leaves: list[Tensor]) -> Sequenc
     return torch.autograd.grad(total, leaves, allow_unused=True)
 
 
+def _same(given: tuple[Tensor, ...] | None, wanted: tuple[Tensor, ...]) -> bool:
+    if given is None or len(given) != len(wanted):
+        return False
+    return all(_close(a, b, VALUE_TOLERANCE) for a, b in zip(given, wanted, strict=True))
+
+
 def _close(a: Tensor, b: Tensor, tolerance: dict[torch.dtype, float]) -> bool:
     """Equal, or within rounding of the greatest entry."""
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -191,6 +244,17 @@ def _close(a: Tensor, b: Tensor, tolerance: dict[torch.dtype, float]) -> bool:
     if torch.equal(a, b):
         return True
     return bool((a - b).abs().max() <= tolerance[a.dtype] * b.abs().max())
+
+
+def _key(tree: Tree, obs: Tensor) -> tuple[Any, ...] | str:
+    """All that ``forward`` can read besides values and the number of rows, or why it is not known.
+
+    The first two are what ``Recognizer._check_shape`` compares.
+    """
+    state = python_state(tree.parts)
+    if isinstance(state, str):
+        return state
+    return tree.key, obs.shape[1:], obs.dtype, obs.device, state, global_modes()
 
 
 recognise_policy = Recognizer(policy_structure, distribution_tensors, policy_tensors)
@@ -201,53 +265,7 @@ recognise_values = Recognizer(
 )
 
 
-_SIMPLE_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.Identity: "identity",
-    nn.Tanh: "tanh",
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid",
-}
-
-
-def _activation_of(module: nn.Module) -> tuple[str, float] | None:
-    kind = type(module)
-    if kind in _SIMPLE_ACTIVATIONS:
-        return _SIMPLE_ACTIVATIONS[kind], 0.0
-    if isinstance(module, nn.LeakyReLU):
-        return ("leaky_relu", float(module.negative_slope)) if kind is nn.LeakyReLU else None
-    if isinstance(module, nn.ELU):
-        return ("elu", float(module.alpha)) if kind is nn.ELU else None
-    if isinstance(module, nn.GELU) and kind is nn.GELU:
-        return ("gelu_tanh" if module.approximate == "tanh" else "gelu", 0.0)
-    if isinstance(module, nn.Softplus):
-        usual = kind is nn.Softplus and module.threshold == SOFTPLUS_THRESHOLD
-        return ("softplus", float(module.beta)) if usual else None
-    return None
-
-
-def _sequential_layers(body: nn.Sequential) -> tuple[Layer, ...] | str:
-    """Layers of Linear, activation, Linear, ..., Linear; or why it is not of that form."""
-    layers: list[Layer] = []
-    previous: nn.Module | None = None
-    for module in body:
-        last, previous = previous, module
-        if type(module) is nn.Linear:
-            # nn.Module.__getattr__ costs ten times as much
-            own = module._parameters
-            weight, bias = own["weight"], own["bias"]
-            assert weight is not None  # noqa: S101
-            if layers and layers[-1].weight.shape[0] != weight.shape[1]:
-                return "the widths of consecutive layers do not match"
-            layers.append(Layer(weight, bias, "identity"))
-            continue
-        activation = _activation_of(module)
-        if activation is None or not layers:
-            return f"the layer {type(module).__name__} is not one that the fused path knows"
-        if type(last) is not nn.Linear:
-            return f"{type(module).__name__} follows {type(last).__name__} directly"
-        layers[-1] = Layer(layers[-1].weight, layers[-1].bias, *activation)
-    return tuple(layers)
+_POLICY_FORWARD, _VALUE_FORWARD = MlpPolicy.forward, ValueFunction.forward
 
 
 def unservable(tensors: Sequence[Tensor]) -> str | None:
@@ -280,7 +298,7 @@ def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...]
         obs: ``[N, O]``; what another module than ``ValueFunction`` computes is found, and each
             time compared, on these. Without them such a module is ``UNDECIDED``.
     """
-    if type(module) is ValueFunction:
+    if type(module) is ValueFunction and ValueFunction.forward is _VALUE_FORWARD:
         layers = _checked_layers(module, module.body)
         if isinstance(layers, str):
             return layers
@@ -296,7 +314,7 @@ def _checked_layers(module: nn.Module, body: nn.Module) -> tuple[Layer, ...] | s
         return reason
     if type(body) is not nn.Sequential:
         return f"its body is a {type(body).__name__}, not a plain Sequential"
-    return _sequential_layers(body)
+    return sequential_layers(body)
 
 
 def network_of(
@@ -315,7 +333,7 @@ def network_of(
             time compared, on its rows; without them such a module is ``UNDECIDED``.
         action_mask: The batch's mask, or None.
     """
-    if type(module) is not MlpPolicy:
+    if type(module) is not MlpPolicy or MlpPolicy.forward is not _POLICY_FORWARD:
         return _foreign_network(module, obs, action_mask)
     layers = _checked_layers(module, module.body)
     if isinstance(layers, str):

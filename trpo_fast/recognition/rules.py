@@ -1,7 +1,7 @@
 """What a traced tensor holds, and what torch functions make of it.
 
-``RULES`` names every function that keeps a value known. An activation is one line there, once
-``network.ACTIVATIONS`` has it.
+``RULES`` names every function that keeps a value known. An activation is one line in
+``ACTIVATION_RULES``, once ``networks.activations.ACTIVATIONS`` has it.
 """
 
 from __future__ import annotations
@@ -69,36 +69,46 @@ def _addmm(call: Call) -> Known:
     return _layer(call, call.argument(1, "mat1"), weight, call.argument(0, "input"))
 
 
-def _activation(name: str, position: int, keyword: str, default: float) -> Rule:
-    """An activation with one float argument at ``position``, or with none."""
+def _activated(call: Call, kind: str, parameter: Any = 0.0) -> Known:
+    """The chain with an activation on its last layer, where it has none yet."""
+    chain = call.known(call.argument(0, "input"))
+    if not isinstance(chain, Chain) or chain.squeezed:
+        return None
+    last = chain.steps[-1]
+    if last.activation != "identity" or "out" in call.kwargs or len(call.args) > 3:
+        return None
+    if not isinstance(parameter, int | float):
+        return None
+    step = replace(last, activation=kind, parameter=float(parameter))
+    return lambda _: Chain((*chain.steps[:-1], step))
 
-    def rule(call: Call) -> Known:
-        chain = call.known(call.argument(0, "input"))
-        if not isinstance(chain, Chain) or chain.squeezed:
-            return None
-        last = chain.steps[-1]
-        if last.activation != "identity" or "out" in call.kwargs:
-            return None
-        kind = name
-        parameter: Any = 0.0
-        if name == "gelu":
-            approximate = call.argument(1, "approximate", "none")
-            kind = {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
-        elif keyword:
-            parameter = call.argument(position, keyword, default)
-        if not isinstance(parameter, int | float) or len(call.args) > 3:
-            return None
-        if name == "elu" and not isinstance(call.argument(2, "inplace", False), bool):
-            return None  # torch's scale, not the functional's inplace
-        if call.kwargs.keys() & {"scale", "input_scale"}:
-            return None
-        threshold = call.argument(2, "threshold", SOFTPLUS_THRESHOLD)
-        if name == "softplus" and threshold != SOFTPLUS_THRESHOLD:
-            return None
-        step = replace(last, activation=kind, parameter=float(parameter))
-        return lambda _: Chain((*chain.steps[:-1], step))
 
-    return rule
+def _plain(kind: str) -> Rule:
+    """An activation without a number."""
+    return lambda call: _activated(call, kind)
+
+
+def _leaky_relu(call: Call) -> Known:
+    return _activated(call, "leaky_relu", call.argument(1, "negative_slope", 0.01))
+
+
+def _elu(call: Call) -> Known:
+    # torch's own has scale where the functional has inplace.
+    inplace = isinstance(call.argument(2, "inplace", False), bool)
+    if not inplace or call.kwargs.keys() & {"scale", "input_scale"}:
+        return None
+    return _activated(call, "elu", call.argument(1, "alpha", 1.0))
+
+
+def _gelu(call: Call) -> Known:
+    kinds = {"none": "gelu", "tanh": "gelu_tanh"}
+    return _activated(call, kinds[call.argument(1, "approximate", "none")])
+
+
+def _softplus(call: Call) -> Known:
+    if call.argument(2, "threshold", SOFTPLUS_THRESHOLD) != SOFTPLUS_THRESHOLD:
+        return None
+    return _activated(call, "softplus", call.argument(1, "beta", 1.0))
 
 
 def _exp(call: Call) -> Known:
@@ -273,23 +283,19 @@ def _subtract(call: Call) -> Known:
 
 
 def _dropout(call: Call) -> Known:
-    """The identity in eval mode."""
+    """Dropout, which is the identity in eval mode."""
     value = call.values[0]
     off = not call.argument(2, "training", True)
     return (lambda _: value) if off else None
 
 
 ACTIVATION_RULES: dict[str, Rule] = {
-    "tanh": _activation("tanh", 0, "", 0.0),
-    "relu": _activation("relu", 0, "", 0.0),
-    "sigmoid": _activation("sigmoid", 0, "", 0.0),
-    "expit": _activation("sigmoid", 0, "", 0.0),
-    "special_expit": _activation("sigmoid", 0, "", 0.0),
-    "silu": _activation("silu", 0, "", 0.0),
-    "gelu": _activation("gelu", 0, "", 0.0),
-    "leaky_relu": _activation("leaky_relu", 1, "negative_slope", 0.01),
-    "elu": _activation("elu", 1, "alpha", 1.0),
-    "softplus": _activation("softplus", 1, "beta", 1.0),
+    **{name: _plain(name) for name in ("tanh", "relu", "sigmoid", "silu")},
+    **dict.fromkeys(("expit", "special_expit"), _plain("sigmoid")),
+    "gelu": _gelu,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "softplus": _softplus,
 }
 RULES: dict[str, Rule] = {
     **ACTIVATION_RULES,

@@ -39,7 +39,7 @@ class Structure:
     log_std: int | float | None = None
 
     def slots(self) -> Iterator[int]:
-        """Every slot in use."""
+        """The slots of the tensors that the structure uses."""
         if isinstance(self.log_std, int):
             yield self.log_std
         for step in self.steps:
@@ -81,7 +81,8 @@ def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
     kind = type(inner)
     if wrapped and kind is Normal:
         return _gaussian(tracer, inner)
-    from_probs = "probs" in inner.__dict__  # before the logits are asked for, which makes them
+    # Before the logits are asked for, which makes them.
+    from_probs = "probs" in inner.__dict__ and "logits" not in inner.__dict__
     found = head_of_outputs(result)
     if found is not None and from_probs:
         return f"the {kind.__name__} is made from probs; make it from logits"
@@ -141,7 +142,7 @@ def _gaussian(tracer: Tracer, normal: Normal) -> Structure | str:
 
 
 def value_structure(tracer: Tracer, result: Any) -> Structure | str:
-    """As ``policy_structure``, of a value function."""
+    """The structure of a value function from what it returned, or why there is none."""
     if not isinstance(result, Tensor):
         return f"forward returns a {type(result).__name__}, not a tensor"
     value = tracer.value(result)
@@ -178,5 +179,5 @@ def value_tensors(
 
 
 def _rows_of(layers: Sequence[Layer], rows: Tensor) -> Tensor:
-    """As ``fused_batch`` prepares them."""
+    """Observations as ``fused_batch`` prepares them: flat rows ``[n, O]`` in the layers' dtype."""
     return rows.flatten(1).to(layers[0].weight.dtype)

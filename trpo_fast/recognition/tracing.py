@@ -3,8 +3,7 @@
 Every torch function that ``forward`` calls on a few rows is seen by a ``TorchFunctionMode``, and
 each tensor gets a value: the observations, a chain of layers, a parameter, or the reason why it is
 none of these. A layer's activation is what was applied to it, wherever that was written. Only the
-functions in ``traced_values.RULES`` keep a value known: any other can make the fused path
-unavailable, never wrong.
+functions in ``rules.RULES`` keep a value known; any other makes the fused path unavailable.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from trpo_fast.recognition.values import (
 _METADATA = frozenset(
     (
         *("shape", "size", "dim", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf"),
-        *("numel", "nelement", "stride", "storage_offset", "element_size", "itemsize", "nbytes"),
+        *("numel", "nelement", "stride", "element_size", "itemsize", "nbytes"),
         *("is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_inference"),
         *("is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "get_device"),
         *("__len__", "__hash__"),
@@ -64,7 +63,7 @@ class _Record:
 
 
 class Tracer(TorchFunctionMode):
-    """Watches one call of ``module.forward``.
+    """Watches one call of ``module.forward``, which is to be differentiable if grad mode is on.
 
     Args:
         module: Names its parts in reasons.
@@ -78,6 +77,7 @@ class Tracer(TorchFunctionMode):
     def __init__(self, module: nn.Module, obs: Tensor, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self.module, self._slots = module, tensors
+        self._differentiable = torch.is_grad_enabled()
         self.refusal: str | None = None
         self._records: dict[int, _Record] = {}
         for index, tensor in enumerate(tensors):
@@ -86,7 +86,7 @@ class Tracer(TorchFunctionMode):
         self._record(obs, Observations())
 
     def value(self, tensor: Tensor) -> Value:
-        """What a tensor holds."""
+        """What is known of a tensor's origin; ``Unknown`` with the reason otherwise."""
         return self._known(tensor) or _UNFOLLOWED
 
     def __torch_function__(
@@ -100,6 +100,8 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         name = _name(func)
         if name in _METADATA:
+            if not all(id(t) in self._records for t in _tensors((args, kwargs))):
+                self.refuse(_UNFOLLOWED.reason)
             return func(*args, **kwargs)
         tensors = list(_tensors((args, kwargs)))
         values = [self._known(t) for t in tensors]
@@ -114,7 +116,11 @@ class Tracer(TorchFunctionMode):
             self._note_change(call, changed)
         else:
             self._note(call, [o for o in outputs if all(o is not t for t in tensors)])
-        if not torch.is_grad_enabled() and any(value is not None for value in values):
+        if (
+            self._differentiable
+            and not torch.is_grad_enabled()
+            and any(value is not None for value in values)
+        ):
             for output in outputs:
                 self._record(output, Unknown("forward computes a part of it under no_grad"))
         return result
@@ -142,7 +148,10 @@ class Tracer(TorchFunctionMode):
             self._record(changed[0], value or self._unknown(call))
 
     def _note_read(self, call: Call) -> None:
-        if all(value is None for value in call.values) or _in_distribution():
+        if not call.values or _in_distribution():
+            return
+        if all(value is None for value in call.values):
+            self.refuse(_UNFOLLOWED.reason)
             return
         known = {
             "register_hook": "forward registers a gradient hook on a tensor",
@@ -222,7 +231,7 @@ class Tracer(TorchFunctionMode):
         return "a constant" if isinstance(value, Constant) else "the output of a layer"
 
     def slot(self, index: int) -> Tensor:
-        """The tensor in a slot."""
+        """The module's parameter or buffer of that number."""
         return self._slots[index]
 
     def slot_name(self, index: int) -> str:

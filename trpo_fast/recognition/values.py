@@ -42,7 +42,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Slot:
-    """A parameter or buffer."""
+    """A parameter or buffer, by its number among the module's tensors."""
 
     index: int
 
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Transposed:
-    """A parameter's transpose."""
+    """The transpose of the parameter in a slot."""
 
     index: int
 
@@ -70,14 +70,14 @@ class Exp:
 
 @dataclass(frozen=True)
 class LogSumExp:
-    """``[N, 1]``."""
+    """The logsumexp of logits over their rows, ``[N, 1]``."""
 
     of: Chain | LogSoftmax
 
 
 @dataclass(frozen=True)
 class LogSoftmax:
-    """Normalised logits."""
+    """Logits less their logsumexp, ``[N, n]``."""
 
     of: Chain
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -12,19 +12,17 @@ import numpy.typing as npt
 from torch import nn
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.tensors import bad_rows
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.environments.interface import Environments, Transition
+from trpo_fast.environments.seeded_episodes import SEED_BITS
 from trpo_fast.rollouts.normalization import ObservationNormalizer
 from trpo_fast.rollouts.rollout import Recording, Rollout
 from trpo_fast.rollouts.samplers import Sampler, sampler_for, sampling
 
 Bool = npt.NDArray[np.bool_]
 State = dict[str, npt.NDArray[Any]]
-
-
-class RolloutInterrupted(Exception):  # noqa: N818
-    """`should_stop` said so in mid-rollout; what was collected of it is discarded."""
 
 
 class RolloutCollector:
@@ -42,7 +40,7 @@ class RolloutCollector:
         self.env = env
         self.on_fault = on_fault
         self.dropped_episodes = 0
-        self._observations = np.zeros((env.num_envs, env.observation_width), np.float32)
+        self._observations = np.zeros((env.num_envs, env.observation_width), env.observation_dtype)
         self._masks: Bool | None = None
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
@@ -59,7 +57,6 @@ class RolloutCollector:
         normalizer: ObservationNormalizer | None,
         steps: int,
         rng: np.random.Generator,
-        should_stop: Callable[[], bool] | None = None,
         budget: TimeBudget | None = None,
     ) -> Rollout:
         """Step every environment ``steps`` times.
@@ -68,15 +65,13 @@ class RolloutCollector:
             policy: ``policy(obs)`` or ``policy(obs, action_mask=mask)`` gives a distribution of
                 batch_shape [B]; in eval mode meanwhile.
             normalizer: applied to what the policy sees; the rollout keeps raw observations.
-            steps: T.
+            steps: T. A single step that only resets (NEXT_STEP) is followed by another.
             rng: gives the noise of the whole rollout, and a seed for torch, on which a policy that
                 samples for itself draws; torch's own generator is left as it was.
-            should_stop: asked before each step.
             budget: the times of the environments and of the policy are counted in it.
 
         Raises:
             EnvironmentFault: an environment raised, died, or (on_fault="stop") gave a NaN.
-            RolloutInterrupted: ``should_stop`` returned true.
 
         After any exception the next call begins again where this one began, if the environments
         can be replayed.
@@ -95,10 +90,11 @@ class RolloutCollector:
         ):
             sampler = sampler_for(policy, normalizer, recording, self.env.action_space, rng)
             for t in range(steps):
-                if should_stop is not None and should_stop():
-                    raise RolloutInterrupted
                 self._step(t, recording, sampler, budget)
             rollout = recording.finish(self._observations, sampler.log_probs())
+        if not rollout.num_valid and not rollout.dropped_episodes:
+            # NEXT_STEP: one row, in which every environment did nothing but reset.
+            return self.collect(policy, normalizer, steps, rng, budget)
         if not rollout.num_valid:
             raise EnvironmentFault(
                 f"every episode of this rollout was dropped: {self.env.name} gives NaN at every "
@@ -128,7 +124,7 @@ class RolloutCollector:
         self._masks = self.env.reset(self._observations, self._restarts)
         self._returns[:] = 0
         self._lengths[:] = 0
-        self._renew(_bad_rows(self._observations), self._observations)
+        self._renew(bad_rows(self._observations), self._observations)
         self._started = True
 
     def _step(
@@ -178,14 +174,14 @@ class RolloutCollector:
         env_actions: npt.NDArray[Any],
     ) -> None:
         following = recording.observations[t + 1]
-        bad_row = _bad_rows(following)
+        bad_row = bad_rows(following)
         # Where an episode was terminated its final observation has no use, and environments do
         # terminate because it is not finite. NEXT_STEP alone shows it here.
         unused = bad_row & transition.terminated & ~transition.fresh
         following[unused] = 0
-        bad_reward = ~np.isfinite(recording.rewards[t])
+        bad_reward = bad_rows(recording.rewards[t][:, None])
         bad_episode = bad_reward | (bad_row & ~unused & ~transition.fresh)
-        bad_final = _bad_rows(transition.final_observations)
+        bad_final = bad_rows(transition.final_observations)
         bad_episode[transition.final_envs[bad_final]] = True
         if bad_episode.any():
             if self.on_fault == "stop":
@@ -233,7 +229,7 @@ class RolloutCollector:
             self._masks = self.env.reset_where(running, following, self._masks)
         self._require_finite_start(bad & ~pending, following)
 
-    def _renew(self, bad: Bool, observations: npt.NDArray[np.float32]) -> None:
+    def _renew(self, bad: Bool, observations: npt.NDArray[np.floating[Any]]) -> None:
         """Reset once more where the first observation of an episode is not finite."""
         if not bad.any():
             return
@@ -243,8 +239,10 @@ class RolloutCollector:
         self._masks = self.env.reset_where(bad, observations, self._masks)
         self._require_finite_start(bad, observations)
 
-    def _require_finite_start(self, where: Bool, observations: npt.NDArray[np.float32]) -> None:
-        bad = where & _bad_rows(observations)
+    def _require_finite_start(
+        self, where: Bool, observations: npt.NDArray[np.floating[Any]]
+    ) -> None:
+        bad = where & bad_rows(observations)
         if bad.any():
             raise self._nan_fault(int(np.flatnonzero(bad)[0]), "observation", None)
 
@@ -281,10 +279,11 @@ class RolloutCollector:
             state["masks"] = self._masks.copy()
         if self.env.resumable:
             episodes = self.env.running_episodes()
+            state["seed_bits"] = np.array(SEED_BITS)
             state["episodes"] = np.array([number for number, _ in episodes], np.int64)
             state["action_counts"] = np.array([len(acts) for _, acts in episodes], np.int64)
-            taken = [acts for _, acts in episodes if len(acts)]
-            state["actions"] = np.concatenate(taken) if taken else np.empty(0)
+            taken = [acts for _, acts in episodes]
+            state["actions"] = np.concatenate([acts for acts in taken if len(acts)] or taken)
         return state
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -308,12 +307,17 @@ class RolloutCollector:
             self._restarts = int(state.get("restarts", 0)) + 1
             self._reset()
             return
+        if int(state.get("seed_bits", 32)) != SEED_BITS:
+            self._begin_next_episodes(state)
+            return
         ends = np.cumsum(state["action_counts"])
         actions = np.split(np.asarray(state["actions"]), ends[:-1])
         numbers = [int(number) for number in state["episodes"]]
         self.env.replay(list(zip(numbers, actions, strict=True)), self._observations)
-        if not np.array_equal(self._observations, state["observations"]):
-            env = int(np.argwhere(self._observations != state["observations"])[0][0])
+        recorded = np.asarray(state["observations"])  # of float32 in every older checkpoint
+        differs = self._observations.astype(recorded.dtype, copy=False) != recorded
+        if differs.any():
+            env = int(np.argwhere(differs)[0][0])
             warnings.warn(
                 f"replaying the episode of environment {env} of {self.env.name} led to another "
                 "observation than recorded: the environment does not depend on its seed and "
@@ -325,6 +329,20 @@ class RolloutCollector:
         self._returns = np.array(state["returns"], np.float64)
         self._lengths = np.array(state["lengths"], np.int64)
         self._started = True
+
+    def _begin_next_episodes(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Of a state whose running episodes were seeded otherwise: those cannot be replayed."""
+        warnings.warn(
+            f"this run was saved by a version that seeded episodes with 32 bits, now "
+            f"{SEED_BITS}: the running episodes of {self.env.name} are left for new ones, and it "
+            "differs from an uninterrupted run from here on.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        nothing = np.split(np.asarray(state["actions"])[:0], self.env.num_envs)
+        begun = [int(number) for number in state["episodes"]]
+        self.env.replay(list(zip(begun, nothing, strict=True)), self._observations)
+        self._reset()
 
 
 def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> None:
@@ -341,7 +359,3 @@ def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) 
             )
     if "episodes" in state and int(np.sum(state["action_counts"])) != len(state["actions"]):
         raise ValueError("state: the number of recorded actions does not match action_counts.")
-
-
-def _bad_rows(rows: npt.NDArray[np.float32]) -> Bool:
-    return np.asarray(np.logical_not(np.isfinite(rows)).any(axis=1))

@@ -220,7 +220,7 @@ def _check_kind(arguments: dict[str, Any]) -> bool:
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise TypeError(
-            f"compute_gae takes NumPy arrays or CPU tensors, not a mixture; got {listed}. "
+            f"compute_gae takes NumPy arrays or tensors, not a mixture; got {listed}. "
             "Convert with torch.from_numpy(...) or tensor.numpy()."
         )
     return "tensor" in kinds.values()
@@ -232,7 +232,7 @@ def _kind(name: str, value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return "tensor"
     raise TypeError(
-        f"{name} must be a NumPy array or a CPU tensor, got {type(value).__name__}. "
+        f"{name} must be a NumPy array or a tensor, got {type(value).__name__}. "
         "Wrap it in numpy.asarray(...)."
     )
 
@@ -242,8 +242,8 @@ def _to_numpy(name: str, value: Any) -> npt.NDArray[Any]:
         return value
     if value.device.type != "cpu" or value.layout != torch.strided:
         raise TypeError(
-            f"{name} must be a dense CPU tensor, got device {value.device}, layout "
-            f"{value.layout}. Move it with .cpu() or .to_dense() first."
+            f"{name} must be a dense CPU tensor, or all of them on one CUDA device; got device "
+            f"{value.device}, layout {value.layout}. Move it with .cpu() or .to_dense() first."
         )
     if value.dtype not in (torch.bool, torch.float32, torch.float64) and (
         value.is_floating_point() or value.is_complex()

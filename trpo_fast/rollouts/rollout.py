@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trpo_fast.base.tensors import finite_rows
+from trpo_fast.base.tensors import bad_rows, finite_rows
 from trpo_fast.environments.interface import Environments, Transition
 
 Bool = npt.NDArray[np.bool_]
@@ -27,10 +28,10 @@ class Rollout:
     be left out of every mean and every count.
     """
 
-    observations: Tensor  # [T, B, O] float32, as the environment gave them
+    observations: Tensor  # [T, B, O] as the environment gave them, float32 or float64
     actions: Tensor  # [T, B] or [T, B, A], as distribution.sample() gave them
     log_probs: Tensor  # [T, B]
-    rewards: Tensor  # [T, B] float32
+    rewards: Tensor  # [T, B] float64
     terminated: Tensor  # [T, B] bool
     truncated: Tensor  # [T, B] bool
     valid: Tensor  # [T, B] bool
@@ -92,15 +93,17 @@ class Recording:
 
     def __init__(self, env: Environments, steps: int) -> None:
         shape = (steps, env.num_envs)
-        self.observations = np.empty((steps + 1, env.num_envs, env.observation_width), np.float32)
-        self.rewards = np.empty(shape, np.float32)
+        self._dtype = env.observation_dtype
+        rows = (steps + 1, env.num_envs, env.observation_width)
+        self.observations: npt.NDArray[np.floating[Any]] = np.empty(rows, self._dtype)
+        self.rewards = np.empty(shape)
         # As most steps leave them; the others are written.
         self.terminated = np.zeros(shape, bool)
         self.truncated = np.zeros(shape, bool)
         self.valid = np.ones(shape, bool)
         self.masks: Bool | None = None
         self.actions: Tensor | None = None
-        self.finals: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+        self.finals: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.floating[Any]]]] = []
         self.episode_returns: list[float] = []
         self.episode_lengths: list[int] = []
         self.dropped = 0
@@ -136,7 +139,7 @@ class Recording:
         return (
             self._rewards_finite(t)
             and self._observations_finite(t + 1)
-            and (transition.quiet or bool(np.isfinite(transition.final_observations).all()))
+            and (transition.quiet or not bad_rows(transition.final_observations).any())
         )
 
     def forget_finals(self, t: int, envs: Bool) -> None:
@@ -146,7 +149,7 @@ class Recording:
             stay = ~envs[kept]
             self.finals.append((t, kept[stay], rows[stay]))
 
-    def finish(self, last: npt.NDArray[np.float32], log_probs: Tensor) -> Rollout:
+    def finish(self, last: npt.NDArray[np.floating[Any]], log_probs: Tensor) -> Rollout:
         """The rollout; its last observations are copied to ``last`` [B, O] too."""
         last[:] = self.observations[-1]
         width = self.observations.shape[-1]
@@ -169,7 +172,7 @@ class Recording:
                 torch.from_numpy(np.concatenate([none, *envs])),
             ),
             final_observations=torch.from_numpy(
-                np.concatenate([np.empty((0, width), np.float32), *rows])
+                np.concatenate([np.empty((0, width), self._dtype), *rows])
             ),
             last_observations=observations[-1],
             action_masks=None if self.masks is None else torch.from_numpy(self.masks),

@@ -22,7 +22,7 @@ from trpo_fast import _native
 from trpo_fast.backends.codes import HEAD_CODES
 from trpo_fast.base.modes import seeded_generators
 from trpo_fast.base.tensors import all_finite
-from trpo_fast.environments.flattening import action_converter
+from trpo_fast.environments.flattening import action_converter, dtype_converter
 from trpo_fast.networks import network
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import network_of
@@ -30,6 +30,12 @@ from trpo_fast.rollouts.normalization import ObservationNormalizer
 from trpo_fast.rollouts.rollout import Recording
 
 Array = npt.NDArray[Any]
+
+
+def shown_rows(raw: Array, normalizer: ObservationNormalizer | None) -> npt.NDArray[np.float32]:
+    """What networks are shown of raw observations [..., O]: normalised in their own width first."""
+    shown = raw if normalizer is None else normalizer(raw)
+    return shown.astype(np.float32, copy=False)
 
 
 class Sampler:
@@ -58,8 +64,7 @@ class Sampler:
     def _shown(self, t: int) -> tuple[Tensor, Tensor | None]:
         """What the policy is shown at step t, [B, O], and its masks."""
         recording = self._recording
-        raw = recording.observations[t]
-        shown = raw if self._normalizer is None else self._normalizer(raw)
+        shown = shown_rows(recording.observations[t], self._normalizer)
         mask = None if recording.masks is None else torch.from_numpy(recording.masks[t])
         return torch.from_numpy(shown).to(self._device), (
             None if mask is None else mask.to(self._device)
@@ -146,6 +151,9 @@ class NativeSampler(NetworkSampler):
 
     def _prepare(self) -> None:
         self._native: Any = None
+        # Observations wider than float32 are normalised here, each step's before its call.
+        raw = self._recording.observations
+        self._narrowed = None if raw.dtype == np.float32 else np.empty(raw.shape, np.float32)
         self._env_actions: Array | None = None
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
         head = self._net.head
@@ -154,6 +162,7 @@ class NativeSampler(NetworkSampler):
             self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
             shape = (*self._noise.shape[:2], *(self._space.shape or ()))
             self._shaped = self._env_actions.reshape(shape)
+            self._in_dtype = dtype_converter(self._space)
 
     def _actions(self) -> Array:
         assert self._recording.actions is not None  # noqa: S101
@@ -165,6 +174,9 @@ class NativeSampler(NetworkSampler):
         from trpo_fast.backends.cpu.sampling import NativeSampling
 
         policy: Any = self._policy
+        constants = None
+        if self._normalizer is not None and self._narrowed is None:
+            constants = self._normalizer.constants()
         actions, recording = self._actions(), self._recording
         bounds = (
             np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
@@ -172,8 +184,8 @@ class NativeSampler(NetworkSampler):
         )
         self._native = NativeSampling(
             self._net,
-            observations=recording.observations,
-            constants=None if self._normalizer is None else self._normalizer.constants(),
+            observations=recording.observations if self._narrowed is None else self._narrowed,
+            constants=constants,
             noise=self._noise,
             masks=recording.masks,
             actions=actions,
@@ -185,12 +197,13 @@ class NativeSampler(NetworkSampler):
         """Sample step t natively."""
         if self._native is None:
             self._begin()
+        if self._narrowed is not None:
+            self._narrowed[t] = shown_rows(self._recording.observations[t], self._normalizer)
         self._native.step(t)
         if self._env_actions is None:
             assert self._recording.actions is not None  # noqa: S101
             return self._to_env(self._recording.actions[t])
-        given: Array = self._shaped[t].astype(self._space.dtype, copy=False)
-        return given
+        return self._in_dtype(self._shaped[t])
 
     def log_probs(self) -> Tensor:
         """Log-probabilities [T, B] of the actions."""

@@ -7,22 +7,24 @@ JSON and every array carry a CRC-32: bytes that a disk changed are refused, not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from trpo_fast.base.errors import UserError
 
 FORMAT = 2
-UNCHECKED = 1  # without checksums; read, no longer written
 HEADER_KEY = "trpo_fast"
 CHECKSUM = "crc32"
 MAX_FILE_BYTES = 16 * 2**30
@@ -40,8 +42,9 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
     """Write `state` to `path`, whole or not at all.
 
     `state` is any nesting of dicts with text keys, lists, tuples (they come back as lists),
-    numbers, text, None, torch tensors and numpy arrays. Raises OSError when the disk refuses; the
-    file that was there before is then untouched.
+    numbers, text, None, torch tensors and numpy arrays. Raises TypeError for anything else, with
+    its place in `state`; OSError when the disk refuses. The file that was there before is then
+    untouched.
     """
     from safetensors.torch import save
 
@@ -64,34 +67,34 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     data = _read_bounded(path)
-    packed, checked = _document(path, data)
+    packed = _document(path, data)
     try:
-        state = _unpack(packed, load(data), checked)
+        state = _unpack(packed, load(data))
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        # torch adds frames of its own to what it says of an impossible shape
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged: {reason}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is damaged: it holds no state")
     return state
 
 
-def _document(path: Path, data: bytes) -> tuple[Any, bool]:
-    """The packed state in a file's bytes, and whether its arrays carry checksums."""
+def _document(path: Path, data: bytes) -> Any:
+    """The packed state in a file's bytes."""
     try:
         header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
         document = json.loads(header["__metadata__"][HEADER_KEY])
         version, packed = document["format"], document["state"]
-        checksum = document.get(CHECKSUM)
-        unchecked = version == UNCHECKED and checksum is None
-        whole = unchecked or checksum == zlib.crc32(_plain(packed))
+        whole = document.get(CHECKSUM) == zlib.crc32(_plain(packed))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of trpo_fast: {error!r}") from None
-    if version not in (UNCHECKED, FORMAT):
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {version!r}; this version reads up to {FORMAT}"
+            f"{path} has checkpoint format {version!r}; this version reads {FORMAT}"
         )
     if not whole:
         raise CheckpointError(f"{path} is damaged: the checksum of its description does not match")
-    return packed, not unchecked
+    return packed
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -137,14 +140,12 @@ def _short(value: Any) -> str:
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor | np.ndarray):
-        # A copy of its own, laid out plainly: safetensors refuses views and shared memory.
-        if isinstance(value, np.ndarray):
-            copy = torch.from_numpy(value.copy(order="C"))
-        else:
-            copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        tensors[name] = copy
-        numpy = isinstance(value, np.ndarray)
-        return {TENSOR: name, "numpy": numpy, CHECKSUM: _checksum(copy)}
+        tensors[name] = copy = _plain_copy(value, name)
+        return {
+            TENSOR: name,
+            "numpy": isinstance(value, np.ndarray),
+            CHECKSUM: _checksum(copy),
+        }
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) and key != TENSOR for key in value):
             raise TypeError(f"checkpoint keys are text, at {name!r} they are {list(value)[:3]!r}")
@@ -152,22 +153,50 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return [_pack(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__} (at {name!r})")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor], checked: bool) -> Any:
+def _plain_copy(value: Tensor | npt.NDArray[Any], name: str) -> Tensor:
+    """A copy of its own, laid out plainly: safetensors refuses views and shared memory."""
+    kind, copy = f"{type(value).__name__} of {value.dtype}", None
+    if isinstance(value, np.ndarray):
+        with contextlib.suppress(TypeError, ValueError):
+            # The type by its name: C has two names for some integers, and torch knows one of them.
+            copy = torch.from_numpy(value.astype(value.dtype.str, "C"))
+    else:
+        kind += f", {value.layout}, on {value.device}"
+        if value.layout is torch.strided and not value.is_meta and _is_storable(value.dtype):
+            copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if copy is None or not _is_storable(copy.dtype):
+        raise TypeError(f"a checkpoint cannot hold {kind} (at {name!r})")
+    return copy
+
+
+@cache
+def _is_storable(dtype: torch.dtype) -> bool:
+    """Whether the installed safetensors writes and reads that type."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    try:
+        return load(save({"": torch.empty(1, dtype=dtype)}))[""].dtype == dtype
+    except (KeyError, RuntimeError, SafetensorError):
+        return False
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if TENSOR in value:
             tensor = tensors[value[TENSOR]]
-            if checked and value.get(CHECKSUM) != _checksum(tensor):
+            if value.get(CHECKSUM) != _checksum(tensor):
                 raise ValueError(f"the checksum of {value[TENSOR]} does not match")
             return tensor.numpy() if value.get("numpy") else tensor
-        return {key: _unpack(item, tensors, checked) for key, item in value.items()}
+        return {key: _unpack(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
-        return [_unpack(item, tensors, checked) for item in value]
+        return [_unpack(item, tensors) for item in value]
     return value
 
 

@@ -24,7 +24,6 @@ from trpo_fast.runs.checkpoint import (
 from trpo_fast.runs.lock import LockedError, RunLock
 
 ROOT = Path("runs")
-MAX_CONFIG_BYTES = 2**20
 ROLLING = re.compile(r"step-(\d+)\.safetensors")
 ABANDONED = "abandoned-"
 
@@ -34,10 +33,13 @@ class RunDirectoryError(UserError):
 
 
 class RunDirectory:
-    """Paths and files of one run. Creating the object touches nothing on disk."""
+    """Paths and files of one run. Creating the object touches nothing on disk.
+
+    A relative path is one below the working directory of now: an environment may change that.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser().absolute()
         self.config_file = self.path / "config.json"
         self.progress_file = self.path / "progress.csv"
         self.picture_file = self.path / "learning_curve.png"
@@ -135,22 +137,6 @@ class RunDirectory:
     def write_config(self, document: Mapping[str, Any]) -> None:
         """Write config.json."""
         write_atomically(self.config_file, (json.dumps(document, indent=2) + "\n").encode())
-
-    def read_config(self) -> dict[str, Any]:
-        """What config.json holds; RunDirectoryError when it is missing or not JSON."""
-        try:
-            if self.config_file.stat().st_size > MAX_CONFIG_BYTES:
-                raise RunDirectoryError(f"{self.config_file} is too large to be a configuration")
-            document = json.loads(self.config_file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{self.path} is not a run directory ({self.config_file.name}: {error.strerror})"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise RunDirectoryError(f"{self.config_file} is damaged: {error}") from error
-        if not isinstance(document, dict):
-            raise RunDirectoryError(f"{self.config_file} is damaged: it holds no object")
-        return document
 
 
 def new_run_directory(env_name: str, seed: int, root: Path = ROOT) -> RunDirectory:

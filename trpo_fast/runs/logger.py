@@ -10,8 +10,9 @@ import contextlib
 import csv
 import io
 import os
+import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trpo_fast.runs.tensorboard import EventFile
 
 ITERATION = "time/iterations"
 TIMESTEPS = "time/total_timesteps"
+# Those of every run; what an update tells comes after them.
 COLUMNS = (
     ITERATION,
     TIMESTEPS,
@@ -35,28 +37,6 @@ COLUMNS = (
     "eval/mean_reward",
     "eval/std_reward",
     "eval/mean_ep_length",
-    "train/status",
-    "train/accepted",
-    "train/is_line_search_success",
-    "train/kl",
-    "train/kl_divergence_loss",
-    "train/policy_objective",
-    "train/loss_before",
-    "train/loss_after",
-    "train/expected_improvement",
-    "train/actual_improvement",
-    "train/step_size",
-    "train/backtracks",
-    "train/cg_iters",
-    "train/cg_residual",
-    "train/gradient_norm",
-    "train/backend",
-    "train/entropy",
-    "train/std",
-    "train/value_loss",
-    "train/explained_variance",
-    "train/unscaled_advantages",
-    "train/skipped_critic_rows",
 )
 Row = Mapping[str, Any]
 
@@ -68,6 +48,7 @@ class ProgressFileError(UserError):
 class RunLogger:
     """Appends rows to progress.csv and TensorBoard; survives a disk that refuses for a while.
 
+    `columns` are those of progress.csv that an update fills, besides `COLUMNS`.
     `last_iteration` is the last update that counts: on resume, rows after it are dropped, and
     TensorBoard is told to forget what came after `last_timesteps`.
 
@@ -75,11 +56,18 @@ class RunLogger:
     """
 
     def __init__(
-        self, directory: Path, *, last_iteration: int = 0, last_timesteps: int = 0
+        self,
+        directory: Path,
+        columns: Sequence[str] = (),
+        *,
+        last_iteration: int = 0,
+        last_timesteps: int = 0,
     ) -> None:
         self._path = directory / "progress.csv"
+        self._columns = (*COLUMNS, *columns)
         self._pending: list[bytes] = []
-        self._end = _start_csv(self._path, last_iteration)
+        self._told = ""  # why they are pending
+        self._end = _start_csv(self._path, self._columns, last_iteration)
         self._events: EventFile | None = None
         self._open_events(directory, last_timesteps + 1 if last_iteration else None)
 
@@ -90,19 +78,24 @@ class RunLogger:
 
     def write(self, row: Row) -> None:
         """Record one update. A row the disk refuses is kept and written with a later one."""
-        self._pending.append(_line(row.get(column) for column in COLUMNS))
+        self._pending.append(_line(row.get(column) for column in self._columns))
         self.flush()
         self._write_events(row)
 
     def flush(self) -> bool:
-        """Try to put everything on disk; False, with a warning, when the disk refuses."""
+        """Try to put everything on disk; False where that fails, with a warning of each reason."""
         try:
             self._append(b"".join(self._pending))
-        except OSError as error:
-            warnings.warn(f"cannot write {self._path}: {error}; will try again", stacklevel=3)
-            return False
-        self._pending.clear()
-        return True
+        except Exception as error:  # noqa: BLE001 (as for a checkpoint: see recorder.py)
+            reason = reason_of(error)
+        else:
+            self._pending.clear()
+            self._told = ""
+            return True
+        if reason != self._told:
+            self._told = reason
+            warnings.warn(f"cannot write {self._path}: {reason}; will try again", stacklevel=3)
+        return False
 
     def close(self) -> None:
         """Write what is left and close the files."""
@@ -120,7 +113,7 @@ class RunLogger:
                 warnings.warn(f"{self._path} has lost its rows: it begins anew", stacklevel=4)
                 self._end = 0
             if not self._end:
-                data = _line(COLUMNS) + data
+                data = _line(self._columns) + data
             # What an earlier, refused write left behind goes first.
             file.truncate(self._end)
             file.seek(self._end)
@@ -145,12 +138,23 @@ class RunLogger:
         """TensorBoard is a convenience: when its files fail, it is switched off with a warning."""
         try:
             action()
-        except (OSError, ValueError) as error:
-            if self._events is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    self._events.close()
-            self._events = None
-            warnings.warn(f"TensorBoard events are switched off: {error}", stacklevel=4)
+        except Exception as error:  # noqa: BLE001
+            reason = reason_of(error)
+        else:
+            return
+        if self._events is not None:
+            with contextlib.suppress(Exception):
+                self._events.close()
+        self._events = None
+        warnings.warn(f"TensorBoard events are switched off: {reason}", stacklevel=4)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something was not written; with the place, unless that is the disk's word."""
+    if isinstance(error, OSError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def read_progress(path: Path) -> list[dict[str, str]]:
@@ -197,10 +201,10 @@ def _damaged(path: Path, number: int, reason: str) -> ProgressFileError:
     )
 
 
-def _start_csv(path: Path, last_iteration: int) -> int:
+def _start_csv(path: Path, columns: Sequence[str], last_iteration: int) -> int:
     """Leave a file with the header and the rows that count; returns its size in bytes."""
     rows = [row for row in read_progress(path) if int(row[ITERATION]) <= last_iteration]
-    lines = [_line(COLUMNS), *(_line(row.get(column) for column in COLUMNS) for row in rows)]
+    lines = [_line(columns), *(_line(row.get(column) for column in columns) for row in rows)]
     data = b"".join(lines)
     write_atomically(path, data)
     return len(data)

@@ -32,7 +32,7 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     PlotError for a directory without finished episodes or whose rows cannot be read, OSError when
     the picture cannot be written.
     """
-    runs = {str(Path(d)): _rows(Path(d) / "progress.csv") for d in directories}
+    runs = {str(Path(d)): _rows(Path(d).expanduser() / "progress.csv") for d in directories}
     for name, rows in runs.items():
         if not column(rows, "rollout/ep_rew_mean")[0].size:
             raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
@@ -40,13 +40,13 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     figure, axes = _panels(2 if len(runs) == 1 else 1)
     labels = names if len(runs) > 1 else ["training"]
     for colour, label, rows in zip(_cycle(len(runs)), labels, runs.values(), strict=True):
-        axes[0].plot(*column(rows, "rollout/ep_rew_mean"), color=colour, lw=1.8, label=label)
+        _curve(axes[0], column(rows, "rollout/ep_rew_mean"), color=colour, lw=1.8, label=label)
         scores = column(rows, "eval/mean_reward")
         if scores[0].size:
             dots = "evaluation" if len(runs) == 1 else f"{label}, evaluation"
             axes[0].plot(*scores, "o", color=colour, markersize=4, label=dots)
     if len(runs) == 1:
-        axes[1].plot(*column(next(iter(runs.values())), "train/kl"), color=GREY, lw=1.0)
+        _curve(axes[1], column(next(iter(runs.values())), "train/kl"), color=GREY, lw=1.0)
         axes[1].set_ylabel("KL of the update")
         axes[1].set_ylim(bottom=0)
     axes[0].set_title(title or (names[0] if len(names) == 1 else "Learning curves"))
@@ -54,7 +54,17 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     axes[-1].set_xlabel("environment steps")
     if len(axes[0].lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
-    return save_figure(figure, Path(out))
+    return save_figure(figure, Path(out).expanduser())
+
+
+def _curve(axis: Any, series: Series, **style: Any) -> None:
+    """A line, with a dot wherever a point has no neighbour to draw a line to."""
+    steps, values = series
+    known = np.concatenate([[False], np.isfinite(values), [False]])
+    alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
+    # matplotlib takes an empty list of markers for all of them.
+    dots = {"marker": "o", "markersize": 4, "markevery": alone.tolist()} if len(alone) else {}
+    axis.plot(steps, values, **style, **dots)
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ Output is never a reason to stop: when it fails (a closed pipe), it is switched 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,12 @@ from typing import Any, Self
 PLAIN_SECONDS = 10.0
 PLAIN_SHARE = 0.05
 REDRAW_SECONDS = 0.1
+
+
+def say(text: str) -> None:
+    """Print a line about something that takes long, on stderr, where that can be."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class ProgressDisplay:
@@ -49,12 +56,6 @@ class ProgressDisplay:
             return
         figures = _figures(row) | self._pace(steps)
         self._guard(lambda: self._draw(steps, figures))
-
-    def message(self, text: str) -> None:
-        """Print one line of plain text above the bar."""
-        if self._alive:
-            target = print if self._bar is None else self._bar.console.out
-            self._guard(lambda: target(text))
 
     def _pace(self, steps: int) -> dict[str, str]:
         rate = (steps - self._start) / max(time.monotonic() - self._began, 1e-9)

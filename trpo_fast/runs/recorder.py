@@ -1,23 +1,36 @@
 """What `learn` leaves on disk: config, rows, checkpoints, the picture.
 
-A disk that refuses does not end the training: each failure is a warning, the write is tried again
-with the next update, and what is still missing at the end is listed in `missing`.
+A disk that refuses does not end the training, nor does a mistake in saving: a warning names the
+cause, the write is tried again with the next update, and what is still missing at the end is listed
+in `missing`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from trpo_fast.runs.checkpoint import save_checkpoint
 from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
 from trpo_fast.runs.lock import RunLock
-from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress
+from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress, reason_of
 from trpo_fast.runs.plotting import PlotError, plot_runs
 
 State = Mapping[str, Any]
+
+
+class Output(Enum):
+    """What is written again where the disk refused it; its text says so in messages."""
+
+    CHECKPOINT = "the checkpoint"
+    BEST_CHECKPOINT = "the best checkpoint"
+    LEARNING_CURVE = "the learning curve"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class RunRecorder:
@@ -32,6 +45,7 @@ class RunRecorder:
         document: what config.json holds.
         state: what the run goes on from. Rolling checkpoints and rows of later updates, where an
             older one was loaded, are not of this run any more.
+        columns: what an update tells, for progress.csv.
         save_every: updates between rolling checkpoints; 0 for none before the end.
         keep: rolling checkpoints kept.
         last_iteration: updates done before (on resume).
@@ -45,6 +59,7 @@ class RunRecorder:
         document: Mapping[str, Any],
         state: State,
         *,
+        columns: Sequence[str],
         save_every: int,
         keep: int,
         last_iteration: int,
@@ -54,7 +69,8 @@ class RunRecorder:
         self.last_checkpoint: Path | None = None
         self._save_every = save_every
         self._keep = keep
-        self._unsaved: dict[str, Callable[[], None]] = {}
+        self._unsaved: dict[Output, Callable[[], None]] = {}
+        self._reasons: dict[Output, str] = {}  # of what is in _unsaved, as last told
         self._saved_at = -1
         self._lock = lock
         try:
@@ -64,7 +80,10 @@ class RunRecorder:
                 # Before later rows are dropped, so that no resume finds a checkpoint without them.
                 directory.go_back(state, last_timesteps)
             self._logger = RunLogger(
-                directory.path, last_iteration=last_iteration, last_timesteps=last_timesteps
+                directory.path,
+                columns,
+                last_iteration=last_iteration,
+                last_timesteps=last_timesteps,
             )
             directory.write_config(document)
         except OSError as error:
@@ -80,31 +99,31 @@ class RunRecorder:
     def missing(self) -> list[str]:
         """What could not be written, in words; empty when all is on disk."""
         rows = [self.directory.progress_file.name] if self._logger.has_unwritten_rows else []
-        return [*rows, *self._unsaved]
+        return [*rows, *map(str, self._unsaved)]
 
     def record(self, row: Row, state: State, *, best: bool) -> None:
         """Write one update's row, and a checkpoint when it is time for one."""
         self._logger.write(row)
-        retry = "the checkpoint" in self._unsaved
+        retry = Output.CHECKPOINT in self._unsaved
         if best:
-            self._try("the best checkpoint", lambda: self._save_best(state))
-        elif "the best checkpoint" in self._unsaved:
-            self._try("the best checkpoint", self._unsaved["the best checkpoint"])
+            self._try(Output.BEST_CHECKPOINT, lambda: self._save_best(state))
+        elif Output.BEST_CHECKPOINT in self._unsaved:
+            self._try(Output.BEST_CHECKPOINT, self._unsaved[Output.BEST_CHECKPOINT])
         if retry or (self._save_every and row[ITERATION] % self._save_every == 0):
             self.save(state, row[TIMESTEPS])
 
     def save(self, state: State, num_timesteps: int) -> Path | None:
-        """Write a rolling checkpoint; its path, or None with a warning when the disk refuses."""
+        """Write a rolling checkpoint; its path, or None with a warning where that failed."""
         if self._saved_at != num_timesteps:
-            self._try("the checkpoint", lambda: self._save_rolling(state, num_timesteps))
+            self._try(Output.CHECKPOINT, lambda: self._save_rolling(state, num_timesteps))
         return self.last_checkpoint if self._saved_at == num_timesteps else None
 
     def finish(self, state: State, num_timesteps: int) -> None:
         """Write everything that is still to be written, and the learning curve."""
-        for name, action in list(self._unsaved.items()):
-            self._try(name, action)
+        for output, action in list(self._unsaved.items()):
+            self._try(output, action)
         self.save(state, num_timesteps)
-        self._try("the learning curve", self._draw)
+        self._try(Output.LEARNING_CURVE, self._draw)
         self.close()
 
     def close(self) -> None:
@@ -129,11 +148,16 @@ class RunRecorder:
         except Exception as error:  # noqa: BLE001 (a picture is no reason to fail a training)
             warnings.warn(f"no learning curve: {error}", stacklevel=2)
 
-    def _try(self, name: str, action: Callable[[], None]) -> None:
+    def _try(self, output: Output, action: Callable[[], None]) -> None:
         try:
             action()
-        except OSError as error:
-            self._unsaved[name] = action
-            warnings.warn(f"cannot write {name}: {error}; will try again", stacklevel=4)
+        except Exception as error:  # noqa: BLE001 (training is not to be lost to a mistake of ours)
+            reason = reason_of(error)
         else:
-            self._unsaved.pop(name, None)
+            self._unsaved.pop(output, None)
+            self._reasons.pop(output, None)
+            return
+        self._unsaved[output] = action
+        if reason != self._reasons.get(output):
+            self._reasons[output] = reason
+            warnings.warn(f"cannot write {output}: {reason}; will try again", stacklevel=4)

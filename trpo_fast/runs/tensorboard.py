@@ -28,7 +28,8 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count)}"
+        # TensorBoard reads the files of one second in the order of their names.
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
         self._writer: Any = RecordWriter((directory / f"events.out.tfevents.{name}").open("wb"))
         self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trpo_fast.base.tensors import dot
+from trpo_fast.base.tensors import dot, plus
 from trpo_fast.update.result import Solution, Status
 
 
@@ -52,8 +52,8 @@ def conjugate_gradient(
         if not (math.isfinite(rz) and rz > 0):
             status = Status.breakdown
             break
-        p = z.add(p, alpha=rz / rz_old)  # p = z + (r'z / r_old'z_old) p
-        Ap = product(p).add(p, alpha=damping)
+        p = plus(z, p, rz / rz_old)  # p = z + (r'z / r_old'z_old) p
+        Ap = plus(product(p), p, damping)
         pAp = dot(p, Ap)
         if not math.isfinite(pAp):
             status = Status.non_finite
@@ -62,12 +62,12 @@ def conjugate_gradient(
             status = Status.negative_curvature
             break
         alpha = rz / pAp  # alpha = r'z / p'Ap
-        r_next = r.add(Ap, alpha=-alpha)  # r = r - alpha A p
+        r_next = plus(r, Ap, -alpha)  # r = r - alpha A p
         rr_next = dot(r_next, r_next)
         if not math.isfinite(rr_next):
             status = Status.breakdown
             break
-        x, r, rr, rz_old, done = x.add(p, alpha=alpha), r_next, rr_next, rz, done + 1
+        x, r, rr, rz_old, done = plus(x, p, alpha), r_next, rr_next, rz, done + 1
         gain = alpha * rz  # q(x_old) - q(x) = alpha r'z / 2, with q(x) = x'Ax / 2 - g'x
         progress += gain
         if gain < progress_tol * progress:

@@ -1,99 +1,165 @@
-"""The options of one update: their defaults, limits and errors, once."""
+"""The options of one update, once: name, default, limits, choices, and what each means.
+
+``TRPOOptimizer``, the agent's ``Config``, the command line and ``docs/options.md`` take them from
+here.
+"""
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "preconditioner": ("auto", "none", "diagonal", "kfac"),
-    "precision": ("auto", "fp32", "tf32", "bf16x3", "bf16"),
-    "constraint": ("hard", "penalty", "none"),
-    "kl_direction": ("old_new", "new_old"),
-    "noise": ("eval", "fixed"),
-    "backend": ("auto", "cpu", "cuda", "reference"),
-}
-# Keywords of torch's optimizers that ask for what a trust-region step cannot be.
-UNSERVED = {
-    "capturable": "whether a candidate is taken is decided on the host, so no step can be captured",
-    "differentiable": "the line search is no differentiable function of its inputs",
-    "foreach": "all parameters are one vector already",
-    "fused": "backend= names what computes the update",
-}
+from trpo_fast.base import option as tables
+
+GROUP = "policy update"
 GREATEST_COUNT = 2**31 - 1  # the native int
-# (lower limit, whether it is excluded, upper limit, whether it is excluded)
-LIMITS: dict[str, tuple[float, bool, float, bool]] = {
-    "max_kl": (0.0, True, math.inf, True),
-    "damping": (0.0, False, math.inf, True),
-    "cg_iters": (1, False, GREATEST_COUNT, False),
-    "cg_tol": (0.0, False, 1.0, True),
-    "cg_progress_tol": (0.0, False, 1.0, True),
-    "fisher_fraction": (0.0, True, 1.0, False),
-    "backtrack_coeff": (0.0, True, 1.0, True),
-    "max_backtracks": (0, False, GREATEST_COUNT, False),
-    "accept_ratio": (0.0, False, 1.0, True),
-    "beta": (0.0, True, math.inf, True),
-    "lr": (0.0, False, math.inf, True),
-}
-WHOLE = ("cg_iters", "max_backtracks")
-FLAGS = ("adaptive_damping", "adaptive_beta", "maximize")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Checked options of one update; ``docs`` and ``TRPOOptimizer`` say what each means.
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return tables.option(default, GROUP, text, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    """What the optimizer and the agent both take.
 
     ``max_kl``, ``damping``, ``cg_iters`` and ``backtrack_coeff`` are the defaults of OpenAI's
     baselines and spinningup (0.01, 0.1, 10, 0.8).
+    """
+
+    max_kl: float = _option(
+        0.01,
+        "bound on the mean KL of an update",
+        note="Of the joint action, in nats.",
+        above=0.0,
+    )
+    damping: float = _option(
+        0.1,
+        "added to the Fisher matrix's diagonal",
+        note="adaptive_damping changes it in the group.",
+        minimum=0.0,
+    )
+    adaptive_damping: bool = _option(
+        False,
+        "adapt the damping to how well the quadratic model predicts",
+        note="Levenberg-Marquardt: half as much again after a step that the model misjudged, a "
+        "third less after one that it judged well and that left a third of max_kl unused (Martens "
+        "2010, section 4.1).",
+    )
+    cg_iters: int = _option(
+        10, "most conjugate-gradient iterations", minimum=1, maximum=GREATEST_COUNT
+    )
+    cg_tol: float = _option(
+        1e-4, "relative residual at which they stop (0: run all)", minimum=0.0, below=1.0
+    )
+    cg_progress_tol: float = _option(
+        0.05,
+        "stop preconditioned ones, too, at one that adds less than this share (0: never)",
+        note="Of what the quadratic model has fallen so far (Martens 2010, section 4.4). Plain "
+        "conjugate gradients gain too unevenly to be judged by one iteration.",
+        minimum=0.0,
+        below=1.0,
+    )
+    preconditioner: str = _option(
+        "auto",
+        "of conjugate gradients: kfac, diagonal or none; auto is kfac where it pays",
+        note="kfac: Kronecker-factored layers (Martens & Grosse 2015); diagonal: for comparison. "
+        "Statistics that need gradients are kept in the optimizer's state for up to five updates. "
+        "It pays for recognised perceptrons on the CPU whose batch is large enough. The solution "
+        "sought is the same with all.",
+        choices=("auto", "none", "diagonal", "kfac"),
+    )
+    precision: str = _option(
+        "auto",
+        "of what the Fisher products multiply; the rest stays fp32 or better; auto is bf16 where "
+        "the CPU has an instruction for it and the preconditioner is kfac",
+        note="fp32: float64 for a float64 policy; tf32: rounded to 11 bits by CUDA's tensor cores; "
+        "bf16: rounded to bfloat16; bf16x3: as two bfloat16 each.",
+        choices=("auto", "fp32", "tf32", "bf16x3", "bf16"),
+    )
+    fisher_fraction: float = _option(
+        1.0,
+        "share of the rows used for the Fisher matrix",
+        note="Evenly strided.",
+        above=0.0,
+        maximum=1.0,
+    )
+    backtrack_coeff: float = _option(0.8, "line search: shrink by this much", above=0.0, below=1.0)
+    max_backtracks: int = _option(
+        10, "line search: at most this many shrinks", minimum=0, maximum=GREATEST_COUNT
+    )
+    accept_ratio: float = _option(
+        0.0, "line search: least actual / expected improvement", minimum=0.0, below=1.0
+    )
+    constraint: str = _option(
+        "hard",
+        "trust region, KL penalty, or plain natural gradient",
+        note="penalty accepts what raised surrogate - beta KL; none is theta + lr x, of which only "
+        "finiteness is checked.",
+        choices=("hard", "penalty", "none"),
+    )
+    beta: float = _option(
+        1.0,
+        "weight of the KL penalty",
+        note="adaptive_beta changes it in the group.",
+        above=0.0,
+    )
+    adaptive_beta: bool = _option(
+        True,
+        "adapt the penalty's weight so that the KL is near max_kl",
+        note="Doubled where KL > 1.5 max_kl, halved where KL < max_kl / 1.5.",
+    )
+    kl_direction: str = _option(
+        "old_new", "KL(old, new) or KL(new, old)", choices=("old_new", "new_old")
+    )
+    lr: float = _option(
+        1.0,
+        "multiplies the step",
+        note="0 is an exact no-op. The optimizer takes a tensor, too, which stays one, for "
+        "schedulers to write.",
+        minimum=0.0,
+    )
+    backend: str = _option(
+        "auto",
+        'what computes the update; "cuda" is for networks on a CUDA device',
+        note="A named one that cannot serve raises.",
+        choices=("auto", "cpu", "cuda", "reference"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(SharedOptions):
+    """Checked options of one update, plain values all.
 
     Raises:
         ValueError: an option is outside its limits, or of the wrong type.
     """
 
-    max_kl: float = 0.01
-    damping: float = 0.1
-    adaptive_damping: bool = False
-    cg_iters: int = 10
-    cg_tol: float = 1e-4
-    cg_progress_tol: float = 0.05
-    preconditioner: str = "auto"
-    precision: str = "auto"
-    fisher_fraction: float = 1.0
-    backtrack_coeff: float = 0.8
-    max_backtracks: int = 10
-    accept_ratio: float = 0.0
-    constraint: str = "hard"
-    beta: float = 1.0
-    adaptive_beta: bool = True
-    kl_direction: str = "old_new"
-    noise: str = "eval"
-    lr: float = 1.0
-    maximize: bool = False
-    backend: str = "auto"
+    noise: str = _option(
+        "eval",
+        "of dropout and the like within a step",
+        note="eval: the module is in eval mode. fixed: only batch normalisation is; every call "
+        "draws the same numbers from torch's generator, so that one dropout mask serves the whole "
+        "step, and the generator is put back.",
+        choices=("eval", "fixed"),
+    )
+    maximize: bool = _option(
+        False,
+        "the loss is an objective",
+        note="It is to rise, and is reported so. The keyword form then reports "
+        "(ratio * advantages).mean(), and takes the same step.",
+    )
 
     def __post_init__(self) -> None:
-        for name in LIMITS:
-            check_number(name, getattr(self, name))
-        for name in FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(  # noqa: TRY004
-                    f"{name} must be True or False, got {getattr(self, name)!r}"
-                )
-        for name, choices in CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
+        tables.check_fields(self, TABLE)
 
     def as_group(self) -> dict[str, Any]:
         """The options as plain Python values, so that a state dict loads with weights_only."""
-        group = asdict(self)
-        for name in LIMITS:
-            group[name] = int(group[name]) if name in WHOLE else float(group[name])
-        return group
+        return asdict(self)
 
 
-NAMES = tuple(field.name for field in fields(Options))
+TABLE = tables.table_of(Options)
 
 
 def from_group(group: Mapping[str, Any]) -> Options:
@@ -102,40 +168,7 @@ def from_group(group: Mapping[str, Any]) -> Options:
     Raises:
         ValueError: as ``Options``, or when an option is missing.
     """
-    missing = [name for name in NAMES if name not in group]
+    missing = [name for name in TABLE if name not in group]
     if missing:
         raise ValueError(f"the parameter group lacks {', '.join(missing)}; do not delete options")
-    return Options(**{name: group[name] for name in NAMES})
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise ValueError where the value is outside the limits of the option ``name``."""
-    low, open_low, high, open_high = LIMITS[name]
-    kind = "a whole number" if name in WHOLE else "a number"
-    if high == math.inf:
-        span = f"{'>' if open_low else '>='} {low:g} and finite"
-    else:
-        span = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-    whole = isinstance(value, numbers.Integral)
-    typed = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not typed or (name in WHOLE and not whole):
-        raise ValueError(f"{name} must be {kind} {span}, got {value!r}")
-    number = float(value)  # type: ignore[arg-type]
-    above = number > low if open_low else number >= low
-    below = number < high if open_high else number <= high
-    if not (above and below):
-        raise ValueError(f"{name} must be {kind} {span}, got {value!r}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def refuse_unserved(keywords: dict[str, Any]) -> None:
-    """Raise for keywords that are none of ours; for torch's own, with the reason."""
-    for name, value in keywords.items():
-        if name not in UNSERVED:
-            raise TypeError(f"TRPOOptimizer() got an unexpected keyword argument {name!r}")
-        if value:
-            raise ValueError(f"TRPOOptimizer has no {name}: {UNSERVED[name]}")
+    return Options(**{name: group[name] for name in TABLE})

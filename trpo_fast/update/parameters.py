@@ -45,13 +45,29 @@ class FlatParameters:
             )
         self.start = self.read()
 
+    def held(self, tensor: Tensor) -> Tensor:
+        """The memory of a parameter, or of another tensor, for native code to read.
+
+        It lives as long as what is returned, whatever another thread puts into the parameter.
+
+        Raises:
+            ValueError: a parameter has another number of entries than at construction.
+        """
+        alias = tensor.detach()
+        index = self.place.get(id(tensor))
+        if index is not None and alias.numel() != self.sizes[index]:
+            raise ValueError(
+                f"{self.names[index]} was given another shape, {tuple(alias.shape)}, during the "
+                "step; change a policy between steps"
+            )
+        return alias
+
     def read(self) -> Tensor:
         """A copy of the parameters ``[P]``, bit for bit."""
         if _native.core is not None and _plain(self.tensors):
             found = torch.empty(sum(self.sizes), dtype=self.dtype, device="cpu")
-            places = [
-                (t.data_ptr(), size) for t, size in zip(self.tensors, self.sizes, strict=True)
-            ]
+            held = [self.held(t) for t in self.tensors]
+            places = [(t.data_ptr(), size) for t, size in zip(held, self.sizes, strict=True)]
             _native.core.copy_blocks(found.data_ptr(), places, found.itemsize, True)
             return found
         with torch.no_grad():
@@ -63,9 +79,10 @@ class FlatParameters:
         written = [t for t, used in zip(self.tensors, self.used, strict=True) if used]
         whole = theta.dtype is self.dtype and theta.numel() == sum(self.sizes)
         if _native.core is not None and whole and _plain([theta, *written]):
+            held = [self.held(t) for t in self.tensors]
             places = [
                 (t.data_ptr() if used else 0, size)
-                for t, used, size in zip(self.tensors, self.used, self.sizes, strict=True)
+                for t, used, size in zip(held, self.used, self.sizes, strict=True)
             ]
             _native.core.copy_blocks(theta.data_ptr(), places, theta.itemsize, False)
             increment_version(written)  # autograd then refuses a graph from before

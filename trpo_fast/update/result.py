@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from torch import Tensor
@@ -103,3 +103,10 @@ class TrustRegionResult:
     gradient_norm: float
     backend: str
     solve_status: Status | None = None
+
+    def figures(self) -> dict[str, bool | int | float | str]:
+        """What a log records of the step, as plain values."""
+        return {name: getattr(self, name) for name in FIGURES} | {"status": self.status.value}
+
+
+FIGURES = tuple(f.name for f in fields(TrustRegionResult) if f.name != "solve_status")

@@ -9,31 +9,43 @@ over the whole batch, and a rejected step leaves every parameter's bits alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from trpo_fast.base.tensors import dot, norm
+from trpo_fast.base.tensors import dot, norm, plus
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, Status, TrustRegionResult
+
+LEAST_KL = 1e-9  # twice the KL, by the quadratic model, that no rounding can make exactly 0
+LEAST_CHANGE = 1e-4  # of a loss, that no rounding can hide at every candidate
+ANEW = (
+    "Compute loss and distribution anew inside the closure (or forward) at each call, from the "
+    "parameters as they are"
+)
+STUCK = (
+    f"the loss is exactly the same at every candidate: it does not follow the parameters. {ANEW}"
+)
+UNMEASURED = (
+    "the KL at a candidate is exactly 0, though the parameters that the distribution depends on "
+    f"have moved: it does not follow them. {ANEW}"
+)
 
 
 class Problem(Protocol):
     """One batch at theta_old, as a backend sees it. The loss is to fall; P-vectors are flat.
 
-    No method changes a parameter for longer than the call lasts. A problem that can do all of
-    ``update`` itself, by the same steps, in one native call, has a method for it besides these:
-    ``update(options, unit) -> TrustRegionResult``.
+    No method changes a parameter for longer than the call lasts.
     """
 
     backend: str
     parameters: FlatParameters
 
-    def gradient(self) -> tuple[float, Tensor]:
-        """The loss at theta_old, and the direction ``[P]`` of its steepest descent, -dloss."""
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
+        """The loss at theta_old, and minus its gradient ``[P]``: that of the surrogate."""
 
     def solve(self, g: Tensor, options: Options) -> Solution:
         """An approximate solution of ``(F + damping I) x = g`` for ``g`` ``[P]``."""
@@ -45,6 +57,14 @@ class Problem(Protocol):
         """Loss and mean KL at the parameters ``theta`` ``[P]``; NaN where they are not finite."""
 
 
+class WholeUpdate(Problem):
+    """A problem that does all of ``update`` itself, by the same steps, in one native call."""
+
+    @abstractmethod
+    def update(self, options: Options, unit: float) -> TrustRegionResult:
+        """What the function ``update`` does, for a loss in units of ``unit``."""
+
+
 def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustRegionResult:
     """Do one update in place: an accepted step, or every parameter's bits as before.
 
@@ -53,11 +73,10 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
         options: Checked options.
         unit: What the problem's loss is multiplied by in every figure and decision.
     """
-    whole: Callable[[Options, float], TrustRegionResult] | None = getattr(problem, "update", None)
-    if whole is not None:
-        return whole(options, unit)
+    if isinstance(problem, WholeUpdate):
+        return problem.update(options, unit)
     theta = problem.parameters.start
-    loss, g = problem.gradient()
+    loss, g = problem.surrogate_gradient()
     size = norm(g)
     search = _Search(problem, options, theta, unit, loss * unit, size * unit)
     if not (math.isfinite(loss) and math.isfinite(search.gradient_norm)):
@@ -83,13 +102,6 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
     return search.along(solution.x, options.lr * scale, slope, quadratic)
 
 
-def _moved(theta: Tensor, x: Tensor, step: float) -> Tensor:
-    """``theta + step x``, also where torch refuses the step as too large for the dtype."""
-    if step <= torch.finfo(theta.dtype).max:
-        return torch.add(theta, x, alpha=step)
-    return (theta.double() + step * x.double()).to(theta.dtype)
-
-
 class _Search:
     """The line search of one update, and the figures gathered on the way."""
 
@@ -110,7 +122,10 @@ class _Search:
 
     def along(self, x: Tensor, size: float, slope: float, quadratic: float) -> TrustRegionResult:
         """Candidates ``theta + size * backtrack_coeff^j * x``, the first acceptable one taken."""
-        o, finite = self.options, False
+        o, finite, stuck = self.options, False, True
+        curvature = quadratic - o.damping * dot(x, x)  # x'Fx, within rounding
+        if curvature < 1e-3 * quadratic:
+            curvature = 0.0
         candidates = 1 if o.constraint == "none" else o.max_backtracks + 1
         for self.backtracks in range(candidates):
             step = size * o.backtrack_coeff**self.backtracks
@@ -119,18 +134,22 @@ class _Search:
                 expected -= 0.5 * o.beta * step * step * quadratic
             if self.backtracks == 0:
                 self.expected = expected
-            candidate = _moved(self.theta, x, step)
+            candidate = plus(self.theta, x, step)
             if torch.equal(candidate, self.theta):
                 if self.backtracks == 0:
                     return self.rejected(Status.zero_step)
                 break
             loss, kl = self.problem.evaluate(candidate)
+            if kl == 0 and step * step * curvature > LEAST_KL:
+                raise ValueError(UNMEASURED)
             loss *= self.unit
             if not (math.isfinite(loss) and math.isfinite(kl)):
                 continue
-            finite = True
+            finite, stuck = True, stuck and loss == self.loss
             if self._acceptable(loss, kl, expected):
                 return self._accepted(candidate, loss, kl, step, expected)
+        if finite and stuck and self.expected > LEAST_CHANGE * abs(self.loss):
+            raise ValueError(STUCK)
         return self.rejected(Status.line_search_failed if finite else Status.non_finite)
 
     def _acceptable(self, loss: float, kl: float, expected: float) -> bool:

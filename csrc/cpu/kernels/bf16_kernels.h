@@ -34,15 +34,15 @@ struct PairProduct {
   Index M;
   Slabs N;
   const Term<Pair>* terms;
-  int term_count;
-  const float* bias;  // [N padded] or null
-  float* C;           // null: the result goes to `rounded`
-  Index c_stride, c_slab_stride;
-  bool accumulate;
-  SplitRows rounded, slope;
+  int term_count = 0;
+  const float* bias = nullptr;  // [N padded] or null
+  float* C = nullptr;           // null: the result goes to `rounded`
+  Index c_stride = 0, c_slab_stride = 0;
+  bool accumulate = false;
+  SplitRows rounded = {}, slope = {};
   // What the next panel will read, brought into L2 while this product computes; or null.
-  const Bf16* ahead;
-  Index ahead_count;
+  const Bf16* ahead = nullptr;
+  Index ahead_count = 0;
 };
 
 enum class Slope : int { given, of_tanh, of_relu, one };

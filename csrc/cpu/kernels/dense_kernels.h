@@ -48,13 +48,13 @@ template <class T>
 struct Product {
   Index M;
   Slabs N;
-  Term<T> terms[2];
-  int term_count;
-  const T* bias;  // [N padded] or null
-  T* C;           // slabs of rows of c_stride elements
-  Index c_stride, c_slab_stride;
-  Finish finish;
-  const T* S;  // laid out as C
+  Term<T> terms[2] = {};
+  int term_count = 0;
+  const T* bias = nullptr;  // [N padded] or null
+  T* C = nullptr;           // slabs of rows of c_stride elements
+  Index c_stride = 0, c_slab_stride = 0;
+  Finish finish = Finish::store;
+  const T* S = nullptr;  // laid out as C
   // What the next panel will read, brought into L2 while this product computes; or null.
   const T* ahead = nullptr;
   Index ahead_count = 0;

@@ -68,8 +68,23 @@ RightOperand<T> packed(const T* data, const Slabs& slabs, Index K) {
 // A product that writes a panel.
 template <class T>
 Product<T> into(const Panel<T>& c, Index rows, const T* bias) {
-  return {rows,          c.slabs, {}, 0, bias, c.data, c.slabs.width, c.slab_stride(),
-          Finish::store, nullptr};
+  Product<T> p{rows, c.slabs};
+  p.bias = bias;
+  p.C = c.data;
+  p.c_stride = c.slabs.width;
+  p.c_slab_stride = c.slab_stride();
+  return p;
+}
+
+// Adds to C [N slabs][M][width]; `first`: sets it.
+template <class T>
+Product<T> sum_into(T* C, Index M, const Slabs& N, bool first) {
+  Product<T> p{M, N};
+  p.C = C;
+  p.c_stride = N.width;
+  p.c_slab_stride = N.width * M;
+  p.finish = first ? Finish::store : Finish::accumulate;
+  return p;
 }
 
 template <class T>

@@ -1,5 +1,5 @@
 // exp, expm1, tanh and sigmoid on vectors of floats. Doubles go through libm, element by element:
-// they are here to be right, floats to be fast. tests/backends/test_cpu_math.py holds the error
+// they are here to be right, floats to be fast. tests/backends/cpu/test_cpu_math.py holds the error
 // bounds.
 #pragma once
 

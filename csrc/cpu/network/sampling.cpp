@@ -64,16 +64,18 @@ void Sampling<T>::normalise(const RolloutBuffers<T>& buffers, Index row, Index r
 }
 
 template <class T>
-void Sampling<T>::draw(const RolloutBuffers<T>& b, Index row, const T* outputs) const {
+template <class H>
+void Sampling<T>::draw(const H& head, const RolloutBuffers<T>& b, Index row,
+                       const T* outputs) const {
   const Index at = row * b.actions;
   const std::uint8_t* const mask = b.masks == nullptr ? nullptr : b.masks + row * b.outputs;
   T* const real = b.real == nullptr ? nullptr : b.real + at;
   std::int64_t* const category = b.category == nullptr ? nullptr : b.category + at;
   const RowNoise<T> noise{b.normal == nullptr ? nullptr : b.normal + at,
                           b.uniform == nullptr ? nullptr : b.uniform + at};
-  draw_action(head_, outputs, std_, noise, mask, real, category);
+  head.draw(outputs, noise, mask, {std_, real, category});
   const RowAction<T> action{real, category, 1};
-  b.log_prob[row] = log_prob(head_, outputs, {log_std_, inv_std_}, action, mask);
+  b.log_prob[row] = head.log_prob(outputs, {log_std_, inv_std_}, action, mask);
   for (Index a = 0; b.env_real != nullptr && a < b.actions; ++a) {
     // NaN passes through.
     b.env_real[at + a] = real[a] < b.low[a] ? b.low[a] : real[a] > b.high[a] ? b.high[a] : real[a];
@@ -96,7 +98,9 @@ void Sampling<T>::step(const RolloutBuffers<T>& buffers, Index t) const {
     const Panel<T> outputs =
         forward_panel<T>(kernels_, network_, input, rows, kPanelRows, panels_of_layers);
     T* const buffer = x + input_size_ + 2 * panel_size_;
-    for (Index r = 0; r < rows; ++r) draw(buffers, row + r, outputs.contiguous(r, buffer));
+    with_head(head_, [&](auto head) {
+      for (Index r = 0; r < rows; ++r) draw(head, buffers, row + r, outputs.contiguous(r, buffer));
+    });
   });
 }
 

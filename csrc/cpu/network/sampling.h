@@ -2,7 +2,7 @@
 // drawn before the rollout, their log-probabilities, and the actions as the environment takes them.
 #pragma once
 
-#include "common/sampling.h"
+#include "common/heads.h"
 #include "cpu/network/mlp_forward.h"
 
 namespace trpo_fast {
@@ -11,7 +11,7 @@ namespace trpo_fast {
 template <class T>
 struct SamplingPolicy {
   Layers<T> layers;
-  HeadKind head_kind;
+  int head_kind;            // its place in Heads
   Index actions;            // A; blocks of a categorical head
   std::vector<Index> nvec;  // sizes of the blocks, categorical heads only
   const T* log_std;         // [A] or null
@@ -50,7 +50,8 @@ class Sampling {
  private:
   Sampling(const SamplingPolicy<T>& policy, Arena&& arena);
   void normalise(const RolloutBuffers<T>& buffers, Index row, Index rows, T* x) const;
-  void draw(const RolloutBuffers<T>& buffers, Index row, const T* outputs) const;
+  template <class H>
+  void draw(const H& head, const RolloutBuffers<T>& buffers, Index row, const T* outputs) const;
 
   const Kernels<T>& kernels_;
   PackedNetwork<T> network_;

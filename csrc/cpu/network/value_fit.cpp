@@ -199,9 +199,7 @@ void ValueFit<T>::last_gradient(const RightOperand<T>& input, const T* delta, In
   const Slabs in(layers_.back().in);
   T* const weight = gradient + offsets_.back().weight;
   // gw = delta' a
-  Product<T> p{
-      1,      in, {}, 0, nullptr, weight, 0, in.width, first ? Finish::store : Finish::accumulate,
-      nullptr};
+  Product<T> p = sum_into(weight, 1, in, first);
   add_term<T>(p, {delta, 0, kNoBlock, 0, 1, kNoBlock, 0}, input, rows);
   kernels_.product(p);
   std::fill(weight + in.features, weight + in.size(1), T(0));
@@ -216,16 +214,7 @@ void ValueFit<T>::layer_gradient(std::size_t l, const LeftOperand<T>& input, con
                                  Index rows, T* gradient, bool first) const {
   const PackedLayer<T>& layer = network_.layers[l];
   // gW_l = a_{l-1}' delta_l, laid out as the packed weights
-  Product<T> p{layer.in,
-               layer.out_slabs,
-               {},
-               0,
-               nullptr,
-               gradient + offsets_[l].weight,
-               layer.out_slabs.width,
-               layer.out_slabs.width * layer.in,
-               first ? Finish::store : Finish::accumulate,
-               nullptr};
+  Product<T> p = sum_into(gradient + offsets_[l].weight, layer.in, layer.out_slabs, first);
   add_term<T>(p, input, columns_of(delta), rows);
   kernels_.product(p);
   T* const bias = gradient + offsets_[l].bias;

@@ -44,17 +44,7 @@ template <class T>
 void PolicyProblem<T>::weight_gradient(std::size_t l, const MatrixView<const T>& x, T* cache,
                                        const Panel<T>& delta, T* partial, bool first) const {
   const GradientBlock& block = blocks_[l];
-  T* const sums = partial + block.weight;
-  Product<T> p{block.major,
-               block.minor,
-               {},
-               0,
-               nullptr,
-               sums,
-               block.minor.width,
-               block.minor.width * block.major,
-               first ? Finish::store : Finish::accumulate,
-               nullptr};
+  Product<T> p = sum_into(partial + block.weight, block.major, block.minor, first);
   // gW_l = a_{l-1}' delta_l, or its transpose
   if (block.out_major) {
     add_term<T>(p, features_of(delta), columns_of(hidden(cache, l - 1)), x.rows);

@@ -47,10 +47,11 @@ Bf16Fisher::Bf16Fisher(const PackedNetwork<float>& network, Index panel_rows, in
     const Slabs in(from.in), out(from.out);
     const Index input = cache_size_, slope = input + parts_ * in.size(panel_rows);
     cache_size_ = slope + (hidden ? parts_ * out.size(panel_rows) : 0);
-    layers_.push_back({from.in, from.out, in, out, from.activation,
-                       matrix(first ? 0 : from.in, from.out, arena),
-                       matrix(from.in, from.out, arena),
-                       matrix(first ? 0 : from.out, from.in, arena), nullptr, input, slope});
+    const PairMatrix weight = matrix(first ? 0 : from.in, from.out, arena);
+    const PairMatrix direction = matrix(from.in, from.out, arena);
+    const PairMatrix backward = matrix(first ? 0 : from.out, from.in, arena);
+    layers_.push_back({from.in, from.out, in, out, from.activation, weight, direction, backward,
+                       nullptr, input, slope});
     widest = std::max({widest, in.size(1), out.size(1)});
     longest = std::max({longest, from.in, from.out});
   }
@@ -183,8 +184,8 @@ void Bf16Fisher::tangent(Index rows, const Bf16* cache, const Bf16* next, Bf16* 
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const Layer& layer = layers_[l];
     Term<Pair> terms[kMaxPairTerms];
-    PairProduct p{rows, layer.out_slabs, terms, 0, layer.direction_bias, nullptr, 0, 0, false, {},
-                  {},   nullptr,         0};
+    PairProduct p{rows, layer.out_slabs, terms};
+    p.bias = layer.direction_bias;
     const auto add = [&](const SplitRows& from, const PairMatrix& matrix) {
       LeftOperand<Pair> left[kMaxParts];
       for (int part = 0; part < parts_; ++part) {
@@ -235,19 +236,11 @@ void Bf16Fisher::weight_gradient(const GradientBlock& block, const PairMatrix& i
     left[part] = {from.part[part], 1, width, width * from.pairs(), width, kNoBlock, 0};
   }
   Term<Pair> terms[kMaxPairTerms];
-  PairProduct p{block.major,
-                block.minor,
-                terms,
-                0,
-                nullptr,
-                partial + block.weight,
-                block.minor.width,
-                block.minor.width * block.major,
-                !first,
-                {},
-                {},
-                nullptr,
-                0};
+  PairProduct p{block.major, block.minor, terms};
+  p.C = partial + block.weight;
+  p.c_stride = block.minor.width;
+  p.c_slab_stride = block.minor.width * block.major;
+  p.accumulate = !first;
   add_terms(terms, p.term_count, left, block.out_major ? input : delta);
   kernels_.product(p);
   float* const bias = partial + block.bias;
@@ -284,19 +277,9 @@ void Bf16Fisher::backward(Index rows, const Bf16* cache, const Panel<float>& u, 
     }
     Term<Pair> terms[kMaxPairTerms];
     which = 1 - which;
-    PairProduct p{rows,
-                  layer.in_slabs,
-                  terms,
-                  0,
-                  nullptr,
-                  nullptr,
-                  0,
-                  0,
-                  false,
-                  buffer(scratch, which, layer.in_slabs),
-                  rows_at(cache + layers_[l - 1].slope, layer.in_slabs),
-                  nullptr,
-                  0};
+    PairProduct p{rows, layer.in_slabs, terms};
+    p.rounded = buffer(scratch, which, layer.in_slabs);
+    p.slope = rows_at(cache + layers_[l - 1].slope, layer.in_slabs);
     add_terms(terms, p.term_count, left, layer.backward);
     kernels_.product(p);
     delta = p.rounded;

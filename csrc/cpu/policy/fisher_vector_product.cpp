@@ -9,7 +9,7 @@ namespace trpo_fast {
 
 template <class T>
 void PolicyProblem<T>::prepare_fisher() {
-  const bool keeps_metric = head_.kind != HeadKind::gaussian;
+  const bool keeps_metric = !facts_of(head_).log_std_is_parameter;
   for_chunks(fisher_, [&](Index panel, int worker, T*, double*, bool) {
     if (!cached(fisher_, panel) && !keeps_metric) return;
     T* const cache = cache_of(fisher_, panel, worker);
@@ -17,41 +17,48 @@ void PolicyProblem<T>::prepare_fisher() {
     if (cached(fisher_, panel)) keep_rounded(fisher_, panel, cache, worker);
     if (!keeps_metric) return;
     const Panel<T> outputs = forward_outputs(fisher_, panel, cache, worker);
-    for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
-      const Index row = panel * fisher_.panel_rows + r;
-      cache_metric(row, outputs.contiguous(r, row_buffer(worker)));
-    }
+    with_head(head_, [&](auto head) {
+      for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
+        const Index row = panel * fisher_.panel_rows + r;
+        cache_metric(head, row, outputs.contiguous(r, row_buffer(worker)));
+      }
+    });
   });
 }
 
 // As apply_metric and metric_square take it.
 template <class T>
-const T* PolicyProblem<T>::metric_of(Index row) const {
-  return head_.kind == HeadKind::gaussian ? inv_variance_ : metric_ + row * head_.outputs;
+template <class H>
+const T* PolicyProblem<T>::metric_of(const H& head, Index row) const {
+  return H::kLogStdIsParameter ? inv_variance_ : metric_ + row * head.outputs;
 }
 
 template <class T>
 void PolicyProblem<T>::metric_rows(Index panel, const Panel<T>& u, int worker) const {
   const T equal_share = T(1 / fisher_.weight_sum);
-  for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
-    const Index row = panel * fisher_.panel_rows + r;
-    const T weight = fisher_.set.weights ? T(fisher_.share(row)) : equal_share;
-    T* const o = u.contiguous(r, row_buffer(worker));
-    apply_metric(head_, metric_of(row), weight, o);
-    u.put_back(r, o);
-  }
+  with_head(head_, [&](auto head) {
+    for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
+      const Index row = panel * fisher_.panel_rows + r;
+      const T weight = fisher_.set.weights ? T(fisher_.share(row)) : equal_share;
+      T* const o = u.contiguous(r, row_buffer(worker));
+      head.apply_metric(metric_of(head, row), weight, o);
+      u.put_back(r, o);
+    }
+  });
 }
 
 // The panel's share of (J v)' M (J v), rows by their weights.
 template <class T>
 double PolicyProblem<T>::metric_squares(Index panel, const Panel<T>& zdot, int worker) const {
-  double total = 0;
-  for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
-    const Index row = panel * fisher_.panel_rows + r;
-    const T* const o = zdot.contiguous(r, row_buffer(worker));
-    total += fisher_.share(row) * metric_square(head_, metric_of(row), o);
-  }
-  return total;
+  return with_head(head_, [&](auto head) {
+    double total = 0;
+    for (Index r = 0; r < fisher_.rows_in(panel); ++r) {
+      const Index row = panel * fisher_.panel_rows + r;
+      const T* const o = zdot.contiguous(r, row_buffer(worker));
+      total += fisher_.share(row) * head.metric_square(metric_of(head, row), o);
+    }
+    return total;
+  });
 }
 
 // The bfloat16 operands of a panel, or room for them.
@@ -68,15 +75,14 @@ Bf16* PolicyProblem<T>::rounded_scratch_of(int worker) const {
 
 template <class T>
 void PolicyProblem<T>::keep_rounded(const Plan& plan, Index panel, T* cache, int worker) const {
-  if constexpr (std::is_same_v<T, float>) {
-    if (!bf16_) return;
+  where_rounded(bf16_, [&](const auto& bf16) {
     Bf16* const to = rounded_cache_of(panel, worker);
     const MatrixView<const T> x = plan.obs(panel);
-    bf16_->keep_observations(x, to, rounded_scratch_of(worker));
+    bf16.keep_observations(x, to, rounded_scratch_of(worker));
     for (std::size_t l = 0; l < cached_.size(); ++l) {
-      bf16_->keep_hidden(l, hidden(cache, l), slopes(cache, l), x.rows, to);
+      bf16.keep_hidden(l, hidden(cache, l), slopes(cache, l), x.rows, to);
     }
-  }
+  });
 }
 
 template <class T>
@@ -84,38 +90,32 @@ Panel<T> PolicyProblem<T>::outputs_tangent(Index panel, int worker) const {
   T* const floats = cache_of(fisher_, panel, worker);
   const bool kept = cached(fisher_, panel);
   if (!kept) forward_hidden(fisher_, panel, floats);
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) {
-      if (!kept) keep_rounded(fisher_, panel, floats, worker);
-      const Bf16* const cache = rounded_cache_of(panel, worker);
-      const bool ahead = cached(fisher_, panel + 1) && bf16_->cache_size() <= kAheadElements;
-      const Panel<T> zdot = buffer(worker, 0, weights_.layers.back().out_slabs);
-      bf16_->tangent(fisher_.rows_in(panel), cache, ahead ? cache + bf16_->cache_size() : nullptr,
-                     rounded_scratch_of(worker), zdot);
-      return zdot;
-    }
-  }
-  return tangent(panel, floats, worker);
+  const Panel<T> zdot = buffer(worker, 0, weights_.layers.back().out_slabs);
+  const bool rounded = where_rounded(bf16_, [&](const auto& bf16) {
+    if (!kept) keep_rounded(fisher_, panel, floats, worker);
+    const Bf16* const cache = rounded_cache_of(panel, worker);
+    const bool ahead = cached(fisher_, panel + 1) && bf16.cache_size() <= kAheadElements;
+    bf16.tangent(fisher_.rows_in(panel), cache, ahead ? cache + bf16.cache_size() : nullptr,
+                 rounded_scratch_of(worker), zdot);
+  });
+  return rounded ? zdot : tangent(panel, floats, worker);
 }
 
 template <class T>
 void PolicyProblem<T>::add_transposed(Index panel, const Panel<T>& u, int worker, T* partial,
                                       bool first) const {
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) {
-      return bf16_->backward(fisher_.rows_in(panel), rounded_cache_of(panel, worker), u,
-                             rounded_scratch_of(worker), blocks_, partial, first);
-    }
-  }
+  const bool rounded = where_rounded(bf16_, [&](const auto& bf16) {
+    bf16.backward(fisher_.rows_in(panel), rounded_cache_of(panel, worker), u,
+                  rounded_scratch_of(worker), blocks_, partial, first);
+  });
+  if (rounded) return;
   backward(fisher_, panel, cache_of(fisher_, panel, worker), u, worker, partial, first);
 }
 
 template <class T>
 void PolicyProblem<T>::pack_direction(const T* v) {
   direction_.pack(layers_at(v, true), batch_.threads);
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) bf16_->pack_direction(direction_);
-  }
+  where_rounded(bf16_, [&](auto& bf16) { bf16.pack_direction(direction_); });
 }
 
 template <class T>
@@ -148,7 +148,7 @@ double PolicyProblem<T>::fisher_curvature(const T* v, double damping) {
   double scales = 0;
   for (Index a = 0; batch_.log_std_offset >= 0 && a < batch_.actions; ++a) {
     const double at = double(v[batch_.log_std_offset + a]);
-    scales += 2 * at * at;
+    scales += kLogStdMetric * at * at;
   }
   return chunk_sum(fisher_, 0) + scales + damping * kernels_.dot(v, v, batch_.parameters);
 }
@@ -166,9 +166,8 @@ void PolicyProblem<T>::finish_fisher_product(const T* v, double damping, T* out)
 template <class T>
 void PolicyProblem<T>::finish_fisher(const T* v, double damping, T* out) const {
   reduce(fisher_, out);
-  // The state-independent log std: F = 2 I, whatever the data.
   for (Index a = 0; batch_.log_std_offset >= 0 && a < batch_.actions; ++a) {
-    out[batch_.log_std_offset + a] = T(2) * v[batch_.log_std_offset + a];
+    out[batch_.log_std_offset + a] = T(kLogStdMetric) * v[batch_.log_std_offset + a];
   }
   for (Index i = 0; damping != 0 && i < batch_.parameters; ++i) out[i] += T(damping) * v[i];
 }

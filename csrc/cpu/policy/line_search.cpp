@@ -7,17 +7,19 @@ namespace trpo_fast {
 template <class T>
 void PolicyProblem<T>::candidate_rows(Index panel, const Panel<T>& outputs, double* sums,
                                       int worker) const {
-  for (Index r = 0; r < all_.rows_in(panel); ++r) {
-    const Index row = panel * all_.panel_rows + r;
-    const T* const o = outputs.contiguous(r, row_buffer(worker));
-    const T* const old = old_outputs_ + row * head_.outputs;
-    const std::uint8_t* const mask = all_.set.mask_row(row);
-    const double now = log_prob(head_, o, new_scale_, batch_.action(row), mask);
-    const double share = all_.share(row);
-    sums[0] -= share * std::exp(now - row_log_prob_[row]) * double(batch_.advantages[row]);
-    sums[1] += share * (batch_.kl_new_old ? row_kl(head_, o, old, old_scale_, mask)
-                                          : row_kl(head_, old, o, new_scale_, mask));
-  }
+  with_head(head_, [&](auto head) {
+    for (Index r = 0; r < all_.rows_in(panel); ++r) {
+      const Index row = panel * all_.panel_rows + r;
+      const T* const o = outputs.contiguous(r, row_buffer(worker));
+      const T* const old = old_outputs_ + row * head.outputs;
+      const std::uint8_t* const mask = all_.set.mask_row(row);
+      const double now = head.log_prob(o, new_scale_, batch_.action(row), mask);
+      const double share = all_.share(row);
+      sums[0] -= share * std::exp(now - row_log_prob_[row]) * double(batch_.advantages[row]);
+      sums[1] += share * (batch_.kl_new_old ? head.row_kl(o, old, old_scale_, mask)
+                                            : head.row_kl(old, o, new_scale_, mask));
+    }
+  });
 }
 
 template <class T>
@@ -37,7 +39,8 @@ typename PolicyProblem<T>::Candidate PolicyProblem<T>::evaluate(const T* theta) 
   });
   const GaussianScale first = batch_.kl_new_old ? new_scale_ : old_scale_;
   const GaussianScale second = batch_.kl_new_old ? old_scale_ : new_scale_;
-  return {chunk_sum(all_, 0), chunk_sum(all_, 1) + shared_kl(head_, first, second)};
+  const double shared = with_head(head_, [&](auto head) { return head.shared_kl(first, second); });
+  return {chunk_sum(all_, 0), chunk_sum(all_, 1) + shared};
 }
 
 template class PolicyProblem<float>;

@@ -48,9 +48,7 @@ PolicyProblem<T>::PolicyProblem(const PolicyBatch<T>& batch, void* workspace)
     : PolicyProblem(batch, Arena(workspace)) {
   weights_.pack(batch.layers, batch.threads);
   pack_backward();
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) bf16_->pack_weights(weights_, backward_weights_);
-  }
+  where_rounded(bf16_, [&](auto& bf16) { bf16.pack_weights(weights_, backward_weights_); });
   if (batch.log_std != nullptr) set_scale(old_scale_, batch.log_std, batch.log_std_stride);
   for (Index a = 0; batch.log_std != nullptr && a < batch.actions; ++a) {
     inv_variance_[a] = T(old_scale_.inv_std[a] * old_scale_.inv_std[a]);
@@ -121,7 +119,7 @@ void PolicyProblem<T>::layout(Arena& arena) {
       arena.take<Bf16>(bf16_ ? (rounded_size + bf16_->scratch_size()) * batch_.threads : 0);
   const Index outputs_size = weights_.layers.back().out_slabs.size(rows);
   fisher_outputs_ = arena.take<T>(fisher_halves() ? fisher_.panels * outputs_size : 0);
-  const bool keeps_metric = head_.kind != HeadKind::gaussian;
+  const bool keeps_metric = !facts_of(head_).log_std_is_parameter;
   metric_ = arena.take<T>(keeps_metric ? fisher_.rows * outputs : 0);
   inv_variance_ = arena.take<T>(batch_.actions);
   old_outputs_ = arena.take<T>(all_.rows * outputs);
@@ -225,12 +223,11 @@ void PolicyProblem<T>::kept_input(std::size_t layer, const KeptRow& kept, Index 
     }
     return;
   }
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16_) {
-      const Bf16* const cache = rounded_caches_ + kept.panel * bf16_->cache_size();
-      return bf16_->kept_input(layer, kept.row, first, count, cache, to);
-    }
-  }
+  const bool rounded = where_rounded(bf16_, [&](const auto& bf16) {
+    const Bf16* const cache = rounded_caches_ + kept.panel * bf16.cache_size();
+    bf16.kept_input(layer, kept.row, first, count, cache, to);
+  });
+  if (rounded) return;
   const Panel<T> a = hidden(caches_ + kept.panel * cache_size_, layer - 1);
   std::copy_n(&a.at(kept.row, first), count, to);
 }
@@ -271,12 +268,6 @@ Panel<T> PolicyProblem<T>::forward_outputs(const Plan& plan, Index panel, T* cac
   add_term<T>(p, input, packed<T>(layer.weight, layer.out_slabs, layer.in), layer.in);
   kernels_.product(p);
   return z;
-}
-
-template <class T>
-void PolicyProblem<T>::cache_metric(Index row, const T* outputs) const {
-  if (head_.kind == HeadKind::gaussian) return;
-  metric_cache(head_, outputs, fisher_.set.mask_row(row), metric_ + row * head_.outputs);
 }
 
 template struct RowPlan<float>;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 
 #include "common/heads.h"
 #include "cpu/network/packed_network.h"
@@ -35,8 +36,8 @@ template <class T>
 struct PolicyBatch {
   Layers<T> layers;
   std::vector<LayerOffsets> offsets;
-  Index parameters;  // P, the length of flat vectors
-  HeadKind head_kind;
+  Index parameters;         // P, the length of flat vectors
+  int head_kind;            // its place in Heads
   Index actions;            // A; blocks of a categorical head
   std::vector<Index> nvec;  // sizes of the blocks, categorical heads only
   const T* log_std;         // [A] or null
@@ -145,6 +146,16 @@ class PolicyProblem {
 
  private:
   using Plan = RowPlan<T>;
+  // f(bf16_), where it takes the Fisher products over; returns whether it does. Only float has it:
+  // f is not compiled for double.
+  template <class Optional, class F>
+  static bool where_rounded(Optional& bf16, F&& f) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (bf16) f(*bf16);
+      return bf16.has_value();
+    }
+    return false;
+  }
   PolicyProblem(const PolicyBatch<T>& batch, Arena&& arena);
   void layout(Arena& arena);
   void pack_backward();
@@ -166,7 +177,8 @@ class PolicyProblem {
   void keep_rounded(const Plan& plan, Index panel, T* cache, int worker) const;
   Bf16* rounded_scratch_of(int worker) const;
   Panel<T> forward_outputs(const Plan& plan, Index panel, T* cache, int worker) const;
-  void cache_metric(Index row, const T* outputs) const;
+  template <class H>
+  void cache_metric(const H& head, Index row, const T* outputs) const;
   void surrogate_rows(Index panel, const Panel<T>& outputs, double* sums, int worker) const;
   Panel<T> tangent(Index panel, T* cache, int worker) const;
   // J v at a panel's outputs, and J'u added to a chunk's partial sums, in the operands' precision.
@@ -174,7 +186,8 @@ class PolicyProblem {
   void add_transposed(Index panel, const Panel<T>& u, int worker, T* partial, bool first) const;
   void pack_direction(const T* v);
   void finish_fisher(const T* v, double damping, T* out) const;
-  const T* metric_of(Index row) const;
+  template <class H>
+  const T* metric_of(const H& head, Index row) const;
   double metric_squares(Index panel, const Panel<T>& zdot, int worker) const;
   void metric_rows(Index panel, const Panel<T>& u, int worker) const;
   Panel<T> kept_outputs(Index panel) const;
@@ -222,6 +235,14 @@ void PolicyProblem<T>::for_chunks(const Plan& plan, Body&& body) const {
       body(panel, worker, partials_ + chunk * partial_size_, chunk_sums, panel == begin);
     }
   });
+}
+
+template <class T>
+template <class H>
+void PolicyProblem<T>::cache_metric(const H& head, Index row, const T* outputs) const {
+  if constexpr (!H::kLogStdIsParameter) {
+    head.metric_cache(outputs, fisher_.set.mask_row(row), metric_ + row * head.outputs);
+  }
 }
 
 // F + damping I, for conjugate gradients.

@@ -6,22 +6,29 @@ namespace trpo_fast {
 template <class T>
 void PolicyProblem<T>::surrogate_rows(Index panel, const Panel<T>& outputs, double* sums,
                                       int worker) const {
-  for (Index r = 0; r < all_.rows_in(panel); ++r) {
-    const Index row = panel * all_.panel_rows + r;
-    T* const o = outputs.contiguous(r, row_buffer(worker));
-    for (Index i = 0; i < head_.outputs; ++i) old_outputs_[row * head_.outputs + i] = o[i];
-    if (batch_.fisher_is_all) cache_metric(row, o);
-    const RowAction<T> action = batch_.action(row);
-    const std::uint8_t* const mask = all_.set.mask_row(row);
-    const double now = log_prob(head_, o, old_scale_, action, mask);
-    const double old = batch_.old_log_prob ? batch_.old_log_prob[row] : now;
-    row_log_prob_[row] = old;
-    const double share = all_.share(row);
-    const double gain = share * std::exp(now - old) * double(batch_.advantages[row]);
-    sums[0] -= gain;
-    log_prob_gradient(head_, o, old_scale_, action, mask, gain, o, sums + 2);
-    outputs.put_back(r, o);
-  }
+  with_head(head_, [&](auto head) {
+    for (Index r = 0; r < all_.rows_in(panel); ++r) {
+      const Index row = panel * all_.panel_rows + r;
+      T* const o = outputs.contiguous(r, row_buffer(worker));
+      for (Index i = 0; i < head.outputs; ++i) old_outputs_[row * head.outputs + i] = o[i];
+      if (batch_.fisher_is_all) cache_metric(head, row, o);
+      const RowAction<T> action = batch_.action(row);
+      const std::uint8_t* const mask = all_.set.mask_row(row);
+      const double now = head.log_prob(o, old_scale_, action, mask);
+      const double old = batch_.old_log_prob ? batch_.old_log_prob[row] : now;
+      row_log_prob_[row] = old;
+      const double share = all_.share(row);
+      const double gain = share * std::exp(now - old) * double(batch_.advantages[row]);
+      sums[0] -= gain;
+      if constexpr (head.kLogStdIsParameter) {
+        for (Index a = 0; a < head.actions; ++a) {
+          sums[2 + a] += gain * head.log_std_slope(a, o, old_scale_, action);
+        }
+      }
+      head.log_prob_gradient(o, old_scale_, action, mask, gain, o);
+      outputs.put_back(r, o);
+    }
+  });
 }
 
 template <class T>

@@ -132,7 +132,7 @@ void InputMoments<T>::add_up(const Task& task, const MomentTarget<T>& target) co
   if (!rounded_) {
     const Kernels<T>& kernels = dense_kernels().get<T>();
     moment_sums(kernels, {in.rows, in.slabs, rows_}, rows_, columns, sums);
-    Product<T> p{1, columns.slabs, {}, 0, nullptr, bias_sums, width, 0, Finish::store, nullptr};
+    Product<T> p = sum_into(bias_sums, 1, columns.slabs, true);
     add_term<T>(p, one_feature(roots_), {in.rows + task.slab * width * rows_, width, 0}, rows_);
     kernels.product(p);
   }

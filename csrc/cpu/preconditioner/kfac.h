@@ -1,7 +1,7 @@
 // M^-1 r with a Kronecker-factored M: for each layer's r laid out as R [out, columns], the bias
 // last, either U_G [(U_G' R U_A) / (l_G l_A' + damping)] U_A' in the factors' eigenbases or
 // (G + c I)^-1 R (A + c I)^-1 (Martens & Grosse 2015, section 4.2 and 6.3). The matrices are made
-// in Python, once for many solves; trpo_fast/backends/kfac.py says how.
+// in Python, once for many solves; trpo_fast/preconditioning/kfac.py says how.
 #pragma once
 
 #include <vector>

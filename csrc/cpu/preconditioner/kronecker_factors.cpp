@@ -125,12 +125,14 @@ void KroneckerFactors<T>::forward(Index first, Index count) const {
 template <class T>
 void KroneckerFactors<T>::draw(const T* signs, Index first, Index count, T* row) const {
   const Panel<T> outputs = rows_from(gradients_.back(), first);
-  for (Index r = 0; r < count; ++r) {
-    T* const o = outputs.contiguous(r, row);
-    metric_root(head_, inv_std_, batch_.rows.mask_row(row_of(first + r)),
-                signs + (first + r) * head_.outputs, o);
-    outputs.put_back(r, o);
-  }
+  with_head(head_, [&](auto head) {
+    for (Index r = 0; r < count; ++r) {
+      T* const o = outputs.contiguous(r, row);
+      head.metric_root(inv_std_, batch_.rows.mask_row(row_of(first + r)),
+                       signs + (first + r) * head.outputs, o);
+      outputs.put_back(r, o);
+    }
+  });
 }
 
 // e_{l-1} = (e_l W_l) phi'(z_{l-1})

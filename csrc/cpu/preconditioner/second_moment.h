@@ -43,16 +43,7 @@ void moment_sums(const Kernels<T>& kernels, const Panel<T>& x, Index rows,
     const Panel<T> block{x.row(row), x.slabs, x.panel_rows};
     RightOperand<T> right = columns_of(block);
     right.data += columns.begin / width * right.slab_stride;
-    Product<T> p{columns.end,
-                 columns.slabs,
-                 {},
-                 0,
-                 nullptr,
-                 sums,
-                 width,
-                 0,
-                 row == 0 ? Finish::store : Finish::accumulate,
-                 nullptr};
+    Product<T> p = sum_into(sums, columns.end, columns.slabs, row == 0);
     add_term<T>(p, features_of(block), right, std::min(kMomentRows, rows - row));
     kernels.product(p);
   }
@@ -70,7 +61,11 @@ void second_moment(const Kernels<T>& kernels, const Panel<T>& x, Index rows, Ind
 // Floats C [M, N of one slab] (+)= one term.
 inline PairProduct plain_product(Index M, const Slabs& N, const Term<Pair>* term, float* C,
                                  bool accumulate) {
-  return {M, N, term, 1, nullptr, C, N.width, 0, accumulate, {}, {}, nullptr, 0};
+  PairProduct p{M, N, term, 1};
+  p.C = C;
+  p.c_stride = N.width;
+  p.accumulate = accumulate;
+  return p;
 }
 
 // moment_sums of bfloat16 rows in pairs, in slabs of [pairs][width].

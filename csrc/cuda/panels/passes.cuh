@@ -24,7 +24,7 @@ __device__ double surrogate_pass(Panels<T, kRows>& panels) {
     delta_rows(panels, rows, first);
     panels.backward(rows, first, first == rows.begin);
   }
-  if (a.head_kind == HeadKind::gaussian && threadIdx.x < unsigned(a.actions)) {
+  if (a.log_std_is_parameter && threadIdx.x < unsigned(a.actions)) {
     panels.partial[panels.net.log_std + threadIdx.x] = T(panels.log_std_sums[threadIdx.x]);
   }
   return loss;

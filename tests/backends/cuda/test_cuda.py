@@ -170,6 +170,25 @@ def test_a_zero_gradient_and_non_finite_numbers_end_an_update() -> None:
 
 
 @needs_emulation
+@pytest.mark.parametrize("log_std", [10.0, 40.0, 43.0])
+@pytest.mark.parametrize("damping", [0.0, 1e39])
+def test_curvature_near_0_or_damping_beyond_the_dtype_is_a_status(
+    damping: float, log_std: float
+) -> None:
+    policy = make_policy(BY_NAME["gaussian"], dtype=torch.float32)
+    data = make_data(policy, BY_NAME["gaussian"])
+    assert policy.log_std is not None
+    policy.log_std.requires_grad_(False).fill_(log_std)
+    del data["old_log_prob"]
+    before = flat_of(policy).read()
+    result, theta = run(EmulatedProblem, policy, data, Options(damping=damping))
+    assert result.gradient_norm > 0
+    assert result.accepted or torch.equal(theta, before)
+    assert torch.isfinite(theta).all()
+    assert not (result.accepted and damping == 1e39)
+
+
+@needs_emulation
 def test_a_refused_launch_raises_with_advice_and_leaves_the_parameters() -> None:
     case = BY_NAME["gaussian"]
     policy = make_policy(case)

@@ -49,7 +49,7 @@ def test_no_parameter_is_ever_written(case: Case) -> None:
     problem = problem_of(case)
     versions = [t._version for t in problem.parameters.tensors]
     theta = problem.parameters.read()
-    _, g = problem.gradient()
+    _, g = problem.surrogate_gradient()
     problem.solve(g, Options())
     problem.evaluate(theta + 0.1)
     assert [t._version for t in problem.parameters.tensors] == versions
@@ -69,7 +69,7 @@ def test_the_product_is_symmetric_and_positive(case: Case) -> None:
 @every_case
 def test_the_quadratic_model_predicts_kl_and_loss_of_a_small_step(case: Case) -> None:
     problem = problem_of(case)
-    loss, g = problem.gradient()
+    loss, g = problem.surrogate_gradient()
     theta = problem.parameters.read()
     step = 1e-4 * g / g.norm()
     candidate_loss, kl = problem.evaluate(theta + step)
@@ -84,7 +84,7 @@ def test_kl_of_a_tiny_float32_step_is_not_lost_in_rounding(case: Case) -> None:
     data = make_data(policy, case)
     network, batch = recognised(policy, data)
     problem = ReferenceProblem(network, flat_of(policy), batch, Options())
-    _, g = problem.gradient()
+    _, g = problem.surrogate_gradient()
     theta = problem.parameters.read()
     candidate = theta + 3e-4 * g / g.norm()
     step = candidate.double() - theta.double()
@@ -100,7 +100,7 @@ def test_kl_of_a_tiny_float32_step_is_not_lost_in_rounding(case: Case) -> None:
 @every_case
 def test_candidates_that_overflow_are_not_finite_or_far(case: Case, bad: float) -> None:
     problem = problem_of(case)
-    problem.gradient()
+    problem.surrogate_gradient()
     theta = problem.parameters.read()
     loss, kl = problem.evaluate(torch.full_like(theta, bad))
     assert not (math.isfinite(loss) and kl <= 0.01)
@@ -109,7 +109,7 @@ def test_candidates_that_overflow_are_not_finite_or_far(case: Case, bad: float) 
 @pytest.mark.parametrize("name", ["categorical", "multi_categorical", "categorical_masked"])
 def test_the_kl_of_huge_logits_is_not_negative(name: str) -> None:
     problem = problem_of(BY_NAME[name])
-    problem.gradient()
+    problem.surrogate_gradient()
     theta = problem.parameters.read()
     for scale in (1e4, 1e8, 1e12, 1e17):
         _, kl = problem.evaluate(theta * scale)

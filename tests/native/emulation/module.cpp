@@ -4,6 +4,7 @@
 
 PYBIND11_MODULE(_core_cuda_emulated, m) {
   trpo_fast::register_cuda_device(m);
+  trpo_fast::register_cuda_forward(m);
   trpo_fast::register_cuda_gae(m);
   trpo_fast::register_cuda_policy_problem(m);
   m.def("set_order", &emulation::set_order);

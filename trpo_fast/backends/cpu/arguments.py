@@ -37,8 +37,24 @@ def tensor_arg(tensor: Tensor, dtype: torch.dtype) -> TensorArg:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
+def held_layers(
+    layers: Sequence[Layer], held: Callable[[Tensor], Tensor] = Tensor.detach
+) -> list[Layer]:
+    """The layers on aliases of their tensors.
+
+    What native code is told of them stays readable as long as the aliases live, also where another
+    thread gives a parameter other memory (``parameter.data = ...``).
+    """
+    return [
+        layer._replace(
+            weight=held(layer.weight), bias=None if layer.bias is None else held(layer.bias)
+        )
+        for layer in layers
+    ]
+
+
 def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
-    """The layers as the native module takes them. Valid while their tensors live and stay put."""
+    """The layers, of ``held_layers``, as the native module takes them; valid while those live."""
     return [
         (
             tensor_arg(layer.weight, dtype),
@@ -50,16 +66,16 @@ def layer_args(layers: Sequence[Layer], dtype: torch.dtype) -> list[LayerArg]:
     ]
 
 
-class PackedPreconditioner(NamedTuple):
+class SlabPreconditioner(NamedTuple):
     """A preconditioner as the native module takes it, and the tensors that this points into."""
 
     argument: PreconditionerArg
     tensors: list[Tensor]
 
 
-def packed_preconditioner(found: Preconditioner) -> PackedPreconditioner:
+def slab_preconditioner(found: Preconditioner) -> SlabPreconditioner:
     """The native layout of a preconditioner, made once and kept with it."""
-    if not isinstance(found.packed, PackedPreconditioner):
+    if not isinstance(found.packed, SlabPreconditioner):
         tensors: list[Tensor] = []
 
         def arg(tensor: Tensor) -> TensorArg:
@@ -70,7 +86,7 @@ def packed_preconditioner(found: Preconditioner) -> PackedPreconditioner:
         # Two matrices in slabs for each block, as large as its R.
         work = sum(2 * at.outputs * math.prod(slabs_of(at.columns)) for at, _ in found.blocks)
         argument = arg(found.diagonal), blocks, arg(found.diagonal.new_empty(work))
-        found.packed = PackedPreconditioner(argument, tensors)
+        found.packed = SlabPreconditioner(argument, tensors)
     return found.packed
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
-from trpo_fast.backends.cpu.arguments import layer_args, tensor_arg
+from trpo_fast._native import kernels
+from trpo_fast.backends.cpu.arguments import held_layers, layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Layer
 
@@ -32,8 +32,9 @@ class PackedForward:
             raise TypeError(
                 f"weights are {self._dtype}; the native CPU backend serves float32 and float64"
             )
-        native = _core.MlpForwardF32 if self._dtype is torch.float32 else _core.MlpForwardF64
-        args = layer_args(layers, self._dtype)
+        native = kernels.MlpForwardF32 if self._dtype is torch.float32 else kernels.MlpForwardF64
+        held = held_layers(layers)
+        args = layer_args(held, self._dtype)
         self._native = native(args, layers[0].weight.shape[1], torch.get_num_threads())
         self._memory = Workspace(self._native.workspace_bytes())
         self._native.bind(self._memory.address)
@@ -46,7 +47,7 @@ class PackedForward:
             TypeError: x has another dtype than the weights.
             ValueError: x has a wrong shape.
         """
-        x = x.resolve_neg()
+        x = x.detach().resolve_neg()
         x_arg = tensor_arg(x, self._dtype)
         if x.ndim != 2:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, in]")

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
+from trpo_fast._native import kernels
 from trpo_fast.backends.codes import HEAD_CODES
-from trpo_fast.backends.cpu.arguments import layer_args, packed_preconditioner, slabs_of, tensor_arg
+from trpo_fast.backends.cpu.arguments import (
+    held_layers,
+    layer_args,
+    slab_preconditioner,
+    slabs_of,
+    tensor_arg,
+)
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.backends.native_update import (
     SOLVE_STATUS,
@@ -30,6 +36,7 @@ from trpo_fast.update.batch import Batch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, TrustRegionResult
+from trpo_fast.update.trust_region import WholeUpdate
 
 if TYPE_CHECKING:
     from trpo_fast._core import PreconditionerArg, TensorArg
@@ -68,7 +75,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     """
     if options.precision != "auto":
         return ROUNDINGS[options.precision].parts
-    if network.layers[0].weight.dtype != torch.float32 or not _core.bf16_instruction():
+    if network.layers[0].weight.dtype != torch.float32 or not kernels.bf16_instruction():
         return 0
     weights = sum(layer.weight.numel() for layer in network.layers)
     if batch.rows * options.fisher_fraction * weights < BF16_WORK:
@@ -76,7 +83,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     return int(preconditioner_kind(options, network, batch.rows) == "kfac")
 
 
-class CpuProblem(KroneckerStatistics):
+class CpuProblem(KroneckerStatistics, WholeUpdate):
     """A ``trust_region.Problem`` for a recognised network, served by the native module.
 
     Holds the batch's tensors and the workspace for the time of one update. The native side reads
@@ -91,12 +98,13 @@ class CpuProblem(KroneckerStatistics):
 
     backend = "cpu"
     preconditioner: Preconditioner | None = None
+    gains_known = True
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
     ) -> None:
-        # The network too: frozen tensors are read where they live, and nothing else may hold them.
         self.network, self.parameters, self.options = network, parameters, options
+        self._layers = held_layers(network.layers, parameters.held)
         self._dtype = dtype = parameters.dtype
         self._tensors: list[Tensor] = []
         starts = [0, *accumulate(parameters.sizes)]
@@ -109,13 +117,15 @@ class CpuProblem(KroneckerStatistics):
 
         used = [parameters.place.get(id(t)) for t in network.tensors()]
         parameters.used = [index in used for index in range(len(parameters.tensors))]
-        native = _core.PolicyProblemF32 if dtype is torch.float32 else _core.PolicyProblemF64
+        native = kernels.PolicyProblemF32 if dtype is torch.float32 else kernels.PolicyProblemF64
         head = network.head
         # A module may keep it [1, A]; the view has the parameter's own memory.
-        log_std = None if network.log_std is None else network.log_std.detach().reshape(-1)
+        log_std = None
+        if network.log_std is not None:
+            log_std = parameters.held(network.log_std).reshape(-1)
         self._native = native(
             obs=self._arg(batch.obs, dtype),
-            layers=layer_args(network.layers, dtype),
+            layers=layer_args(self._layers, dtype),
             offsets=[(place(layer.weight), place(layer.bias)) for layer in network.layers],
             parameters=self._size,
             head=HEAD_CODES[head.kind],
@@ -158,7 +168,7 @@ class CpuProblem(KroneckerStatistics):
             self.parameters.replace(theta, candidate)
         return result
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
         g = torch.empty(self._size, dtype=self._dtype, device="cpu")
         loss = self._native.gradient(tensor_arg(g, self._dtype))
@@ -208,7 +218,7 @@ class CpuProblem(KroneckerStatistics):
             torch.linalg.LinAlgError: it is not positive definite.
         """
         single = self._dtype is torch.float32
-        invert = _core.damped_inverse_f32 if single else _core.damped_inverse_f64
+        invert = kernels.damped_inverse_f32 if single else kernels.damped_inverse_f64
         count, width = slabs_of(len(factor))
         found = factor.new_empty(count, len(factor), width)
         matrix, to = tensor_arg(factor, self._dtype), tensor_arg(found, self._dtype)
@@ -263,7 +273,7 @@ class CpuProblem(KroneckerStatistics):
     def _preconditioner(self) -> PreconditionerArg | None:
         if self.preconditioner is None:
             return None
-        return packed_preconditioner(self.preconditioner).argument
+        return slab_preconditioner(self.preconditioner).argument
 
     def _update_work(self) -> Tensor:
         if self._work is None:

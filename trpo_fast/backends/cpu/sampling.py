@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
+from trpo_fast._native import kernels
 from trpo_fast.backends.codes import HEAD_CODES
-from trpo_fast.backends.cpu.arguments import layer_args, tensor_arg
+from trpo_fast.backends.cpu.arguments import held_layers, layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Network
 
@@ -53,10 +53,10 @@ class NativeSampling:
         env_actions: Array | None,
         bounds: tuple[Array, Array],
     ) -> None:
-        layers, head, log_std = network.layers, network.head, network.log_std
+        layers, head, log_std = held_layers(network.layers), network.head, network.log_std
         dtype = layers[0].weight.dtype
         flat_log_std = None if log_std is None else log_std.detach().reshape(-1)
-        native = _core.SamplingF32 if dtype is torch.float32 else _core.SamplingF64
+        native = kernels.SamplingF32 if dtype is torch.float32 else kernels.SamplingF64
         self._native = native(
             layer_args(layers, dtype),
             layers[0].weight.shape[1],
@@ -83,7 +83,7 @@ class NativeSampling:
         given = {name: _arg(name, array, network) for name, array in buffers.items()}
         self._memory = Workspace(self._native.workspace_bytes())
         # The native side holds addresses: these keep what they point at alive.
-        self._kept = (network, flat_log_std, buffers)
+        self._kept = (layers, flat_log_std, buffers)
         log_probs = tensor_arg(self.log_probs, torch.float64)
         self._native.bind(self._memory.address, {**given, "clip": clip, "log_prob": log_probs})
         self.step = self._native.step

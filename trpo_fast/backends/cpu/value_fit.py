@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from trpo_fast import _core
-from trpo_fast.backends.cpu.arguments import layer_args, tensor_arg
+from trpo_fast._native import kernels
+from trpo_fast.backends.cpu.arguments import held_layers, layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Layer
 
@@ -49,9 +49,10 @@ class AdamFit:
         self._options = _options(adam.param_groups[0])
         self.dtype = layers[0].weight.dtype
         # The native side holds addresses: these keep what they point at alive.
-        self._kept = [layers, _moment(layers, adam, 0), _moment(layers, adam, 1)]
+        read = (layers, _moment(layers, adam, 0), _moment(layers, adam, 1))
+        self._kept = [held_layers(each) for each in read]
         parameters, exp_avg, exp_avg_sq = (layer_args(each, self.dtype) for each in self._kept)
-        native = _core.ValueFitF32 if self.dtype is torch.float32 else _core.ValueFitF64
+        native = kernels.ValueFitF32 if self.dtype is torch.float32 else kernels.ValueFitF64
         width, threads = layers[0].weight.shape[1], torch.get_num_threads()
         self._native = native(parameters, exp_avg, exp_avg_sq, width, batch_rows, threads)
         self._memory = Workspace(self._native.workspace_bytes())

@@ -30,7 +30,7 @@ class Workspace:
 
     @property
     def address(self) -> int:
-        """Aligned."""
+        """Where the memory begins, aligned to ``ALIGNMENT`` bytes."""
         address = self.memory.data_ptr()
         return address + -address % ALIGNMENT
 

@@ -10,27 +10,18 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _native
-from trpo_fast.backends.codes import ACTIVATION_CODES, HEAD_CODES
-from trpo_fast.backends.cuda.layout import ALIGNMENT, MAX_LAYERS, PANEL_WIDTH, Place, packed_map
+from trpo_fast.backends.codes import ACTIVATION_CODES
+from trpo_fast.backends.cuda.layout import (
+    ALIGNMENT,
+    MAX_LAYERS,
+    PANEL_WIDTH,
+    TensorPlace,
+    packed_map,
+)
 from trpo_fast.networks.network import Layer
 
 if TYPE_CHECKING:
     from trpo_fast._core_cuda import TensorArg
-
-
-# Arguments of a policy problem that a forward pass has none of.
-_UNUSED = (
-    "weights",
-    "weight_sum",
-    "action_mask",
-    "fisher_obs",
-    "fisher_weights",
-    "fisher_weight_sum",
-    "fisher_action_mask",
-    "actions",
-    "advantages",
-    "old_log_prob",
-)
 
 
 def stream_of(device: torch.device) -> int:
@@ -70,7 +61,7 @@ class DeviceForward:
         self._core = found
         start = 0
         pieces: list[Tensor] = []
-        places: list[tuple[Place, Place | None]] = []
+        places: list[tuple[TensorPlace, TensorPlace | None]] = []
         for layer in layers:
             weight = (start, tuple(layer.weight.shape))
             start += layer.weight.numel()
@@ -109,33 +100,18 @@ class DeviceForward:
         if len(x) == 0:
             return out
         x = x.detach().resolve_neg().contiguous()
-        native = (
-            self._core.PolicyProblemF32
-            if self._dtype is torch.float32
-            else self._core.PolicyProblemF64
-        )
-        nothing = dict.fromkeys(_UNUSED)
-        problem = native(
-            **nothing,
+        core, single = self._core, self._dtype is torch.float32
+        native = (core.ForwardF32 if single else core.ForwardF64)(
             obs=_arg(x),
             layers=self._layers,
-            log_std=0,
-            unused=0,
             map=_arg(self._map),
             theta=_arg(self._theta),
-            parameters=len(self._theta),
-            head=HEAD_CODES["bernoulli"],  # any that has as many parameters as outputs
-            action_dim=outputs,
-            nvec=[],
-            kl_new_old=False,
-            forward_only=True,
             tiled=max(width for _, width, *_ in self._layers) > PANEL_WIDTH,
-            products=0,
             device=self._device.index or 0,
         )
         memory = torch.empty(
-            problem.workspace_bytes() + ALIGNMENT, dtype=torch.uint8, device=self._device
+            native.workspace_bytes() + ALIGNMENT, dtype=torch.uint8, device=self._device
         )
-        problem.bind(-(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
-        problem.forward(_arg(out), stream_of(self._device))
+        native.bind(-(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
+        native.forward(_arg(out), stream_of(self._device))
         return out

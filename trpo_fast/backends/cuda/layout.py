@@ -24,13 +24,14 @@ def padded(width: int) -> int:
     return -(-width // 4) * 4
 
 
-Place = tuple[int, tuple[int, ...]]  # where a tensor starts among (theta, frozen), and its shape
+# Where a tensor starts among (theta, frozen), and its shape.
+TensorPlace = tuple[int, tuple[int, ...]]
 
 
 @lru_cache(maxsize=32)
 def packed_map(
-    layers: tuple[tuple[Place, Place | None], ...],
-    log_std: Place | None,
+    layers: tuple[tuple[TensorPlace, TensorPlace | None], ...],
+    log_std: TensorPlace | None,
     unused: tuple[tuple[int, int], ...],
     device: torch.device,
 ) -> Tensor:

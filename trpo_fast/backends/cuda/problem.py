@@ -19,7 +19,7 @@ from trpo_fast.backends.cuda.layout import (
     MAX_BLOCKS,
     MAX_LAYERS,
     PANEL_WIDTH,
-    Place,
+    TensorPlace,
     packed_map,
     packed_preconditioner,
 )
@@ -37,6 +37,7 @@ from trpo_fast.update.batch import Batch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import Solution, TrustRegionResult
+from trpo_fast.update.trust_region import WholeUpdate
 
 if TYPE_CHECKING:
     from trpo_fast._core_cuda import PreconditionerArg, TensorArg
@@ -90,7 +91,7 @@ def in_tiles(network: Network, options: Options) -> bool:
     return widest > PANEL_WIDTH or options.preconditioner in ("diagonal", "kfac")
 
 
-class CudaProblem:
+class CudaProblem(WholeUpdate):
     """A ``trust_region.Problem`` for a recognised network on a CUDA device.
 
     Every method is one cooperative kernel on torch's current stream; only figures that the caller
@@ -110,6 +111,7 @@ class CudaProblem:
 
     backend = "cuda"
     preconditioner: Preconditioner | None = None
+    gains_known = False
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
@@ -131,7 +133,6 @@ class CudaProblem:
             "advantages": self._arg(batch.advantages, self._dtype),
             "old_log_prob": self._arg(batch.old_log_prob, torch.float64),
             "kl_new_old": options.kl_direction == "new_old",
-            "forward_only": False,
             "tiled": self.tiled(options),
             "products": PRODUCT_CODES[options.precision],
             "device": self._device.index or 0,
@@ -166,7 +167,7 @@ class CudaProblem:
             self.parameters.replace(self.parameters.start, candidate)
         return result
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
         g = torch.empty(self._size, dtype=self._dtype, device=self._device)
         self._native.gradient(self._flat(g), self._figure_arg(), self._stream())
@@ -253,7 +254,7 @@ class CudaProblem:
         starts = [0, *accumulate(parameters.sizes)]
         used: set[int] = set()
         frozen: list[Tensor] = []
-        places: dict[int, Place] = {}
+        places: dict[int, TensorPlace] = {}
         for tensor in network.tensors():
             index = parameters.place.get(id(tensor))
             if index is None:

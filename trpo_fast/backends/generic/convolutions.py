@@ -59,7 +59,7 @@ class Convolutions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call ``func``."""
+        """Call ``func``, or our own form of a convolution that is to be differentiated twice."""
         kwargs = kwargs or {}
         read = _CALLS.get(func)
         call = None if read is None else read(*args, **kwargs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
-from trpo_fast.backends.generic.problem import Evaluation, FisherTerm, Term
+from trpo_fast.backends.generic.problem import FisherTerm, ModelCall, Term
 from trpo_fast.base.modes import Draws
 from trpo_fast.base.tensors import strided_rows, weighted_mean
 from trpo_fast.networks.distributions import MultiCategorical, whole_actions
@@ -50,7 +50,7 @@ class ModuleTerm:
             )
         return distribution, batch.weights
 
-    def __call__(self) -> Evaluation:
+    def __call__(self) -> ModelCall:
         """Loss, distribution and weights at the current parameters."""
         distribution, weights = self.rows()
         batch = self.batch
@@ -66,7 +66,7 @@ class ModuleTerm:
             self.old_log_prob = log_prob.detach().clone()
         ratio = (log_prob - self.old_log_prob).double().exp()
         loss = -weighted_mean(ratio * batch.advantages.double(), weights)
-        return Evaluation(loss, distribution, weights)
+        return ModelCall(loss, distribution, weights)
 
 
 def _check_actions(distribution: Distribution, actions: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from trpo_fast.backends.generic.convolutions import Convolutions
 from trpo_fast.backends.generic.linearization import Linearization, linearize, slopes_of
+from trpo_fast.backends.generic.staleness import Made, made_by, refuse_stale
 from trpo_fast.base.tensors import strided_rows, weighted_mean
 from trpo_fast.networks.distribution_parts import refuse_wrong_kl
 from trpo_fast.networks.distributions import detached, in_double
@@ -28,7 +29,7 @@ CANDIDATE_REFUSED = ("to satisfy the constraint", "to be within the support")
 NOISE = 1e-6  # a KL(theta, theta) that rounding explains, in nats
 
 
-class Evaluation(NamedTuple):
+class ModelCall(NamedTuple):
     """What one call of the model gave: a scalar loss, the distribution, weights or None."""
 
     loss: Tensor
@@ -43,7 +44,7 @@ class Term(NamedTuple):
     is a closure, whose number of calls is promised.
     """
 
-    call: Callable[[], Evaluation]
+    call: Callable[[], ModelCall]
     share: float
     rows: Callable[[], Rows] | None = None
 
@@ -84,22 +85,25 @@ class GenericProblem:
         self.by_dependence = by_dependence
         self.theta = parameters.start
         self.old: list[Distribution] = []  # each term's distribution at theta_old, in float64
+        self._first: list[dict[int, Made]] = []  # what each term's call made there
         self.kept: Linearization | None = None  # of a single Fisher term
         self._convolutions = Convolutions()
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``.
 
         Raises:
             ValueError: the model gives another distribution at a second call.
         """
         self.old, loss, g = [], 0.0, torch.zeros_like(self.theta)
+        self._first = []
         tensors, keep = self.parameters.tensors, self.fisher_terms is None
         used = [False] * len(tensors)
         for term in self.terms:
             with torch.enable_grad():
                 with self._convolutions:
                     found = term.call()
+                self._first.append(made_by(found.loss, found.distribution))
                 rows = (found.distribution, found.weights)
                 linear = self._linearize(rows) if keep else None
                 by_kl = _depends_on(found.distribution, tensors) if linear is None else linear.used
@@ -128,7 +132,7 @@ class GenericProblem:
     def fisher_product(self, v: Tensor) -> Tensor:
         """``F v`` ``[P]``, without damping, over the Fisher's share of the rows."""
         if self.kept is None and self.fisher_terms is None:
-            self.gradient()
+            self.surrogate_gradient()
         if self.kept is not None:
             return self.kept.product(v)
         terms = self.fisher_terms or []
@@ -148,17 +152,14 @@ class GenericProblem:
         try:
             self.parameters.write(theta)
             with torch.no_grad():
-                for term, old in zip(self.terms, self.old, strict=True):
+                for term, old, first in zip(self.terms, self.old, self._first, strict=True):
                     found = term.call()
+                    refuse_stale(first, made_by(found.loss, found.distribution))
                     loss += term.share * float(found.loss)
                     new = in_double(found.distribution)
                     hard = self.options.kl_direction == "old_new"
                     rows = _kl_values(*((old, new) if hard else (new, old)))
                     kl += term.share * float(weighted_mean(rows, found.weights))
-        except RuntimeError as error:
-            if "does not require grad" in str(error):
-                error.add_note("Candidates are tried under no_grad: a closure calls no backward().")
-            raise
         except ValueError as error:
             # torch's own checks: of a distribution's parameters (the candidate is not finite), and
             # of the actions, which a support that moves with the parameters may lose.

@@ -47,6 +47,7 @@ class ReferenceProblem:
 
     backend = "reference"
     preconditioner: Preconditioner | None = None
+    gains_known = True
 
     def __init__(
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
@@ -64,7 +65,7 @@ class ReferenceProblem:
         self.rounding = ROUNDINGS[options.precision]
         self.points: dict[int, tuple[Linearisation, Callable[[Tensor], Tensor]]] = {}
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
         self.old = []
         loss, g = 0.0, self._flatten(None, [])

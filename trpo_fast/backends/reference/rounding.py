@@ -36,7 +36,7 @@ class Rounding:
         return found
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The sum of the parts."""
+        """``x`` rounded: the sum of the parts it is split into."""
         return sum(self.split(x)[1:], self.split(x)[0])
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:

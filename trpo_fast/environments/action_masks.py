@@ -1,0 +1,59 @@
+"""One rule for action masks, in training, evaluation and predict.
+
+They count where actions are choices (Discrete, MultiDiscrete) and are ignored beside others. An
+observation's own entry comes before infos, infos before an ``action_masks()`` method. What an
+environment does not forbid, by giving no mask or None, is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trpo_fast.base.spaces import Space, logit_blocks
+
+MASK_KEY = "action_mask"
+
+
+class MaskReader:
+    """Reads one environment's masks.
+
+    Args:
+        action_space: of one action.
+    """
+
+    def __init__(self, action_space: Space) -> None:
+        self._space = action_space
+        self._blocks = logit_blocks(action_space)
+        self.width = sum(self._blocks)
+
+    def row(self, mask: Any) -> npt.NDArray[np.bool_]:
+        """A mask as [n]; all true for None. ValueError where it does not fit or forbids all."""
+        if mask is None:
+            return np.ones(self.width, bool)
+        row = np.asarray(mask, bool).ravel()
+        if row.shape != (self.width,):
+            raise ValueError(
+                f"the action mask has {row.size} entries; {self._space} has {self.width}"
+            )
+        first = 0
+        for block, choices in enumerate(self._blocks):
+            if not row[first : first + choices].any():
+                raise ValueError(f"the action mask allows no choice for action {block}")
+            first += choices
+        return row
+
+    def find(
+        self, observation: Any, info: Mapping[str, Any], method: Callable[[], Any] | None = None
+    ) -> npt.NDArray[np.bool_] | None:
+        """The mask [n] that came with an observation, or None where there is none."""
+        if not self._blocks:
+            return None
+        if isinstance(observation, Mapping) and MASK_KEY in observation:
+            return self.row(observation[MASK_KEY])
+        if MASK_KEY in info:
+            return self.row(info[MASK_KEY])
+        return None if method is None else self.row(method())

@@ -1,0 +1,157 @@
+"""Whether an observation is what its space says: gymnasium's arrays would bend it to fit.
+
+Those have the space's dtype, so fractions returned for a space of whole numbers are cut there, one
+number fills a row, and 256 is 0 in uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from trpo_fast.base.spaces import Space
+
+Path = tuple[Any, ...]
+
+
+def leaves(space: Space, path: Path = ()) -> Iterator[tuple[Path, Space]]:
+    """The parts of a nested space that hold numbers, with the keys that lead there."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from leaves(part, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from leaves(part, (*path, index))
+    else:
+        yield path, space
+
+
+def entry(observation: Any, key: Any) -> Any:
+    """One entry of a nested observation; ValueError where it has none."""
+    try:
+        return observation[key]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(
+            f"the observation, a {type(observation).__name__}, has no entry {key}"
+        ) from None
+
+
+def pick(observation: Any, path: Path) -> Any:
+    """The part of a nested observation that the keys lead to; ValueError where there is none."""
+    for key in path:
+        observation = entry(observation, key)
+    return observation
+
+
+def as_kept(values: npt.NDArray[Any], space: Space, path: Path = ()) -> npt.NDArray[Any]:
+    """The values of a leaf, or a batch of them, in the space's dtype.
+
+    ValueError where that cannot hold them. Floating-point spaces round to their width, but for
+    float16, which would lose what float32 holds.
+    """
+    dtype = np.dtype(space.dtype)
+    if values.dtype == dtype:
+        return values
+    with np.errstate(invalid="ignore", over="ignore"):
+        if dtype.kind == "f" and dtype.itemsize >= 4 and values.dtype.kind in "biuf":
+            return values.astype(dtype)
+        kept = values.astype(dtype) if values.dtype.kind in "biuf" else None
+    if kept is None or not np.array_equal(kept, values):
+        raise ValueError(
+            f"the observation{_at(path)} holds {_first_lost(values, dtype)}, which its space "
+            f"{_short(space)} of {dtype} cannot: declare the space with a dtype that can "
+            "(dtype=np.float32 for fractions), or return such numbers"
+        )
+    return kept
+
+
+def require_inside(values: npt.NDArray[Any], space: Space, path: Path = ()) -> None:
+    """ValueError where a value is none of a discrete space's; Boxes say what is usual, no more."""
+    outside = _outside(values, space)
+    if outside is not None:
+        raise ValueError(
+            f"the observation{_at(path)} holds {outside}, outside its space {_short(space)}"
+        )
+
+
+class ObservationCheck:
+    """Passes on single observations, each leaf in its space's dtype.
+
+    Args:
+        space: of one observation.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._leaves = list(leaves(space))
+        path, only = self._leaves[0] if len(self._leaves) == 1 else ((), None)
+        # The one leaf of a plain Box: what every step of most environments has.
+        self._box = only if not path and isinstance(only, spaces.Box) else None
+        self._dtype = None if self._box is None else np.dtype(self._box.dtype)
+        self._size = 0 if self._box is None else int(np.prod(self._box.shape))
+
+    def __call__(self, observation: Any) -> Any:
+        """The observation; ValueError naming leaf, value or shape, and space where it is none."""
+        if (
+            self._box is not None
+            and type(observation) is np.ndarray
+            and observation.dtype is self._dtype
+            and observation.size == self._size
+        ):
+            return observation
+        for path, space in self._leaves:
+            given = np.asarray(pick(observation, path))
+            # A plain Box of another shape but the same size fits its row of a batch.
+            fits = self._box is not None and given.size == self._size
+            if not fits and given.shape != tuple(space.shape or ()):
+                raise ValueError(
+                    f"the observation{_at(path)} has shape {given.shape}, its space says "
+                    f"{tuple(space.shape or ())}"
+                )
+            kept = as_kept(given, space, path)
+            require_inside(kept, space, path)
+            if kept is not given:
+                observation = _replaced(observation, path, kept)
+        return observation
+
+
+def _replaced(observation: Any, path: Path, value: Any) -> Any:
+    """A copy of a nested observation with another value at one place."""
+    if not path:
+        return value
+    inner = _replaced(entry(observation, path[0]), path[1:], value)
+    if isinstance(observation, Mapping):
+        return {**observation, path[0]: inner}
+    return tuple(inner if i == path[0] else part for i, part in enumerate(observation))
+
+
+def _outside(values: npt.NDArray[Any], space: Space) -> str | None:
+    if isinstance(space, spaces.MultiBinary):
+        wrong = (values != 0) & (values != 1)
+    elif isinstance(space, spaces.Discrete):
+        wrong = (values < space.start) | (values >= space.start + space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        wrong = (values < space.start) | (values >= space.start + space.nvec)
+    else:
+        return None
+    return str(values[wrong].flat[0]) if np.any(wrong) else None
+
+
+def _first_lost(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> str:
+    if values.dtype.kind not in "biuf":
+        return f"{values.dtype} ({str(values.flat[0])[:40] if values.size else 'nothing'})"
+    with np.errstate(invalid="ignore", over="ignore"):
+        lost = np.atleast_1d(values)[np.atleast_1d(values.astype(dtype) != values)]
+    return str(lost.flat[0])
+
+
+def _at(path: Path) -> str:
+    return f" (at {'/'.join(map(str, path))})" if path else ""
+
+
+def _short(space: Space) -> str:
+    text = str(space)
+    return text if len(text) <= 80 else f"{text[:77]}..."
