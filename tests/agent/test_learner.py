@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from agent_cases import small, weights
 from torch import nn
-from toy_environments import Scripted
+from toy_environments import Scripted, Walk
 
 from trpo_fast.agent.learner import COLUMNS, normalize_advantages
 
@@ -98,3 +102,40 @@ def test_every_figure_of_an_update_has_its_column(monkeypatch):
         "train/value_loss",
         "train/explained_variance",
     } <= set(COLUMNS)
+
+
+class Bounded(Walk):
+    def __init__(self, low, high):
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(np.array(low), np.array(high), dtype=np.float64)
+
+    def step(self, action):
+        return super().step(np.tanh(action[:2]))
+
+
+DISTANT = [
+    ([300.0] * 2, [500.0] * 2, r"lie outside the bounds of action 0, \[300, 500\]"),
+    ([-1.0, -500.0], [1.0, -300.0], r"lie outside the bounds of action 1"),
+    ([3.0, 3.0], [np.inf, np.inf], r"lie outside the bounds of action 0, \[3, inf\]"),
+    ([-7000.0] * 2, [7000.0] * 2, r"span under 1% of the bounds of action 0"),
+]
+
+
+@pytest.mark.parametrize(("low", "high", "text"), DISTANT)
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+def test_bounds_that_the_first_actions_hardly_meet_are_warned_of(
+    low, high, text, state_dependent_std
+):
+    def make():
+        return Bounded(low, high)
+
+    with pytest.warns(UserWarning, match=text + r".*squash=True.*RescaleAction"):
+        small(make, state_dependent_std=state_dependent_std).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if np.isfinite(high).all():
+            small(make, squash=True).close()
+        for near in ([-2.0] * 2, [0.0] * 2, [-np.inf] * 2):
+            small(lambda near=near: Bounded(near, [2.0, np.inf])).close()
+    # Enough of a spread reaches them.
+    small(make, log_std_init=6.0, state_dependent_std=state_dependent_std).close()

@@ -92,7 +92,7 @@ class Pair(NamedTuple):
         PureWindowsPath("x"),
         np.array([None]),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_would_come_back_as_something_else_is_named(value: Any) -> None:
     with pytest.raises(NotPortable, match=rf"env_kwargs\['a'\]\[1\] is a .*{type(value).__name__}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from trpo_fast import TRPO
+from trpo_fast import TRPO, cli
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.environments import env_pool
 from trpo_fast.environments.make import make_vector_env
@@ -255,6 +256,23 @@ def test_mistakes_are_named(pools: list[Pool]) -> None:
         pool_env(num_envs=4, env_kwargs={"batch_size": 2})
     with pytest.raises(EnvironmentSetupError, match="by their ids"):
         make_vector_env(lambda: None, vectorization="envpool")
+
+
+def test_an_id_of_envpools_own_is_evaluated_by_envpool(
+    pools: list[Pool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"num_envs": 2, "rollout_steps": 8, "critic_epochs": 0, "eval_every": 16}
+    run = tmp_path / "run"
+    with TRPO("Counting-v0", vectorization="envpool", run_dir=run, seed=0, **options) as agent:
+        agent.learn(32, progress_bar=False)
+        assert agent.progress.best_evaluation == 3  # its environment 0 ends after 3 steps
+        before = len(pools)
+        assert agent.evaluate(5) == (3.0, 0.0)
+        seeds = {pool.seed for pool in pools[before:]} - {0}
+        assert len(seeds) == 5
+        assert all(pool.closed for pool in pools[before:])
+    assert cli.main(["eval", str(run), "--episodes", "2"]) == 0
+    assert "return 3.00 +- 0.00 over 2 episodes" in capsys.readouterr().out
 
 
 def test_an_agent_goes_on_after_a_load_the_same_way_each_time(

@@ -84,6 +84,12 @@ def test_kept_promises_are_told_and_remembered(headline, tmp_path, monkeypatch, 
     assert "| yes |" in text
     assert "killed at 128, resumed at 128; killed at 256, resumed at 256" in text
     assert "the weights are those of `whole`" in text
+    # Stopped after the kills: they are told all the same.
+    (tmp_path / "out" / "killed.json").unlink()
+    assert headline.main(arguments) == 0
+    assert page.read_text() == text
+    assert len(headline.calls) == calls + 3  # to train no further, to evaluate, to plot
+    calls = len(headline.calls)
     # Each is done: nothing runs again, and the page says the same.
     assert headline.main(arguments) == 0
     assert len(headline.calls) == calls

@@ -16,6 +16,7 @@ from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
 from trpo_fast.environments.flattening import ObservationFlattener, Rows, action_converter
+from trpo_fast.environments.gymnasium_api import refuse_whole_results
 from trpo_fast.environments.observation_check import entry
 from trpo_fast.networks.distributions import mode
 from trpo_fast.rollouts.normalization import ObservationNormalizer
@@ -50,6 +51,8 @@ class Actor:
     def is_single(self, observation: Any) -> bool:
         """Whether this is one observation (not a batch); ValueError when it is neither."""
         leaf, space = observation, self.observation_space
+        if not (isinstance(space, spaces.Tuple) and isinstance(space[-1], spaces.Dict)):
+            refuse_whole_results(observation)
         while isinstance(space, spaces.Dict | spaces.Tuple):
             key: Any = next(iter(space.spaces)) if isinstance(space, spaces.Dict) else 0
             leaf, space = entry(leaf, key), space[key]

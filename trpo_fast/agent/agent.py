@@ -6,9 +6,10 @@ and faults all go back to such a state, never to the middle of an update.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
 from trpo_fast.agent.learner import COLUMNS, Learner
 from trpo_fast.agent.state import Training
+from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.make import make_vector_env
@@ -70,15 +72,16 @@ class TRPO:
         if config.seed is None:
             config = config.replace(seed=int(np.random.SeedSequence().generate_state(1)[0]))
         self.env_source = env
-        self.env = make_vector_env(
-            env,
-            num_envs=config.num_envs,
-            vectorization=config.vectorization,
-            seed=config.seed,
-            env_kwargs=config.env_kwargs,
-            num_workers=config.num_workers,
-            step_timeout=config.step_timeout,
-        )
+        with _options_out_of_place(config.env_kwargs):
+            self.env = make_vector_env(
+                env,
+                num_envs=config.num_envs,
+                vectorization=config.vectorization,
+                seed=config.seed,
+                env_kwargs=config.env_kwargs,
+                num_workers=config.num_workers,
+                step_timeout=config.step_timeout,
+            )
         self.config = config = config.replace(num_envs=self.env.num_envs)
         self.observation_space = self.env.observation_space
         self.action_space = self.env.action_space
@@ -404,7 +407,9 @@ class TRPO:
 
     def _make_env(self, env: Any) -> evaluation.EnvFactory:
         source = self.env_source if env is None else env
-        return evaluation_environments.environment_factory(source, self.config.env_kwargs)
+        return evaluation_environments.environment_factory(
+            source, self.config.env_kwargs, self.config.vectorization
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint (one safetensors file) from which `load` goes on bit for bit.
@@ -484,6 +489,21 @@ class TRPO:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _options_out_of_place(env_kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Say so where an environment refuses an argument that is the agent's."""
+    try:
+        yield
+    except EnvironmentSetupError as error:
+        for name in env_kwargs:
+            if name in OPTIONS and f"unexpected keyword argument '{name}'" in str(error):
+                raise EnvironmentSetupError(
+                    f"{error}. {name} is an option of the agent, not of its environment: give it "
+                    f"beside env_kwargs, as TRPO(env, {name}={env_kwargs[name]!r})"
+                ) from error
+        raise
 
 
 def _with_suffix(path: str | Path) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 from trpo_fast.base.errors import BadObservationError, EnvironmentFault, EnvironmentSetupError
 from trpo_fast.environments import seeded_episodes
 from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
+from trpo_fast.environments.gymnasium_api import described_error, reset_result, step_result
 from trpo_fast.environments.observation_check import ObservationCheck
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
@@ -175,7 +176,7 @@ class _Player:
             return
         self._total, self.length = 0.0, 0
         try:
-            shown, info = self.env.reset(seed=episode_seed(self._seed, self.number))
+            shown, info = reset_result(self.env.reset(seed=episode_seed(self._seed, self.number)))
             self._show(shown, info)
         except EnvironmentSetupError:
             raise  # in words already: a recording that cannot be made
@@ -186,7 +187,7 @@ class _Player:
         """Act; what is wrong with the reward, if anything."""
         self.length += 1
         try:
-            shown, reward, terminated, truncated, info = self.env.step(action)
+            shown, reward, terminated, truncated, info = step_result(self.env.step(action))
             reward = float(reward)
             over = bool(terminated) or bool(truncated)
             if not over:
@@ -220,7 +221,7 @@ class _Player:
         self.info = {} if mask is None else {MASK_KEY: mask}
 
     def _raised(self, error: Exception, where: str, action: Any = None) -> EnvironmentFault:
-        text = f"the environment raised {type(error).__name__}: {error} in {where}"
+        text = f"the environment raised {described_error(error)} in {where}"
         return self.fault(text, error, action)
 
     def fault(

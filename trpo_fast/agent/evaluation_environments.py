@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,25 @@ from gymnasium.envs.registration import EnvSpec
 
 from trpo_fast.agent.evaluation import EnvFactory
 from trpo_fast.base.errors import EnvironmentSetupError, MissingExtraError
+from trpo_fast.environments.env_pool import PoolOfOne
 from trpo_fast.environments.make import environment_name, setup_error
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 
 ARRAY_MODES = ("rgb_array", "rgb_array_list")
 
 
-def environment_factory(env: Any, env_kwargs: Mapping[str, Any]) -> EnvFactory:
+def environment_factory(
+    env: Any, env_kwargs: Mapping[str, Any], vectorization: str = "sync"
+) -> EnvFactory:
     """How to make one more environment of the kind an agent trains on.
 
-    Raises EnvironmentSetupError for an object that carries no recipe for another one; calling the
-    factory does where that recipe fails.
+    An id that only EnvPool has is made by it, where the agent trains on EnvPool. Raises
+    EnvironmentSetupError for an object that carries no recipe for another one; calling the factory
+    does where that recipe fails.
     """
     name = environment_name(env)
+    if vectorization == "envpool" and isinstance(env, str) and env not in gymnasium.registry:
+        return partial(PoolOfOne, env, env_kwargs)
     named = isinstance(env, str | EnvSpec)
     if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) or not (named or callable(env)):
         env, named, env_kwargs = _spec_of(env), True, {}

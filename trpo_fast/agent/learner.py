@@ -44,6 +44,8 @@ COLUMNS = (
     "train/unscaled_advantages",
     "train/skipped_critic_rows",
 )
+# Of a Box's width, below which the first Gaussian reaches next to nothing of it.
+NARROW_SHARE = 0.01
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
 # Below this share of what they were computed from in float32, advantages' deviation is rounding.
@@ -100,6 +102,7 @@ class Learner:
                 value_function = ValueFunction(
                     observation_space, sizes, activation, generator=generator
                 )
+            warn_of_distant_bounds(policy, action_space)
             self.policy = policy.to(self.device)
             self.value_function = value_function.to(self.device)
             options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SharedOptions)}
@@ -336,6 +339,38 @@ def normalize_advantages(advantages: Tensor, values: Tensor | None = None) -> tu
 
 def _largest(numbers: Tensor) -> float:
     return float(numbers.abs().max()) if numbers.numel() else 0.0
+
+
+def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
+    """Warn where the first Gaussian of a policy of ours hardly meets a Box's bounds.
+
+    Its actions are then all clipped to one value, or to a corner of the Box: updates are accepted
+    and nothing is learnt.
+    """
+    if not (isinstance(policy, MlpPolicy) and isinstance(space, spaces.Box)) or policy.squash:
+        return
+    learnt = policy.log_std
+    if learnt is None:  # the last outputs, at first the same everywhere
+        log_std = cast("nn.Linear", policy.body[-1]).bias[policy.head.components :]
+    else:
+        log_std = learnt.data
+    reach = 2 * log_std.detach().double().exp().numpy(force=True)
+    low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+    outside = (low > reach) | (high < -reach)
+    with np.errstate(invalid="ignore"):
+        narrow = 2 * reach < NARROW_SHARE * (high - low)
+    narrow &= np.isfinite(high - low)
+    if not (outside | narrow).any():
+        return
+    index = int(np.flatnonzero(outside | narrow)[0])
+    how = "lie outside" if outside[index] else f"span under {NARROW_SHARE:.0%} of"
+    warnings.warn(
+        f"the policy's first actions, within +-{reach[index]:.3g}, {how} the bounds of action "
+        f"{index}, [{low[index]:g}, {high[index]:g}]: what is clipped there teaches nothing. Use "
+        "squash=True, which maps actions onto the bounds, or rescale them with "
+        "gymnasium.wrappers.RescaleAction(env, -1, 1)",
+        stacklevel=5,
+    )
 
 
 def _make_policy(

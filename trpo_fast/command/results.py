@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import gymnasium
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.command.options import (
@@ -43,9 +46,12 @@ def _eval(options: argparse.Namespace) -> int:
     look_beside_the_user(options.env)
     path = _checkpoint_of(options.run_dir, best=options.best)
     # One environment tells the spaces; the episodes are played in others.
-    described = load_checkpoint(path).get("agent")
+    state = load_checkpoint(path)
+    described = state.get("agent")
     mujoco_warnings.show_once(options.env or (described or {}).get("environment"))
     changes: dict[str, Any] = {"num_envs": 1, "vectorization": "sync"}
+    if _only_envpool_has(options.env or (described or {}).get("environment"), state):
+        changes["vectorization"] = "envpool"
     if options.seed is not None:
         changes["seed"] = options.seed
     with TRPO.load(path, options.env, **changes) as agent:
@@ -56,6 +62,13 @@ def _eval(options: argparse.Namespace) -> int:
             say(f"videos in {options.video}")
     say(f"{path}: return {mean:.2f} +- {std:.2f} over {options.episodes} episodes")
     return 0
+
+
+def _only_envpool_has(env_id: Any, state: Mapping[str, Any]) -> bool:
+    """Whether the run stepped EnvPool's environments, under an id that gymnasium does not know."""
+    config = state.get("config")
+    stepped = config.get("vectorization") if isinstance(config, Mapping) else None
+    return stepped == "envpool" and isinstance(env_id, str) and env_id not in gymnasium.registry
 
 
 def _checkpoint_of(path: Path, *, best: bool) -> Path:

@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import iterate
 
 from trpo_fast.base.errors import EnvironmentSetupError
 
@@ -93,6 +94,48 @@ class PooledEnvironments(VectorEnv[Any, Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         """End the pool's threads."""
         self._pool.close(**kwargs)
+
+
+class PoolOfOne(gym.Env[Any, Any]):
+    """One of EnvPool's environments as an Env, for the episodes of an evaluation.
+
+    Each seed is another pool, so a reset costs making one.
+
+    Args:
+        name: an id that ``envpool.list_all_envs()`` has.
+        env_kwargs: further arguments of ``envpool.make``.
+    """
+
+    def __init__(self, name: str, env_kwargs: Mapping[str, Any]) -> None:
+        self._pool = PooledEnvironments(name, 1, 0, env_kwargs)
+        self.observation_space = self._pool.single_observation_space
+        self.action_space = self._pool.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin the episode of a seed."""
+        del options
+        batch, info = self._pool.reset(seed=seed)
+        return self._first(batch), _first_mask(info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the one environment."""
+        batch, rewards, terminated, truncated, info = self._pool.step(np.asarray(action)[None])
+        ends = bool(terminated[0]), bool(truncated[0])
+        return self._first(batch), float(rewards[0]), *ends, _first_mask(info)
+
+    def _first(self, batch: Any) -> Any:
+        """The only observation of a batch; EnvPool writes the next one to other memory."""
+        return next(iter(iterate(self._pool.observation_space, batch)))
+
+    def close(self) -> None:
+        """End the pool's threads."""
+        self._pool.close()
+
+
+def _first_mask(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {"action_mask": info["action_mask"][0]} if "action_mask" in info else {}
 
 
 class DirectStep:

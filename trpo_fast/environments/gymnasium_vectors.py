@@ -159,7 +159,7 @@ def _is_stacking(step: TracebackType | None) -> bool:
 def _misshapen(vector: SyncVectorEnv) -> int | None:
     """The first environment whose observation is not what the space says."""
     check = ObservationCheck(vector.single_observation_space)
-    for env, observation in enumerate(vector._env_obs):
+    for env, observation in enumerate(getattr(vector, "_env_obs", ())):
         try:
             check(observation)
         except ValueError:

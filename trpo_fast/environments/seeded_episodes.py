@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
+from trpo_fast.environments.gymnasium_api import described_error, reset_result, step_result
 from trpo_fast.environments.observation_check import ObservationCheck
 
 # Actions of a running episode that are kept one by one before they are packed into an array.
@@ -88,7 +89,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self._packed, self._newest = [], []
         own_seed = episode_seed(self.seed, self.index, self.episode)
         try:
-            observation, info = self.env.reset(seed=own_seed, options=options)
+            observation, info = reset_result(self.env.reset(seed=own_seed, options=options))
             return self._check(observation), self._mask_info(info)
         except Exception as error:
             raise self._fault(error, "reset()", None) from error
@@ -99,7 +100,8 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         if len(self._newest) == PACKED:
             self._pack()
         try:
-            observation, reward, terminated, truncated, info = self.env.step(action)
+            given = step_result(self.env.step(action))
+            observation, reward, terminated, truncated, info = given
             observation = self._check(observation)
             if terminated or truncated:
                 # an environment may reuse its observation's memory in the coming reset
@@ -138,7 +140,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     ) -> EnvironmentFault:
         given = "" if action is None else f", action {action.tolist()}"
         return EnvironmentFault(
-            f"environment {self.index} raised {type(error).__name__}: {error} in {where} "
+            f"environment {self.index} raised {described_error(error)} in {where} "
             f"(episode {self.episode}, step {self._steps()}{given})",
             env_index=self.index,
             step=self._steps(),

@@ -81,6 +81,7 @@ class VectorEnvironment:
         self.choice = ""
         self.name = name
         self.seed = seed
+        self._closed = False
         self.num_envs = int(vector.num_envs)
         self.action_space = vector.single_action_space
         check_action_space(self.action_space)
@@ -92,6 +93,7 @@ class VectorEnvironment:
         self._check = ObservationCheck(vector.single_observation_space)
         self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
         self.autoreset_mode = _autoreset_mode(vector)
+        self._undeclared = vector.metadata.get("autoreset_mode") is None
         self._remake = remake
         self._seeded = remake is not None
         self.mask_source: MaskSource | None = None
@@ -150,6 +152,8 @@ class VectorEnvironment:
             EnvironmentFault: an environment raised or its process died.
         """
         batch, rewards, terminated, truncated, infos = self._guard(self.vector.step, actions)
+        if self._undeclared and "final_obs" in infos:  # which no other convention gives
+            self.autoreset_mode, self._undeclared = AutoresetMode.SAME_STEP, False
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         self._write(batch, out)
         ended = terminated | truncated
@@ -239,7 +243,7 @@ class VectorEnvironment:
         inner = self.vector.unwrapped
         if not self._seeded and isinstance(inner, SyncVectorEnv):
             # Not the batch: there, numbers have been bent to the space already.
-            for env, observation in enumerate(inner._env_obs):
+            for env, observation in enumerate(getattr(inner, "_env_obs", ())):
                 try:
                     self._check(observation)
                 except ValueError as error:
@@ -272,8 +276,16 @@ class VectorEnvironment:
 
     def _masks(self, batch: Any, infos: Mapping[str, Any], ignore: Bool) -> Bool | None:
         if self.mask_source is None:
+            self._refuse_late_masks(infos)
             return None
         return self._checked_masks(self._raw_masks(batch, infos), ignore)
+
+    def _refuse_late_masks(self, infos: Mapping[str, Any]) -> None:
+        if self._blocks and MASK_KEY in infos:
+            raise EnvironmentFault(
+                f"{self.name} gives infos[{MASK_KEY!r}] at a step but gave none at reset, where "
+                "the first actions are chosen; give it at both."
+            )
 
     def _raw_masks(self, batch: Any, infos: Mapping[str, Any]) -> Bool:
         """[B, n], unchecked."""
@@ -327,7 +339,10 @@ class VectorEnvironment:
 
     def running_episodes(self) -> list[tuple[int, npt.NDArray[Any]]]:
         """Number and actions so far of each running episode; [] where not resumable."""
-        return list(self._guard(self.vector.call, "running_episode")) if self._seeded else []
+        if not self._seeded:
+            return []
+        self._refuse_closed()
+        return list(self._guard(self.vector.call, "running_episode"))
 
     def plain_states(self) -> list[dict[str, Any]]:
         """`SeededEpisodes.plain_state` of each environment."""
@@ -359,6 +374,13 @@ class VectorEnvironment:
 
     # Faults and the end
 
+    def _refuse_closed(self) -> None:
+        if self._closed and isinstance(self.vector.unwrapped, AsyncVectorEnv):
+            raise EnvironmentFault(
+                f"the environments of {self.name} were closed, and with them the episodes that "
+                "were running: save before close(), and load from there to go on."
+            )
+
     def _guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the vector environment; whatever it raises leaves as EnvironmentFault."""
         try:
@@ -387,6 +409,7 @@ class VectorEnvironment:
         if inner.closed or inner._state.value != "default":
             self._terminate_workers()
             self.vector = self._remake()
+            self._closed = False
 
     def _terminate_workers(self) -> None:
         inner = self.vector.unwrapped
@@ -406,6 +429,7 @@ class VectorEnvironment:
 
     def close(self) -> None:
         """Release the environments; processes end even if one of them is stuck in a call."""
+        self._closed = True
         inner = self.vector.unwrapped
         if isinstance(inner, AsyncVectorEnv) and inner._state.value != "default":
             self._terminate_workers()

@@ -22,6 +22,7 @@ from trpo_fast.rollouts.rollout import Recording, Rollout
 from trpo_fast.rollouts.samplers import Sampler, sampler_for, sampling
 
 Bool = npt.NDArray[np.bool_]
+NO_NUMBER = "a NaN or infinite observation"
 State = dict[str, npt.NDArray[Any]]
 
 
@@ -186,9 +187,11 @@ class RolloutCollector:
         if bad_episode.any():
             if self.on_fault == "stop":
                 env = int(np.flatnonzero(bad_episode)[0])
-                raise self._nan_fault(
-                    env, "reward" if bad_reward[env] else "observation", env_actions
-                )
+                reward = recording.rewards[t, env]
+                what = "a NaN or infinite reward" if bad_reward[env] else NO_NUMBER
+                if bad_reward[env] and np.isfinite(reward):
+                    what = f"the reward {reward:g}, beyond float32's {np.finfo(np.float32).max:.2g}"
+                raise self._nan_fault(env, what, env_actions)
             self._drop(t, bad_episode, recording, transition)
         self._renew(bad_row & transition.fresh & ~bad_episode, following)
 
@@ -203,8 +206,7 @@ class RolloutCollector:
         if action is not None and not np.isfinite(action).all():
             hint = "The policy gave that action: its parameters are no longer finite."
         return EnvironmentFault(
-            f"environment {env} of {self.env.name} returned a NaN or infinite {what} "
-            f"{after}{given}. {hint}",
+            f"environment {env} of {self.env.name} returned {what} {after}{given}. {hint}",
             env_index=env,
             step=step,
             action=action,
@@ -234,7 +236,7 @@ class RolloutCollector:
         if not bad.any():
             return
         if self.on_fault == "stop":
-            raise self._nan_fault(int(np.flatnonzero(bad)[0]), "observation", None)
+            raise self._nan_fault(int(np.flatnonzero(bad)[0]), NO_NUMBER, None)
         self._count_dropped(bad, " at a reset")
         self._masks = self.env.reset_where(bad, observations, self._masks)
         self._require_finite_start(bad, observations)
@@ -244,7 +246,7 @@ class RolloutCollector:
     ) -> None:
         bad = where & bad_rows(observations)
         if bad.any():
-            raise self._nan_fault(int(np.flatnonzero(bad)[0]), "observation", None)
+            raise self._nan_fault(int(np.flatnonzero(bad)[0]), NO_NUMBER, None)
 
     def _count_dropped(self, bad: Bool, when: str) -> None:
         if not self.dropped_episodes:
@@ -342,7 +344,13 @@ class RolloutCollector:
         nothing = np.split(np.asarray(state["actions"])[:0], self.env.num_envs)
         begun = [int(number) for number in state["episodes"]]
         self.env.replay(list(zip(begun, nothing, strict=True)), self._observations)
-        self._reset()
+        masks = np.array(state["masks"], bool) if "masks" in state else None
+        everywhere = np.ones(self.env.num_envs, bool)
+        self._masks = self.env.reset_where(everywhere, self._observations, masks)
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        self._renew(bad_rows(self._observations), self._observations)
+        self._started = True
 
 
 def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> None:
