@@ -34,6 +34,7 @@ import numpy as np
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 CASES = {  # environments, steps
     "sync": (8, 1024),
+    "workers": (8, 1024),
     "async": (8, 1024),
     "envpool": (64, 128),
 }
@@ -50,7 +51,9 @@ def alone(env_id: str, kind: str, envs: int, steps: int) -> Figures:
 
     rng = np.random.default_rng(0)
     if kind != "envpool":
-        vector: Any = gymnasium.make_vec(env_id, envs, vectorization_mode=kind)
+        # gymnasium has no workers: its own vector in one process is what they stand beside.
+        own = "sync" if kind == "workers" else kind
+        vector: Any = gymnasium.make_vec(env_id, envs, vectorization_mode=own)
         space = vector.single_action_space
     else:
         import envpool

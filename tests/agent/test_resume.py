@@ -110,20 +110,36 @@ def test_a_damaged_log_is_refused_before_checkpoints_are_left_behind(tmp_path):
     assert directory.rolling() == files
 
 
+def test_a_run_may_go_on_with_another_vectorization_of_the_same_bits(tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, 320, "--vectorization", "sync") == 0
+    for steps, vectorization in ((64, "workers"), (128, "async"), (192, "auto"), (320, "workers")):
+        assert train(parts, steps, "--vectorization", vectorization) == 0
+    assert "changed on resume: vectorization: 'auto' -> 'workers'" in capsys.readouterr().out
+    one, other = final_state(whole), final_state(parts)
+    assert other["config"].pop("vectorization") == "workers"
+    del one["config"]["vectorization"]
+    assert_identical(one, other)
+    assert train(parts, 384, "--vectorization", "envpool") == 2
+    assert "cannot change what the run was built with" in capsys.readouterr().err
+
+
 def saved_updates(directory):
     """The updates that the newest checkpoint holds; 0 before the first one."""
     found = RunDirectory(directory).latest()
     return found[1]["progress"]["num_updates"] if found else 0
 
 
-def test_sigkill_at_any_time_loses_at_most_one_save_interval(tmp_path):
+@pytest.mark.parametrize("vectorization", ["auto", "workers"])
+def test_sigkill_at_any_time_loses_at_most_one_save_interval(tmp_path, vectorization):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps, every = 6400, 7
-    assert train(whole, steps, "--save-every", str(every)) == 0
+    stepped = ("--vectorization", vectorization)
+    assert train(whole, steps, "--save-every", str(every), *stepped) == 0
     generator = random.Random(time.time_ns())
     reached = []
     for target in (generator.randint(1, 30), generator.randint(40, 70)):
-        training = Training(killed, steps, "--save-every", str(every))
+        training = Training(killed, steps, "--save-every", str(every), *stepped)
         training.wait_for_rows(target)
         time.sleep(generator.uniform(0, 0.02))
         training.send(signal.SIGKILL)

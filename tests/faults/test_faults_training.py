@@ -66,7 +66,7 @@ def test_a_policy_that_is_no_longer_finite_is_named_as_the_cause():
         assert "policy" in str(caught.value) or "parameter" in str(caught.value)
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "workers", "async"])
 def test_on_the_command_line_a_fault_is_exit_1_with_the_environments_own_traceback(
     tmp_path, vectorization
 ):
@@ -83,12 +83,13 @@ def test_on_the_command_line_a_fault_is_exit_1_with_the_environments_own_traceba
     assert training.group_is_gone()
 
 
-def test_interrupting_worker_processes_leaves_no_orphans(tmp_path):
+@pytest.mark.parametrize("vectorization", ["workers", "async"])
+def test_interrupting_worker_processes_leaves_no_orphans(tmp_path, vectorization):
     marker = tmp_path / "marker"
     training = Training(
         tmp_path / "run",
         10_000_000,
-        *("--vectorization", "async", "--env-kwargs", f"marker={marker}", "at=70"),
+        *("--vectorization", vectorization, "--env-kwargs", f"marker={marker}", "at=70"),
         env="slow_environment:Stuck-v0",
     )
     training.wait_for_file(marker)
@@ -101,8 +102,9 @@ def test_interrupting_worker_processes_leaves_no_orphans(tmp_path):
     assert final_state(tmp_path / "run")["progress"]["num_updates"] == 2
 
 
-def test_killing_the_trainer_leaves_no_orphans(tmp_path):
-    training = Training(tmp_path, 10_000_000, "--vectorization", "async")
+@pytest.mark.parametrize("vectorization", ["workers", "async"])
+def test_killing_the_trainer_leaves_no_orphans(tmp_path, vectorization):
+    training = Training(tmp_path, 10_000_000, "--vectorization", vectorization)
     training.wait_for_rows(1)
     training.send(signal.SIGKILL)
     training.process.wait()

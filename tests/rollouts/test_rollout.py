@@ -148,7 +148,7 @@ def test_bad_arguments() -> None:
         collect(in_mode(AutoresetMode.SAME_STEP), 0)
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 def test_memory_and_file_handles_stay_flat(vectorization: str) -> None:
     collector = walks(vectorization=vectorization)
     policy = policy_for(collector)

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from patience import PATIENCE
 from rollout_cases import assert_same, collect, in_mode, philox, policy_for, walks
 from toy_environments import TERMINATED, Masked, Raising, Scripted
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.make import make_vector_env
+from trpo_fast.environments.worker import Worker
 from trpo_fast.rollouts.collector import RolloutCollector
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 @pytest.mark.parametrize("continuous", [True, False])
 def test_a_restored_collector_continues_bit_for_bit(vectorization: str, continuous: bool) -> None:
     options = {"vectorization": vectorization, "env_kwargs": {"continuous": continuous}}
@@ -119,6 +121,49 @@ def test_worker_processes_survive_an_interrupt_in_the_middle_of_a_step(
     rollouts = [it.collect(policy, None, 6, philox(2)) for it in (collector, undisturbed)]
     assert_same(*rollouts)
     assert not any(process.is_alive() for process in inner.processes)
+    collector.env.close()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
+def test_what_is_saved_is_known_after_closing(vectorization: str) -> None:
+    collector = walks(vectorization=vectorization)
+    collector.collect(policy_for(collector), None, 9, philox())
+    state = collector.state()
+    collector.env.close()
+    after = collector.state()
+    assert state.keys() == after.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+@pytest.mark.parametrize("calls", range(1, 13))
+@pytest.mark.parametrize("step_timeout", [0.0, PATIENCE])
+def test_workers_survive_an_interrupt_at_any_answer(
+    monkeypatch: pytest.MonkeyPatch, step_timeout: float, calls: int
+) -> None:
+    """In steps, and in asking for what is running at a rollout's end."""
+    options = {"vectorization": "workers", "num_workers": 2, "step_timeout": step_timeout}
+    collector, undisturbed = walks(**options), walks()
+    policy = policy_for(collector)
+    for it in (collector, undisturbed):
+        it.collect(policy, None, 9, philox())
+    processes = collector.env.processes
+    hear, left = Worker.hear, [calls]
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        answer = hear(self, *arguments)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "hear", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collector.collect(policy, None, 5, philox(1))
+    rollouts = [it.collect(policy, None, 6, philox(2)) for it in (collector, undisturbed)]
+    assert_same(*rollouts)
+    assert not set(processes) & set(collector.env.processes)
     collector.env.close()
 
 

@@ -79,6 +79,8 @@ class TRPO:
                 vectorization=config.vectorization,
                 seed=config.seed,
                 env_kwargs=config.env_kwargs,
+                num_workers=config.num_workers,
+                step_timeout=config.step_timeout,
             )
         self.config = config = config.replace(num_envs=self.env.num_envs)
         self.observation_space = self.env.observation_space
@@ -123,6 +125,11 @@ class TRPO:
     def env_id(self) -> str | None:
         """The id the environment was made from; None for functions and objects."""
         return self.env_source if isinstance(self.env_source, str) else None
+
+    @property
+    def vectorization(self) -> str:
+        """How the environments are stepped and, once it is known, why."""
+        return self.env.choice or self.config.vectorization
 
     @property
     def learner(self) -> Learner:
@@ -197,16 +204,19 @@ class TRPO:
         ):
             try:
                 self._enter_environment()
+                report = progress.say if progress_bar else None
+                said = self._say_choice(report, "")
                 callbacks.start(locals(), globals())
                 clock = Clock(self.progress.time_elapsed, self.num_timesteps)
                 self.time_budget = clock.total
                 going = True
                 while going and self.num_timesteps < target:
-                    row, is_best = self._iterate(clock, progress.say if progress_bar else None)
+                    row, is_best = self._iterate(clock, report)
                     with guard.shielded():
                         boundary = agent_state.state_of(self.training)
                         if recorder is not None:
                             recorder.record(row, boundary, best=is_best)
+                    said = self._say_choice(report, said)
                     display.update(self.num_timesteps, row)
                     going = callbacks.step(locals(), globals())
                 callbacks.end()
@@ -219,6 +229,13 @@ class TRPO:
                 if recorder is not None:
                     recorder.close()
         return self
+
+    def _say_choice(self, report: Callable[[str], None] | None, said: str) -> str:
+        """Say how the environments are stepped when that is new; what was said."""
+        choice = self.env.choice
+        if choice != said and report is not None:
+            report(f"environments: {choice}")
+        return choice
 
     def _iterate(self, clock: Clock, report: Callable[[str], None] | None) -> tuple[Row, bool]:
         """One rollout, one update; its row for the log and whether it is the best so far."""

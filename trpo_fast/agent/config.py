@@ -17,6 +17,8 @@ from trpo_fast.base.errors import UserError
 from trpo_fast.base.option import Option, check_fields, did_you_mean, option, table_of
 from trpo_fast.update.options import GROUP, SharedOptions
 
+# Ways to step environments that give the same bits: a run may be resumed with another of them.
+SAME_EPISODES = frozenset({"auto", "sync", "workers", "async"})
 GROUPS = ("environment", "rollout", "networks", GROUP, "critic", "run")
 
 
@@ -34,11 +36,22 @@ class Config(SharedOptions):
 
     num_envs: int = option(8, "environment", "environments stepped together", minimum=1, fixed=True)
     vectorization: str = option(
-        "sync",
+        "auto",
         "environment",
-        "how they are stepped: in this process, in one process each, or by envpool",
-        choices=("sync", "async", "envpool"),
+        "how they are stepped: in this process (sync), by this one and some others (workers), by "
+        "whichever of the two the first steps show to be quicker (auto), in one process each "
+        "(async), or by envpool; all but the last give the same bits",
+        choices=("auto", "sync", "workers", "async", "envpool"),
         fixed=True,
+    )
+    num_workers: int = option(
+        0, "environment", "processes of workers (0: one a core besides this one's)", minimum=0
+    )
+    step_timeout: float = option(
+        0.0,
+        "environment",
+        "seconds after which an environment's step in workers is taken to hang (0: never)",
+        minimum=0.0,
     )
     env_kwargs: dict[str, Any] = option(  # noqa: RUF009 (a field, as the others)
         dict, "environment", "keyword arguments for the environment", fixed=True
@@ -163,12 +176,19 @@ def refuse_unknown(names: Iterable[str]) -> None:
             raise UnknownOptionError(f"unknown option {name!r}{did_you_mean(str(name), OPTIONS)}")
 
 
+def same_episodes(one: Any, other: Any) -> bool:
+    """Whether two values of `vectorization` give the same episodes."""
+    return one == other or {one, other} <= SAME_EPISODES
+
+
 def differences(old: Config, new: Config, *, fixed: bool | None = None) -> list[str]:
     """`name: old -> new` for each option that differs; only fixed or only free ones if asked."""
+    alike = same_episodes(old.vectorization, new.vectorization)
     return [
         f"{name}: {getattr(old, name)!r} -> {getattr(new, name)!r}"
         for name, row in OPTIONS.items()
-        if not same(getattr(old, name), getattr(new, name)) and fixed in (None, row.fixed)
+        if not same(getattr(old, name), getattr(new, name))
+        and fixed in (None, row.fixed and not (name == "vectorization" and alike))
     ]
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast._version import __version__
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError, same_episodes
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
@@ -114,7 +114,8 @@ def _same_episodes(training: Training, state: State, changed: frozenset[str]) ->
     """Whether the saved running episodes are those of this agent's environments."""
     return (
         state["config"].get("num_envs") == training.config.num_envs
-        and not changed & {"seed", "env_kwargs", "vectorization"}
+        and not changed & {"seed", "env_kwargs"}
+        and same_episodes(state["config"].get("vectorization"), training.config.vectorization)
         and state["agent"].get("environment") == training.env_id
     )
 

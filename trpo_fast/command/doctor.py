@@ -223,8 +223,11 @@ def _vectorization(report: dict[str, Any]) -> list[str]:
     first = "envpool, where EnvPool has the environment: its threads step it without Python"
     lines = [first if installed else f"{first} ({install_line('envpool')})"]
     if report["threads"]["usable_cpus"] > 1:
-        lines.append("async, where one step takes over a millisecond: a process an environment")
-    return [*lines, "sync otherwise: no cost between processes, and resume is bit for bit"]
+        lines.append(
+            "auto otherwise: worker processes where its first steps show that they pay, sync "
+            "elsewhere; both give the same bits, and resume is bit for bit"
+        )
+    return [*lines, "sync, where there is one core: no cost between processes"]
 
 
 def _hints(report: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import copy
 import select
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,10 +24,23 @@ class LocalEnvironments(SyncVectorEnv):
     """gymnasium's vector in this process; a step does what ours needs of it and no more.
 
     Always SAME_STEP and without copies: what a step returns is valid until the next one.
+
+    Args:
+        factories: of the environments.
+        under_way: ``under_way[0]`` is kept at the number of the one that steps, for whom it
+            concerns when this process does not come back.
+        first: number of the first.
     """
 
-    def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]]) -> None:
+    def __init__(
+        self,
+        factories: Sequence[Callable[[], SeededEpisodes]],
+        under_way: MutableSequence[int] | memoryview | None = None,
+        first: int = 0,
+    ) -> None:
         super().__init__(factories, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._under_way: Any = [0] if under_way is None else under_way
+        self._first = first
         self._one_array = isinstance(self.single_observation_space, gym.spaces.Box)
         # A reset of some environments batches all, those too that were replayed and never reset.
         rows = iterate(self.observation_space, self._observations)
@@ -38,9 +51,11 @@ class LocalEnvironments(SyncVectorEnv):
         infos: dict[str, Any] = {}
         batch: Any = self._observations if self._one_array else self._env_obs
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
+        under_way, first = self._under_way, self._first
         for i, (env, action) in enumerate(
             zip(self.envs, iterate(self.action_space, actions), strict=True)
         ):
+            under_way[0] = first + i
             observation, rewards[i], terminated, truncated, info = env.step(action)
             terminations[i], truncations[i] = terminated, truncated
             if terminated or truncated:
@@ -93,19 +108,26 @@ def guarded_worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        env = env_fn()
-    except Exception as error:  # noqa: BLE001
-        fault = EnvironmentFault(
-            f"environment {index} raised {type(error).__name__}: {error} while being created",
-            env_index=index,
-            trace=traceback.format_exc(),
-        )
+        env = created(index, env_fn)
+    except EnvironmentFault as fault:
         error_queue = rest[1]
         error_queue.put((index, EnvironmentFault, fault, fault.traceback))
         pipe.recv()
         pipe.send((None, False))
         return
     _async_worker(index, lambda: env, pipe, parent_pipe, *rest)
+
+
+def created(index: int, make: Callable[[], SeededEpisodes]) -> SeededEpisodes:
+    """Environment ``index``; EnvironmentFault where its constructor raises."""
+    try:
+        return make()
+    except Exception as error:
+        raise EnvironmentFault(
+            f"environment {index} raised {type(error).__name__}: {error} while being created",
+            env_index=index,
+            trace=traceback.format_exc(),
+        ) from error
 
 
 def blamed_environment(vector: Any, error: Exception) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -20,17 +21,20 @@ from trpo_fast.base.errors import (
 )
 from trpo_fast.base.spaces import check_action_space
 from trpo_fast.environments import env_pool
+from trpo_fast.environments.automatic import AutomaticEnvironments, why_not_workers
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, WorkerEnvironments
+from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 from trpo_fast.environments.origins import is_importable, newest_version, registering_package
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
+from trpo_fast.environments.workers import Workers
 
 Environment = (
     str | EnvSpec | Callable[..., gym.Env[Any, Any]] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 )
-VECTORIZATIONS = ("sync", "async", "envpool")
+VECTORIZATIONS = ("auto", "sync", "workers", "async", "envpool")
 # The module whose absence an environment complains of, and the extra that brings it.
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "pygame": "video", "moviepy": "video"}
 
@@ -42,7 +46,9 @@ def make_vector_env(
     vectorization: str = "sync",
     seed: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
-) -> VectorEnvironment:
+    num_workers: int = 0,
+    step_timeout: float = 0.0,
+) -> Environments:
     """A vector of ``num_envs`` environments with seeded, replayable episodes.
 
     Args:
@@ -50,11 +56,16 @@ def make_vector_env(
             (a vector of one), or a gymnasium vector environment, which is used as it is:
             ``num_envs`` is then its own, and its episodes cannot be replayed.
         num_envs: B, >= 1.
-        vectorization: "sync" (in this process), "async" (one process each), or "envpool" (an id of
-            EnvPool, stepped by its threads; its episodes cannot be replayed).
+        vectorization: "sync" (in this process), "workers" (some processes and this one, a share
+            each, through shared memory), "auto" ("sync" until its first steps tell that "workers"
+            pay; what is made already stays "sync"), "async" (one process each), or "envpool" (an
+            id of EnvPool, stepped by its threads; its episodes cannot be replayed). All but the
+            last give the same episodes, to the bit.
         seed: every episode is seeded from it, the environment's index and the episode's number;
             None draws one (kept in ``.seed``).
         env_kwargs: keyword arguments of the environment's constructor.
+        num_workers: processes of "workers" besides this one; 0: as many as there are other cores.
+        step_timeout: seconds after which a step or a reset in a worker is taken to hang; 0: never.
 
     Raises:
         EnvironmentSetupError: the environment cannot be made or served; its kinds are
@@ -79,16 +90,27 @@ def make_vector_env(
         return VectorEnvironment(pool, name=name, seed=seed)
     if isinstance(env, gym.Env):
         _refuse_kwargs(env_kwargs, name)
-        if vectorization == "async":
+        if vectorization in ("workers", "async"):
             raise EnvironmentSetupError(
                 f"one {name} object cannot run in several processes; pass its id or a function "
                 "that makes one, or use vectorization='sync'."
             )
         num_envs = 1
     factories = [_Factory(env, dict(env_kwargs or {}), name, seed, i) for i in range(num_envs)]
-    vector = _vector(factories, vectorization)
-    return VectorEnvironment(
-        vector, name=name, seed=seed, remake=lambda: _vector(factories, vectorization)
+    if vectorization == "workers":
+        return _workers(factories, num_workers, step_timeout)
+    local = vectorization if vectorization == "async" else "sync"
+    vector = VectorEnvironment(
+        _vector(factories, local), name=name, seed=seed, remake=lambda: _vector(factories, local)
+    )
+    if vectorization != "auto":
+        return vector
+    reason = why_not_workers(num_envs, num_workers)
+    if reason is not None:
+        vector.choice = f"sync: {reason}"
+        return vector
+    return AutomaticEnvironments(
+        vector, partial(_workers, factories, num_workers, step_timeout), num_workers, step_timeout
     )
 
 
@@ -170,15 +192,43 @@ class _Factory:
             return self.env(**self.kwargs)
 
 
-def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any, Any, Any]:
+def _first(factories: Sequence[_Factory]) -> SeededEpisodes:
+    """The first environment, whose spaces are served.
+
+    It is made before any other: what fails later fails once per process, with a longer text.
+    """
     first = factories[0]()
     try:
-        # before any other: what fails later fails once per process, with a longer text
         check_action_space(first.action_space)
         ObservationFlattener(first.observation_space)
     except UnsupportedSpaceError:
         first.close()
         raise
+    return first
+
+
+def _workers(
+    factories: Sequence[_Factory],
+    num_workers: int,
+    step_timeout: float,
+    start_timeout: float | None = None,
+) -> Workers:
+    first = _first(factories)
+    first.close()
+    return Workers(
+        factories,
+        first.observation_space,
+        first.action_space,
+        name=factories[0].name,
+        seed=factories[0].seed,
+        workers=num_workers,
+        step_timeout=step_timeout,
+        start_timeout=start_timeout,
+    )
+
+
+def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any, Any, Any]:
+    first = _first(factories)
     # SAME_STEP spends no step on resetting, and leaves nothing pending between two steps that
     # a checkpoint would have to keep.
     mode = AutoresetMode.SAME_STEP

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -36,6 +37,10 @@ def restart_seed(seed: int, restarts: int) -> int:
     if not restarts and seed < 2**30:
         return seed
     return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 2
+
+
+_PLAIN = (bool, int, float, str, np.generic, np.ndarray)
+_SIZED = (list, tuple, dict, set, deque)
 
 
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
@@ -151,10 +156,22 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self._packed = [np.concatenate(self._packed)]
         return self.episode, self._packed[0].copy()
 
+    def plain_state(self) -> dict[str, Any]:
+        """The environment's attributes that are numbers or text, and the sizes of its containers.
+
+        What an environment keeps from one episode to the next (a count, a difficulty) is lost in a
+        replay; two copies in which it differs can so be told apart.
+        """
+        return {
+            name: value if isinstance(value, _PLAIN) else len(value)
+            for name, value in vars(self.env.unwrapped).items()
+            if isinstance(value, (*_PLAIN, *_SIZED))
+        }
+
     def replay(
-        self, episodes: Sequence[tuple[int, npt.NDArray[Any]]]
+        self, episodes: Mapping[int, tuple[int, npt.NDArray[Any]]]
     ) -> tuple[Any, dict[str, Any], bool]:
-        """Enter this environment's entry of ``episodes``, one per environment of the vector.
+        """Enter this environment's entry of ``episodes``, by its number.
 
         Returns:
             The last observation and info, and whether the episode is already over, which it must

@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,10 @@ from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import check_action_space, logit_blocks
 from trpo_fast.environments.flattening import ObservationFlattener, Rows
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
+from trpo_fast.environments.interface import Bool, Transition
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.seeded_episodes import restart_seed
 
-Bool = npt.NDArray[np.bool_]
 MASK_KEY = "action_mask"
 
 
@@ -49,21 +49,6 @@ class MaskSource(Enum):
         return self.value
 
 
-class Transition(NamedTuple):
-    """One step of B environments; the next observations go where the caller says."""
-
-    rewards: npt.NDArray[np.float64]  # [B]
-    terminated: Bool  # [B]
-    truncated: Bool  # [B]
-    ended: Bool  # [B], either of the two
-    quiet: bool  # none ended and none is resetting, as at most steps
-    resetting: Bool  # [B], rows that only reset (NEXT_STEP): no transitions
-    fresh: Bool  # [B], the observation that follows is the first of an episode
-    final_envs: npt.NDArray[np.int64]  # [K], environments truncated without being terminated
-    final_observations: Rows  # [K, O], where their episodes stopped
-    action_masks: Bool | None  # [B, n], for the next action
-
-
 class VectorEnvironment:
     """B environments stepped together, observations flattened to rows.
 
@@ -73,6 +58,7 @@ class VectorEnvironment:
         seed: of the first reset.
         remake: makes the same vector afresh; given where its members are :class:`SeededEpisodes`,
             whose episodes can be replayed.
+        first: number of its first environment in messages, where it is a share of a larger vector.
 
     Attributes:
         mask_source: Where action masks come from; None without masks. Known after a reset.
@@ -88,8 +74,11 @@ class VectorEnvironment:
         name: str,
         seed: int,
         remake: Callable[[], VectorEnv[Any, Any, Any]] | None = None,
+        first: int = 0,
     ) -> None:
         self.vector: Any = vector
+        self.first = first
+        self.choice = ""
         self.name = name
         self.seed = seed
         self._closed = False
@@ -97,7 +86,7 @@ class VectorEnvironment:
         self.action_space = vector.single_action_space
         check_action_space(self.action_space)
         self._blocks = logit_blocks(self.action_space)
-        self.observation_space, self._mask_in_observation = _without_mask(
+        self.observation_space, self._mask_in_observation = without_mask(
             vector.single_observation_space, bool(self._blocks)
         )
         self._flatten = ObservationFlattener(self.observation_space)
@@ -318,9 +307,9 @@ class VectorEnvironment:
             row = np.asarray(mask, bool).ravel()
             if row.shape != (width,):
                 raise EnvironmentFault(
-                    f"environment {env} gave an action mask of {row.size} entries; "
+                    f"environment {self.first + env} gave an action mask of {row.size} entries; "
                     f"{self.action_space} has {width}.",
-                    env_index=env,
+                    env_index=self.first + env,
                 )
             masks[env] = row
         return masks
@@ -333,11 +322,18 @@ class VectorEnvironment:
         if not some.all():
             env, block = (int(i) for i in np.argwhere(~some)[0])
             raise EnvironmentFault(
-                f"environment {env} allows no choice for action {block} ({self.mask_source} is "
-                "all False there), yet its episode goes on.",
-                env_index=env,
+                f"environment {self.first + env} allows no choice for action {block} "
+                f"({self.mask_source} is all False there), yet its episode goes on.",
+                env_index=self.first + env,
             )
         return masks
+
+    def take_masks(self, source: MaskSource) -> None:
+        """Ask for action masks from here on, though this vector has shown none.
+
+        Those that it does not give allow everything: others of the same run do give some.
+        """
+        self.mask_source = self.mask_source or source
 
     # Replay
 
@@ -348,6 +344,10 @@ class VectorEnvironment:
         self._refuse_closed()
         return list(self._guard(self.vector.call, "running_episode"))
 
+    def plain_states(self) -> list[dict[str, Any]]:
+        """`SeededEpisodes.plain_state` of each environment."""
+        return list(self._guard(self.vector.call, "plain_state"))
+
     def replay(self, episodes: Sequence[tuple[int, npt.NDArray[Any]]], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``.
 
@@ -357,16 +357,18 @@ class VectorEnvironment:
         """
         self._revive()
         self._resetting = self._nowhere
+        numbered = dict(enumerate(episodes, self.first))
         for env, (observation, info, over) in enumerate(
-            self._guard(self.vector.call, "replay", list(episodes))
+            self._guard(self.vector.call, "replay", numbered)
         ):
-            if env == 0:
+            if self.mask_source is None:
                 self._find_masks(info)
             if over:
                 raise EnvironmentFault(
-                    f"environment {env} ended its episode while it was being replayed: it does "
-                    "not repeat itself from the same seed and actions, so it cannot be resumed.",
-                    env_index=env,
+                    f"environment {self.first + env} ended its episode while it was being "
+                    "replayed: it does not repeat itself from the same seed and actions, so it "
+                    "cannot be resumed.",
+                    env_index=self.first + env,
                 )
             out[env] = self._guard(self._flatten.one, observation)
 
@@ -449,7 +451,7 @@ def _autoreset_mode(vector: Any) -> AutoresetMode:
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 
 
-def _without_mask(space: spaces.Space[Any], maskable: bool) -> tuple[spaces.Space[Any], bool]:
+def without_mask(space: spaces.Space[Any], maskable: bool) -> tuple[spaces.Space[Any], bool]:
     """The observation proper, and whether an action mask came with it."""
     if not maskable or not isinstance(space, spaces.Dict) or MASK_KEY not in space.spaces:
         return space, False

@@ -15,8 +15,8 @@ from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.tensors import bad_rows
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
+from trpo_fast.environments.interface import Environments, Transition
 from trpo_fast.environments.seeded_episodes import SEED_BITS
-from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
 from trpo_fast.rollouts.normalization import ObservationNormalizer
 from trpo_fast.rollouts.rollout import Recording, Rollout
 from trpo_fast.rollouts.samplers import Sampler, sampler_for, sampling
@@ -35,7 +35,7 @@ class RolloutCollector:
             is masked out, a new one begun, and one warning given.
     """
 
-    def __init__(self, env: VectorEnvironment, on_fault: str = "stop") -> None:
+    def __init__(self, env: Environments, on_fault: str = "stop") -> None:
         if on_fault not in ("stop", "drop"):
             raise ValueError(f"on_fault must be 'stop' or 'drop', got {on_fault!r}.")
         self.env = env
@@ -47,7 +47,10 @@ class RolloutCollector:
         self._lengths = np.zeros(env.num_envs, np.int64)
         self._started = False
         self._restarts = 0  # of environments that cannot be replayed
-        self._boundary: State | None = None  # set while a rollout is unfinished
+        # Where the last whole rollout ended: what is saved, and gone back to from an unfinished
+        # one. Environments that were closed or interrupted cannot be asked for it.
+        self._boundary: State | None = None
+        self._unfinished = False
 
     def collect(
         self,
@@ -98,15 +101,25 @@ class RolloutCollector:
                 f"every episode of this rollout was dropped: {self.env.name} gives NaN at every "
                 "turn. Check its observations and rewards."
             )
-        self._boundary = None
+        self._boundary = self._capture()
+        self._unfinished = False
         return rollout
 
     def _begin(self) -> None:
-        if self._boundary is not None and self.env.resumable:
-            self.restore(self._boundary)
-        elif not self._started:
+        boundary = self._boundary
+        if boundary is not None and self._unfinished and self.env.resumable:
+            try:
+                self.restore(boundary)
+            finally:
+                self._boundary, self._unfinished = boundary, True
+            return
+        if not self._started:
             self._reset()
-        self._boundary = self._capture()
+        if boundary is None or not self.env.resumable:
+            self._started = False  # an interrupt here begins anew
+            self._boundary = self._capture()
+            self._started = True
+        self._unfinished = True
 
     def _reset(self) -> None:
         self._masks = self.env.reset(self._observations, self._restarts)
@@ -286,7 +299,7 @@ class RolloutCollector:
             ValueError: the state is not one of this collector's shape.
             EnvironmentFault: an environment raised, or ended an episode too early.
         """
-        self._boundary = None
+        self._boundary, self._unfinished = None, False
         if not state:
             self._reset()
             return

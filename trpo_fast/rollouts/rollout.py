@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast.base.tensors import bad_rows, finite_rows
-from trpo_fast.environments.vector_environment import Transition, VectorEnvironment
+from trpo_fast.environments.interface import Environments, Transition
 
 Bool = npt.NDArray[np.bool_]
 
@@ -91,7 +91,7 @@ def _in_chunks(value_fn: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 class Recording:
     """The buffers of one rollout, allocated once."""
 
-    def __init__(self, env: VectorEnvironment, steps: int) -> None:
+    def __init__(self, env: Environments, steps: int) -> None:
         shape = (steps, env.num_envs)
         self._dtype = env.observation_dtype
         rows = (steps + 1, env.num_envs, env.observation_width)

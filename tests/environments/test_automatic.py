@@ -1,0 +1,214 @@
+"""vectorization="auto": where the environments end up, which nobody can tell from the results."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rollout_cases import philox, policy_for
+from test_workers import assert_same, heard
+from toy_environments import Masked, Scripted, Walk
+
+from trpo_fast.agent.agent import TRPO
+from trpo_fast.environments import automatic
+from trpo_fast.environments.automatic import AutomaticEnvironments
+from trpo_fast.environments.make import make_vector_env
+from trpo_fast.environments.workers import Workers
+from trpo_fast.rollouts.collector import RolloutCollector
+
+
+class Costly(Walk):
+    """A walk whose steps take two milliseconds."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(2e-3)
+        return super().step(action)
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the tests were written for, whatever machine this is."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+
+
+def auto(kind: Any, num_envs: int = 6, **options: Any) -> Any:
+    return make_vector_env(kind, num_envs=num_envs, seed=5, vectorization="auto", **options)
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[Any], Any]]:
+    """Environments that are closed at the end."""
+    opened: list[Any] = []
+    yield lambda env: opened.append(env) or env
+    for env in opened:
+        env.close()
+
+
+def test_costly_steps_move_to_workers_and_change_nothing(closing: Callable[[Any], Any]) -> None:
+    env = closing(auto(Costly))
+    said = heard(env, 70)
+    assert isinstance(env.current, Workers)
+    assert env.choice.startswith("workers: 3 processes and this one on 4 cores, since a step of 6")
+    assert_same(heard(make_vector_env(Costly, num_envs=6, seed=5), 70), said)
+
+
+def test_cheap_steps_stay(closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "HANDOVER", 1.0)  # on a busy machine no step is cheap
+    env = closing(auto(Walk))
+    assert_same(heard(make_vector_env(Walk, num_envs=6, seed=5), 70), heard(env, 70))
+    assert env.choice.startswith("sync: a step of 6 takes ")
+    assert env.choice.endswith("workers would save 0%")
+
+
+def test_workers_that_are_no_quicker_are_given_up(
+    closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Workers.step
+
+    def slow(self: Any, *arguments: Any) -> Any:
+        time.sleep(0.1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Workers, "step", slow)
+    env = closing(auto(Costly))
+    said = heard(env, 70)
+    assert not isinstance(env.current, Workers)
+    assert "us in workers" in env.choice
+    assert env.choice.startswith("sync: a step of 6 takes ")
+    assert_same(heard(make_vector_env(Costly, num_envs=6, seed=5), 70), said)
+
+
+class Ticking(Costly):
+    """Shows what no seed decides."""
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return (observation * 0 + time.time_ns() % 2**31, *rest)
+
+
+class Growing(Costly):
+    """Longer from episode to episode: nothing of the running one tells that."""
+
+    episodes = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.episodes += 1
+        return super().reset(seed=seed, options=options)
+
+
+class OfThisProcess(Costly):
+    """Cannot be made in any other."""
+
+    home = os.getpid()
+
+    def __init__(self) -> None:
+        super().__init__()
+        if os.getpid() != self.home:
+            raise RuntimeError("one licence")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Ticking, "do not depend on their seeds and actions alone"),
+        (Growing, "do not depend on their seeds and actions alone"),
+        (OfThisProcess, "workers could not be started .*one licence"),
+    ],
+)
+def test_what_cannot_move_stays(kind: Any, why: str, closing: Callable[[Any], Any]) -> None:
+    env = closing(auto(kind))
+    heard(env, 30)
+    assert not isinstance(env.current, Workers)
+    assert re.search(why, env.choice), env.choice
+    heard(env, 3)
+
+
+@pytest.mark.parametrize("place", ["observation", "info", "method"])
+def test_action_masks_move_too(place: str, closing: Callable[[Any], Any]) -> None:
+    class Slow(Masked):
+        def step(self, action: Any) -> Any:
+            time.sleep(2e-3)
+            return super().step(action)
+
+    collectors = [
+        RolloutCollector(closing(env))
+        for env in (
+            auto(lambda: Slow(place)),
+            make_vector_env(lambda: Slow(place), num_envs=6, seed=5),
+        )
+    ]
+    policy = policy_for(collectors[0])
+    one, other = (c.collect(policy, None, 40, philox()) for c in collectors)
+    assert isinstance(collectors[0].env.current, Workers)
+    assert torch.equal(one.observations, other.observations)
+    assert torch.equal(one.action_masks, other.action_masks)
+    assert torch.equal(one.actions, other.actions)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"num_envs": 1}, "sync: one environment"),
+        ({"cores": 1}, "sync: one core"),
+        ({"method": "spawn"}, "sync: multiprocessing starts processes by spawn here"),
+        ({"jax": True}, "sync: JAX is loaded"),
+    ],
+)
+def test_reasons_that_need_no_clock(
+    options: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "cores" in options:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    if "method" in options:
+        monkeypatch.setattr(automatic.multiprocessing, "get_start_method", lambda: "spawn")
+    if "jax" in options:
+        monkeypatch.setitem(sys.modules, "jax", None)
+    env = auto(Scripted, num_envs=options.get("num_envs", 4))
+    assert not isinstance(env, AutomaticEnvironments)
+    assert env.choice.startswith(why)
+
+
+def test_an_agent_says_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"num_envs": 4, "rollout_steps": 40, "hidden_sizes": (4,), "seed": 0}
+    with TRPO(Costly, **options) as agent:
+        assert agent.vectorization == "auto"
+        agent.learn(320)
+        assert agent.vectorization.startswith("workers: 3 processes and this one on 4 cores")
+        said = agent.vectorization
+    assert capsys.readouterr().err.count(f"environments: {said}") == 1
+    with TRPO(Costly, vectorization="sync", **options) as other:
+        other.learn(320, progress_bar=False)
+    for one, two in zip(agent.policy.parameters(), other.policy.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_move_is_kept_after_an_interrupt(
+    closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collectors = [
+        RolloutCollector(closing(env))
+        for env in (auto(Costly), make_vector_env(Costly, num_envs=6, seed=5))
+    ]
+    policy = policy_for(collectors[0])
+    step, left = Workers.step, [21]
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collectors[0].collect(policy, None, 60, philox())
+    one, other = (c.collect(policy, None, 30, philox(1)) for c in collectors)
+    assert isinstance(collectors[0].env.current, Workers)
+    np.testing.assert_array_equal(one.observations, other.observations)

@@ -1,0 +1,208 @@
+"""Environments that begin in this process and move to workers when that pays.
+
+Workers give the bits of a vector in this process, so when to move can be left to a clock. A step is
+timed in the first steps of the run itself: no environment is made or stepped for it. The running
+episodes, a few steps long by then, are replayed in the workers. The environments stay where they
+were if that does not lead to the same observations and attributes, or if the first steps there are
+no quicker, since other programs use the cores.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
+from trpo_fast.base.spaces import Space
+from trpo_fast.environments.interface import Bool, Environments, Episode, Rows, Transition
+from trpo_fast.environments.vector_environment import VectorEnvironment
+from trpo_fast.environments.workers import Workers, usable_cores, worker_count
+
+# Steps that are timed, and seconds after which fewer are enough; their median counts.
+STEPS, FEWEST, ENOUGH = 16, 3, 0.2
+# Seconds that a step costs more for going to other processes and back.
+HANDOVER = 4e-5
+# Workers must save this share of a step: less is not worth their memory.
+LEAST_SAVED = 0.2
+# Seconds that processes have to start and to replay a few steps.
+STARTED = 60.0
+
+
+def why_not_workers(num_envs: int, workers: int) -> str | None:
+    """Why the environments stay in this process whatever a step takes, or None."""
+    if num_envs == 1:
+        return "one environment"
+    if usable_cores() == 1 and not workers:
+        return "one core"
+    method = multiprocessing.get_start_method()
+    if method != "fork":
+        return (
+            f"multiprocessing starts processes by {method} here, for which a script must be "
+            "written; ask for workers if yours is"
+        )
+    if "jax" in sys.modules:
+        return "JAX is loaded, whose threads do not survive a fork"
+    return None
+
+
+class AutomaticEnvironments:
+    """See `VectorEnvironment` for each method, and this module for what it does.
+
+    Args:
+        local: the environments in this process.
+        make_workers: the same in others, given the seconds that starting may take.
+        workers: how many of them, 0 for what the cores suggest.
+        step_timeout: as of `Workers`.
+    """
+
+    def __init__(
+        self,
+        local: VectorEnvironment,
+        make_workers: Callable[[float], Workers],
+        workers: int,
+        step_timeout: float,
+    ) -> None:
+        self._env: Environments = local
+        self._make_workers = make_workers
+        count = worker_count(local.num_envs, workers, alone=step_timeout > 0)
+        own = count < local.num_envs and not step_timeout
+        self._largest_share = -(-local.num_envs // (count + own))
+        self._seconds: list[float] = []
+        self._undecided = True
+        self._local = local
+        self._local_step = 0.0  # seconds, once it is known
+        self.choice = ""
+        self.name = local.name
+        self.seed = local.seed
+        self.num_envs = local.num_envs
+        self.action_space: Space = local.action_space
+        self.observation_space: Space = local.observation_space
+        self.observation_dtype = local.observation_dtype
+        self.observation_width = local.observation_width
+        self.resumable = local.resumable
+
+    @property
+    def current(self) -> Environments:
+        """What steps now."""
+        return self._env
+
+    @property
+    def mask_source(self) -> Enum | None:
+        """Where action masks come from."""
+        return self._env.mask_source
+
+    def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
+        """Act everywhere; what the policy acts on next goes to ``out`` [B, O]."""
+        if not self._undecided:
+            return self._env.step(actions, out)
+        began = perf_counter()
+        transition = self._env.step(actions, out)
+        self._seconds.append(perf_counter() - began)
+        count = len(self._seconds)
+        if count >= STEPS or (count >= FEWEST and sum(self._seconds) >= ENOUGH):
+            step = median(self._seconds)
+            self._seconds = []
+            if self._env is self._local:
+                self._consider(step, out)
+            else:
+                self._settle(step, out)
+        return transition
+
+    def _consider(self, step: float, out: Rows) -> None:
+        """Move to workers if a step of so many seconds is worth it."""
+        self._local_step = step
+        saved = 1 - self._largest_share / self.num_envs - HANDOVER / step
+        workers: Workers | str = f"workers would save {100 * max(saved, 0):.0f}%"
+        if saved >= LEAST_SAVED:
+            workers = self._moved(out)
+        if isinstance(workers, str):
+            self._undecided = False
+            self.choice = f"sync: {self._figures()}, and {workers}"
+        else:
+            self._env = workers
+
+    def _settle(self, step: float, out: Rows) -> None:
+        """Stay with the workers if their step is quicker, or else go back."""
+        self._undecided = False
+        taken = f"{1e6 * step:.0f} us in workers"
+        if step < self._local_step:
+            self.choice = f"{self._env.choice}, since {self._figures()} and {taken}"
+            self._local.close()
+            return
+        workers, self._env = self._env, self._local
+        self._local.replay(workers.running_episodes(), np.empty_like(out))
+        workers.close()
+        self.choice = f"sync: {self._figures()} and {taken}"
+
+    def _figures(self) -> str:
+        return f"a step of {self.num_envs} takes {1e6 * self._local_step:.0f} us here"
+
+    def _moved(self, out: Rows) -> Workers | str:
+        """Workers in the running episodes, or why there are none."""
+        try:
+            workers = self._make_workers(STARTED)
+        except (EnvironmentFault, EnvironmentSetupError) as error:
+            return f"workers could not be started ({error})"
+        try:
+            rows = np.empty_like(out)
+            workers.replay(self._local.running_episodes(), rows)
+            if self._local.mask_source is not None:
+                workers.take_masks(self._local.mask_source)
+            same = _alike(rows, out) and _alike(self._local.plain_states(), workers.plain_states())
+        except EnvironmentFault as error:
+            workers.close()
+            return f"workers could not enter the running episodes ({error})"
+        except BaseException:
+            workers.close()
+            raise
+        if not same:
+            workers.close()
+            return "the environments do not depend on their seeds and actions alone"
+        return workers
+
+    def reset(self, out: Rows, restarts: int = 0) -> Bool | None:
+        """Begin an episode everywhere; observations go to ``out`` [B, O]."""
+        return self._env.reset(out, restarts)
+
+    def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
+        """Abandon the running episodes of ``where`` [B] and begin new ones."""
+        return self._env.reset_where(where, out, masks)
+
+    def running_episodes(self) -> list[Episode]:
+        """Number and actions so far of each running episode."""
+        return self._env.running_episodes()
+
+    def replay(self, episodes: Sequence[Episode], out: Rows) -> None:
+        """Enter the episodes that `running_episodes` gave; their observations go to ``out``."""
+        self._env.replay(episodes, out)
+
+    def close(self) -> None:
+        """Release the environments."""
+        self._env.close()
+        if self._undecided and self._env is not self._local:
+            self._local.close()
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are of one kind and equal, NaN being equal to itself."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and _bits(one) == _bits(other)
+    return bool(one == other) or (one != one and other != other)
+
+
+def _bits(array: npt.NDArray[Any]) -> tuple[tuple[int, ...], Any]:
+    return array.shape, array.tolist() if array.dtype.hasobject else array.tobytes()
