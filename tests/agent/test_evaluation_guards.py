@@ -204,7 +204,7 @@ HINTS = {
 
 
 @pytest.mark.parametrize("name", HINTS)
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 def test_masks_follow_one_rule_in_training_and_evaluation(name: str, vectorization: str) -> None:
     space, masks = HINTS[name]
     with small(lambda: Hinted(space, masks), vectorization=vectorization) as agent:

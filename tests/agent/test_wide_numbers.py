@@ -42,7 +42,7 @@ class Clock(gym.Env[Any, Any]):
         return self._shown(), reward, False, self.time >= 10, {}
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_clock_is_learnt_from_as_a_small_number_is(

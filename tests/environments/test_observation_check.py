@@ -92,7 +92,7 @@ class Fractions(Walk):
         return self._shown(observation), reward, False, truncated, info
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(("at", "where"), [(0, "reset"), (2, "step 2"), (3, "step 3")])
 def test_training_is_told_of_fractions(

@@ -18,6 +18,7 @@ import pytest
 from gymnasium import spaces
 from patience import PATIENCE, wait_until
 from slow_environment import FOREVER
+from test_observation_check import Fractions
 from toy_environments import Masked, Raising, Scripted, Walk
 from training_process import runs
 
@@ -118,6 +119,43 @@ def test_every_space_gives_the_bits_of_sync(observed: str, acted: str) -> None:
     sync, workers = (heard(env) for env in both(lambda: Anything(observed, acted)))
     assert_same(sync, workers)
     assert any(np.any(part) for part in sync[4::11])  # episodes did end
+
+
+class Clock(Walk):
+    """Shows seconds since 1970 to their last digits, float32's being 128 of them apart."""
+
+    def __init__(self, nested: bool = False) -> None:
+        super().__init__()
+        self.nested = nested
+        if nested:
+            parts = {"t": Walk.observation_space, "even": spaces.Discrete(2)}
+            self.observation_space = spaces.Dict(parts)
+
+    def _shown(self, position: Any) -> Any:
+        clock = 1.7e9 + position
+        return {"t": clock, "even": self.time % 2} if self.nested else clock
+
+    def reset(self, **keywords: Any) -> Any:
+        position, info = super().reset(**keywords)
+        return self._shown(position), info
+
+    def step(self, action: Any) -> Any:
+        position, *rest = super().step(action)
+        return (self._shown(position), *rest)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("workers", [1, 3])  # 1: the others are in this process's own share
+def test_wide_numbers_keep_the_digits_of_sync(nested: bool, workers: int) -> None:
+    sync, other = (heard(env) for env in both(lambda: Clock(nested), workers=workers))
+    assert_same(sync, other)
+    shown = [sync[0], *sync[12:-6:11]]  # what is acted on
+    finals = np.concatenate(sync[10:-6:11])  # where episodes were truncated
+    assert len(finals)
+    for rows in (*shown, finals):
+        assert rows.dtype == np.float64
+        assert np.all(np.abs(rows[:, -1] - 1.7e9) < 64)
+        assert np.any(rows[:, -1] != rows[:, -1].astype(np.float32))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
@@ -352,6 +390,72 @@ def test_an_exception_is_that_of_sync(at: int, workers: int) -> None:
         assert 'raise self.error("broken on purpose")' in fault.traceback
     if workers == 3:
         assert 'raise self.error("broken on purpose")' in "".join(other.__notes__)
+
+
+class ThirdHalves(Fractions):
+    """Fractions of the third environment alone, in its first episode."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.index = int(seed != episode_seed(5, 2, 0))
+        return super().reset(seed=seed, options=options)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("at", "where"), [(0, "reset"), (2, "step"), (3, "step")])
+def test_an_observation_that_its_space_cannot_hold_is_refused_as_in_sync(
+    at: int, where: str, nested: bool, workers: int
+) -> None:
+    """At a reset, amid an episode, and in its last step."""
+    faults = []
+    lost = rf"environment 2 raised ValueError: .*5, which its space .*int64 cannot.*{where}\(\)"
+    for env in both(lambda: ThirdHalves(at, 0, nested), workers=workers):
+        with pytest.raises(EnvironmentFault, match=lost) as caught:
+            heard(env)
+        faults.append(caught.value)
+    sync, other = faults
+    assert str(sync) == str(other)
+    assert (sync.env_index, sync.step, other.env_index, other.step) == (2, at, 2, at)
+    assert (sync.action is None) == (at == 0)
+    np.testing.assert_array_equal(sync.action, other.action)
+
+
+class ThirdForbids(Scripted):
+    """Gives a mask in the third environment, at step 2 of its first episode."""
+
+    def __init__(self, mask: list[bool]) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observation, _ = super().reset(seed=seed, options=options)
+        return observation, {"action_mask": [True, True]}
+
+    def step(self, action: Any) -> Any:
+        *most, _ = super().step(action)
+        wrong = self.time == 2 and self.np_random_seed == episode_seed(5, 2, 0)
+        return (*most, {"action_mask": self.mask if wrong else None})
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ([True] * 3, r"raised ValueError: the action mask has 3 entries; .*step 2, action"),
+        ([False] * 2, "allows no choice for action 0"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused_as_in_sync(
+    mask: list[bool], words: str, workers: int
+) -> None:
+    faults = []
+    for env in both(lambda: ThirdForbids(mask), workers=workers):
+        with pytest.raises(EnvironmentFault, match=f"environment 2 {words}") as caught:
+            heard(env)
+        faults.append(caught.value)
+    sync, other = faults
+    assert str(sync) == str(other)
+    assert sync.env_index == other.env_index == 2
 
 
 def test_of_two_faults_the_first_environments_is_told() -> None:

@@ -240,10 +240,12 @@ def test_an_environment_that_raises_leaves_the_last_state_usable() -> None:
     assert collect(resumed, 1).observations[0].tolist() == [[0, 0, 2], [0, 0, 2]]
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 @pytest.mark.parametrize("place", ["info", "observation"])
-def test_a_run_of_32_bit_seeds_goes_on_in_new_episodes(place: str) -> None:
+def test_a_run_of_32_bit_seeds_goes_on_in_new_episodes(place: str, vectorization: str) -> None:
     def masked() -> RolloutCollector:
-        return RolloutCollector(make_vector_env(lambda: Masked(place), num_envs=2, seed=0))
+        options = {"num_envs": 2, "seed": 0, "vectorization": vectorization}
+        return RolloutCollector(make_vector_env(lambda: Masked(place), **options))
 
     before, after = masked(), masked()
     policy = policy_for(before)
@@ -257,6 +259,8 @@ def test_a_run_of_32_bit_seeds_goes_on_in_new_episodes(place: str) -> None:
     assert after.state()["action_counts"].tolist() == [0, 0]
     rollout = after.collect(policy, None, 10, philox())  # raises on a masked action
     assert rollout.episode_lengths == [5, 5, 5, 5]
+    before.env.close()
+    after.env.close()
 
 
 @pytest.mark.parametrize("seed", [2**31 + 5, 2**62])

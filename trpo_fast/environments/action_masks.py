@@ -30,8 +30,8 @@ class MaskReader:
         self._blocks = logit_blocks(action_space)
         self.width = sum(self._blocks)
 
-    def row(self, mask: Any) -> npt.NDArray[np.bool_]:
-        """A mask as [n]; all true for None. ValueError where it does not fit or forbids all."""
+    def sized(self, mask: Any) -> npt.NDArray[np.bool_]:
+        """A mask as [n]; all true for None. ValueError where it does not fit."""
         if mask is None:
             return np.ones(self.width, bool)
         row = np.asarray(mask, bool).ravel()
@@ -39,6 +39,11 @@ class MaskReader:
             raise ValueError(
                 f"the action mask has {row.size} entries; {self._space} has {self.width}"
             )
+        return row
+
+    def row(self, mask: Any) -> npt.NDArray[np.bool_]:
+        """`sized`; ValueError as well where a mask forbids all."""
+        row = self.sized(mask)
         first = 0
         for block, choices in enumerate(self._blocks):
             if not row[first : first + choices].any():

@@ -133,7 +133,8 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             mask = self._mask_method()
         else:
             return {}
-        return {MASK_KEY: self._masks.row(None) if mask is None else np.asarray(mask, bool).ravel()}
+        # One that forbids all may come with the end of an episode.
+        return {MASK_KEY: self._masks.sized(mask)}
 
     def _fault(
         self, error: Exception, where: str, action: npt.NDArray[Any] | None

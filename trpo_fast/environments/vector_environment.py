@@ -391,7 +391,8 @@ class VectorEnvironment:
             self._terminate_workers()
             raise
         except Exception as error:
-            env = blamed_environment(self.vector.unwrapped, error)
+            blamed = blamed_environment(self.vector.unwrapped, error)
+            env = None if blamed is None else self.first + blamed
             self._terminate_workers()
             who = self.name if env is None else f"environment {env} of {self.name}"
             text = str(error) or "its process died"
