@@ -190,7 +190,7 @@ def test_a_damaged_value_in_a_checkpoint_is_named(tmp_path: Path) -> None:
 def test_hoppers_own_range_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
     kwargs = {"healthy_z_range": (0.2, math.inf), "terminate_when_unhealthy": False}
-    with small("Hopper-v5", env_kwargs=kwargs) as agent:
+    with small("Hopper-v5", env_kwargs=kwargs, vectorization="sync") as agent:
         path = agent.save(tmp_path / "a")
     with TRPO.load(path) as loaded:
         assert loaded.env.vector.envs[0].unwrapped._healthy_z_range == (0.2, math.inf)

@@ -213,7 +213,7 @@ def test_a_pool_goes_on_from_each_save(tmp_path, length):
 def test_a_training_goes_on_from_a_step_that_broke_off(tmp_path, length, rollout, error):
     """At the first step as well, before there is anything but the start to save."""
     ends = (BOTH, TRUNCATED)
-    options = {"num_envs": 2, "rollout_steps": rollout, "save_every": 99}
+    options = {"num_envs": 2, "rollout_steps": rollout, "save_every": 99, "vectorization": "sync"}
     moments = uninterrupted(clockworks(length, ends), 2, **options)
     for call in range(1, 2 * rollout + 1):
         run = tmp_path / str(call)

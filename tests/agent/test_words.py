@@ -7,7 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from agent_cases import small
+import torch
+from agent_cases import small, weights
 from toy_environments import Walk
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
@@ -87,16 +88,14 @@ def test_a_reward_beyond_float32_is_told_with_its_value() -> None:
         agent.learn(64, progress_bar=False)
 
 
-def test_learning_after_close_is_named_or_works() -> None:
-    for learnt in (False, True):
-        agent = small(Walk, vectorization="async")
-        if learnt:
-            agent.learn(64, progress_bar=False)
-        agent.close()
-        if learnt:
-            with pytest.raises(EnvironmentFault, match=r"were closed.*save before close\(\)"):
+@pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
+def test_learning_after_close_goes_on_where_it_was(vectorization: str) -> None:
+    found = []
+    for closes in ((), (0,), (1,), (0, 1)):
+        with small(Walk, vectorization=vectorization) as agent:
+            for turn in range(2):
+                if turn in closes:
+                    agent.close()
                 agent.learn(64, progress_bar=False)
-        else:
-            agent.learn(128, progress_bar=False)
-            agent.close()
-        assert np.isfinite(agent.predict(np.zeros(2))[0]).all()
+            found.append(weights(agent))
+    assert all(torch.equal(each, found[0]) for each in found[1:])

@@ -99,7 +99,7 @@ def test_the_best_checkpoint_is_tried_again_too(tmp_path, failing):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_what_stopped_the_training_is_the_only_error(tmp_path, failing, error):
     failing()
-    with small(run_dir=tmp_path, **TRAINING | {"save_every": 99}) as agent:
+    with small(run_dir=tmp_path, **TRAINING | {"save_every": 99, "vectorization": "sync"}) as agent:
         agent.env.vector.step = Bomb(agent.env.vector.step, 40, error)
         raised = error if error is KeyboardInterrupt else EnvironmentFault
         with pytest.raises(raised) as stopped, pytest.warns(UserWarning, match=CAUSE) as caught:

@@ -55,7 +55,7 @@ def test_a_point_without_neighbours_is_a_dot(tmp_path, gap):
     """A run of one row, or a row between two whose return is no number."""
     path = tmp_path / "run"
     path.mkdir()
-    logger = RunLogger(path)
+    logger = RunLogger(path, ["train/kl"])
     returns = [1.0, float("nan"), 2.0, float("nan"), 3.0, 4.0] if gap else [1.0]
     for i, value in enumerate(returns, 1):
         row = {"rollout/ep_rew_mean": value, "train/kl": value / 100}

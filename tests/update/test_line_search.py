@@ -45,7 +45,7 @@ class Along:
         self.tensor = torch.zeros(1, dtype=torch.float64)
         self.parameters = FlatParameters([self.tensor], ["theta"])
 
-    def gradient(self) -> tuple[float, Tensor]:
+    def surrogate_gradient(self) -> tuple[float, Tensor]:
         return 1.0, torch.ones(1, dtype=torch.float64)
 
     def fisher_product(self, v: Tensor) -> Tensor:
@@ -99,10 +99,15 @@ class TestSizing:
             assert problem.tried[0] == pytest.approx(math.sqrt(0.02))  # the damped form's
             assert result.accepted
 
-    def test_a_kl_that_is_nothing_does_not_stretch_the_step(self) -> None:
-        problem = Along(lambda s: 0.0)
+    def test_a_kl_that_is_next_to_nothing_hardly_stretches_the_step(self) -> None:
+        problem = Along(lambda s: 5e-324)
         assert update(problem, BOUNDARY).accepted
-        assert len(problem.tried) == 1
+        assert len(problem.tried) <= 3
+
+    def test_a_kl_or_a_loss_that_does_not_move_is_no_measurement(self) -> None:
+        for problem in (Along(lambda s: 0.0), Along(power(2), gain=lambda s: 0.0)):
+            with pytest.raises(ValueError, match="does not follow"):
+                update(problem, BOUNDARY)
 
     def test_a_step_grows_tenfold_at_most(self) -> None:
         problem = Along(power(2, 1e-9))
@@ -185,7 +190,6 @@ class TestFailures:
         for kl, gain, status in (
             (lambda s: 1.0, lambda s: s, Status.line_search_failed),
             (power(2), lambda s: -s, Status.line_search_failed),
-            (power(2), lambda s: 0.0, Status.line_search_failed),
             (lambda s: -1.0, lambda s: s, Status.line_search_failed),
             (lambda s: math.inf, lambda s: s, Status.non_finite),
             (power(2), lambda s: math.nan, Status.non_finite),

@@ -205,7 +205,7 @@ class TRPO:
             try:
                 self._enter_environment()
                 report = progress.say if progress_bar else None
-                said = self._say_choice(report, "")
+                said = self._say_choice(progress_bar, "")
                 callbacks.start(locals(), globals())
                 clock = Clock(self.progress.time_elapsed, self.num_timesteps)
                 self.time_budget = clock.total
@@ -216,7 +216,7 @@ class TRPO:
                         boundary = agent_state.state_of(self.training)
                         if recorder is not None:
                             recorder.record(row, boundary, best=is_best)
-                    said = self._say_choice(report, said)
+                    said = self._say_choice(progress_bar, said)
                     display.update(self.num_timesteps, row)
                     going = callbacks.step(locals(), globals())
                 callbacks.end()
@@ -230,11 +230,11 @@ class TRPO:
                     recorder.close()
         return self
 
-    def _say_choice(self, report: Callable[[str], None] | None, said: str) -> str:
+    def _say_choice(self, shown: bool, said: str) -> str:
         """Say how the environments are stepped when that is new; what was said."""
         choice = self.env.choice
-        if choice != said and report is not None:
-            report(f"environments: {choice}")
+        if choice != said and shown:
+            progress.say(f"environments: {choice}", aside=False)
         return choice
 
     def _iterate(self, clock: Clock, report: Callable[[str], None] | None) -> tuple[Row, bool]:

@@ -95,6 +95,11 @@ class AutomaticEnvironments:
         return self._env
 
     @property
+    def ended(self) -> bool:
+        """Whether processes were ended, so that episodes must be entered anew before a step."""
+        return self._env.ended
+
+    @property
     def mask_source(self) -> Enum | None:
         """Where action masks come from."""
         return self._env.mask_source

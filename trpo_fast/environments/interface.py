@@ -69,6 +69,11 @@ class Environments(Protocol):
         ...
 
     @property
+    def ended(self) -> bool:
+        """Whether processes were ended, so that episodes must be entered anew before a step."""
+        ...
+
+    @property
     def mask_source(self) -> Enum | None:
         """Where action masks come from; None without masks. Known after a reset."""
         ...

@@ -110,6 +110,11 @@ class VectorEnvironment:
         return self._flatten.dtype
 
     @property
+    def ended(self) -> bool:
+        """Whether processes were ended, so that episodes must be entered anew before a step."""
+        return self._closed and isinstance(self.vector.unwrapped, AsyncVectorEnv)
+
+    @property
     def resumable(self) -> bool:
         """Whether running episodes can be replayed (environments made here, not given whole)."""
         return self._seeded
@@ -341,7 +346,6 @@ class VectorEnvironment:
         """Number and actions so far of each running episode; [] where not resumable."""
         if not self._seeded:
             return []
-        self._refuse_closed()
         return list(self._guard(self.vector.call, "running_episode"))
 
     def plain_states(self) -> list[dict[str, Any]]:
@@ -373,13 +377,6 @@ class VectorEnvironment:
             out[env] = self._guard(self._flatten.one, observation)
 
     # Faults and the end
-
-    def _refuse_closed(self) -> None:
-        if self._closed and isinstance(self.vector.unwrapped, AsyncVectorEnv):
-            raise EnvironmentFault(
-                f"the environments of {self.name} were closed, and with them the episodes that "
-                "were running: save before close(), and load from there to go on."
-            )
 
     def _guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the vector environment; whatever it raises leaves as EnvironmentFault."""

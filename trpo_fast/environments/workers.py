@@ -96,6 +96,11 @@ class Workers:
         return f"workers: {count}{' and this one' if own else ''} on {usable_cores()} cores"
 
     @property
+    def ended(self) -> bool:
+        """Whether processes were ended, so that episodes must be entered anew before a step."""
+        return not self._workers
+
+    @property
     def processes(self) -> list[Any]:
         """The workers' processes."""
         return [worker.process for worker in self._workers]

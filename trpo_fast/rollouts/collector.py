@@ -107,7 +107,8 @@ class RolloutCollector:
 
     def _begin(self) -> None:
         boundary = self._boundary
-        if boundary is not None and self._unfinished and self.env.resumable:
+        elsewhere = self._unfinished or self.env.ended
+        if boundary is not None and elsewhere and self.env.resumable:
             try:
                 self.restore(boundary)
             finally:

@@ -16,10 +16,10 @@ PLAIN_SHARE = 0.05
 REDRAW_SECONDS = 0.1
 
 
-def say(text: str) -> None:
-    """Print a line about something that takes long, on stderr, where that can be."""
+def say(text: str, *, aside: bool = True) -> None:
+    """Print a line about the run where that can be: aside on stderr, or among its own lines."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr if aside else sys.stdout, flush=True)
 
 
 class ProgressDisplay:

@@ -59,11 +59,11 @@ def test_an_update() -> None:
     seen = watched(policy)
     network, batch = recognised(policy, data)
     options = Options(preconditioner="none")
-    expected = CpuProblem(network, flat_of(policy), batch, options).gradient()
+    expected = CpuProblem(network, flat_of(policy), batch, options).surrogate_gradient()
     problem = CpuProblem(network, flat_of(policy), batch, options)
     swap(policy)
     assert all(alive(seen))
-    loss, g = problem.gradient()
+    loss, g = problem.surrogate_gradient()
     assert loss == expected[0]
     assert torch.equal(g, expected[1])
     del problem
@@ -95,13 +95,7 @@ def test_sampling_and_the_critics_fit(what: str) -> None:
         module = ValueFunction(spaces.Box(-1, 1, (3,)), (4,))
         seen, layers = watched(module), layers_of(module)
         assert not isinstance(layers, str)
-        made = AdamFit(
-            layers,
-            lambda p: (torch.zeros_like(p), torch.zeros_like(p)),
-            8,
-            0,
-            {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
-        )
+        made = AdamFit(layers, torch.optim.Adam(module.parameters()), 8)
     swap(module)
     assert all(alive(seen))
     if what == "fit":

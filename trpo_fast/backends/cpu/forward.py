@@ -44,7 +44,7 @@ class PackedForward:
         self._native.bind(self._memory.address)
         self._outputs = layers[-1].weight.shape[0]
         weights = sum(layer.weight.numel() for layer in layers)
-        self._call_rows = ROWS_MULTIPLE * max(1, CALL_PRODUCTS // (weights * ROWS_MULTIPLE))
+        self._call_rows = ROWS_MULTIPLE * max(1, CALL_PRODUCTS // max(1, weights * ROWS_MULTIPLE))
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs ``[N, out]`` for ``x`` ``[N, in]``, no autograd.
