@@ -182,7 +182,7 @@ def test_an_agent_says_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> No
         agent.learn(320)
         assert agent.vectorization.startswith("workers: 3 processes and this one on 4 cores")
         said = agent.vectorization
-    assert capsys.readouterr().err.count(f"environments: {said}") == 1
+    assert capsys.readouterr().out.count(f"environments: {said}") == 1
     with TRPO(Costly, vectorization="sync", **options) as other:
         other.learn(320, progress_bar=False)
     for one, two in zip(agent.policy.parameters(), other.policy.parameters(), strict=True):

@@ -23,6 +23,7 @@ from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import COLUMNS, Learner
 from trpo_fast.agent.state import Training
 from trpo_fast.base.errors import EnvironmentSetupError
@@ -30,16 +31,12 @@ from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
-from trpo_fast.rollouts.rollout import Rollout
 from trpo_fast.runs import progress
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.interrupts import InterruptGuard, interrupt_guard
-from trpo_fast.runs.logger import ITERATION, TIMESTEPS
 from trpo_fast.runs.progress import ProgressDisplay
 from trpo_fast.runs.recorder import RunRecorder
-
-Row = dict[str, Any]
 
 
 class TRPO:
@@ -203,7 +200,7 @@ class TRPO:
             ProgressDisplay(target, self.num_timesteps, enabled=progress_bar) as display,
         ):
             try:
-                self._enter_environment()
+                enter_environments(self.training)
                 report = progress.say if progress_bar else None
                 said = self._say_choice(progress_bar, "")
                 callbacks.start(locals(), globals())
@@ -238,64 +235,20 @@ class TRPO:
         return choice
 
     def _iterate(self, clock: Clock, report: Callable[[str], None] | None) -> tuple[Row, bool]:
-        """One rollout, one update; its row for the log and whether it is the best so far."""
-        rollout = self.collector.collect(
-            self.policy,
-            self.learner.normalizer,
-            self.config.rollout_steps,
-            self.rng,
-            budget=clock.budget,
+        """One iteration: its row for the log, and whether it is the best so far."""
+        found = iterate(
+            self.training,
+            clock,
+            lambda: self._run_evaluation(
+                self.config.eval_episodes, self._make_env(None), report=report
+            ),
         )
-        row = self.learner.update(rollout, self.rng, clock.budget)
-        done, before = self.progress, self.num_timesteps
-        done.num_updates += 1
-        done.num_timesteps += rollout.num_valid
-        row = {**self.callback_figures, **row, **self._episode_figures(rollout)}
+        row = {**self.callback_figures, **found.row}
         self.callback_figures = {}
+        rollout = found.rollout
         ended = rollout.terminated | rollout.truncated
         self.last_steps = (rollout.rewards.numpy(), ended.numpy(), rollout.valid.numpy())
-        is_best = False
-        every = self.config.eval_every
-        if every and done.num_timesteps // every > before // every:
-            result = self._run_evaluation(
-                self.config.eval_episodes, self._make_env(None), report=report
-            )
-            # Not `result.mean > best`: a NaN from an older checkpoint would stay the best.
-            is_best = done.best_evaluation is None or not done.best_evaluation >= result.mean
-            done.best_evaluation = result.mean if is_best else done.best_evaluation
-            row["eval/mean_reward"], row["eval/std_reward"] = result.mean, result.std
-            row["eval/mean_ep_length"] = result.mean_length
-        row |= {ITERATION: done.num_updates, TIMESTEPS: done.num_timesteps}
-        row |= clock.figures(done.num_timesteps)
-        done.time_elapsed = row["time/time_elapsed"]
-        return row, is_best
-
-    def _episode_figures(self, rollout: Rollout) -> Row:
-        self.training.recent_returns.extend(rollout.episode_returns)
-        self.training.recent_lengths.extend(rollout.episode_lengths)
-        self.progress.num_episodes += len(rollout.episode_returns)
-        self.progress.dropped_episodes += rollout.dropped_episodes
-        any_yet = len(self.training.recent_returns) > 0
-        return {
-            "rollout/ep_rew_mean": float(np.mean(self.training.recent_returns))
-            if any_yet
-            else None,
-            "rollout/ep_len_mean": float(np.mean(self.training.recent_lengths))
-            if any_yet
-            else None,
-            "rollout/episodes": self.progress.num_episodes,
-            "rollout/dropped_episodes": self.progress.dropped_episodes,
-        }
-
-    def _enter_environment(self) -> None:
-        """Take the environments to where the agent's state has them, if they are elsewhere."""
-        if self.training.pending_collector is None:
-            return
-        try:
-            self.collector.restore(self.training.pending_collector)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CheckpointError(f"the saved episodes cannot be replayed: {error}") from error
-        self.training.pending_collector = None
+        return row, found.is_best
 
     def _open_recorder(self, boundary: Mapping[str, Any]) -> RunRecorder | None:
         directory = self.run_directory
