@@ -1,5 +1,6 @@
 // Policy heads: how a row of network outputs parametrises the action distribution. One struct a
-// head; a new one is a struct and its place in `Heads`, and no other file names one.
+// head; a new one is a struct and its place in `Heads`, and no other C++ names one (Python:
+// backends/codes.py).
 //
 // Every function works on one row. `mask` [outputs] says which categories are allowed, null: all.
 //   width              columns that the last layer has

@@ -18,7 +18,7 @@ struct Solution {
   SolveStatus status;
   int iterations;
   double residual;   // |r| / |b|
-  double curvature;  // x'Ax
+  double quadratic;  // x'Ax
 };
 
 // Memory of a solve, n elements each; z is null where there is no preconditioner.
@@ -33,7 +33,7 @@ template <class T>
 Solution last_step(const Kernels<T>& kernels, Index n, const T* b, const SolveWork<T>& work,
                    double alpha, double curvature, Solution s) {
   const auto of_old = [&](const T* v) { return kernels.dot(v, b, n) - kernels.dot(v, work.r, n); };
-  s.curvature = of_old(work.x) + 2 * alpha * of_old(work.p) + alpha * alpha * curvature;
+  s.quadratic = of_old(work.x) + 2 * alpha * of_old(work.p) + alpha * alpha * curvature;
   kernels.add_scaled(T(alpha), work.p, work.x, n);
   ++s.iterations;
   return s;
@@ -107,7 +107,7 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
   }
   if (norm == 0) s.residual = 0;
   // x'Ax = x'(b - r), or the sum of the gains, which rests on the p staying conjugate.
-  s.curvature = lost ? progress : kernels.dot(x, b, n) - kernels.dot(x, r, n);
+  s.quadratic = lost ? progress : kernels.dot(x, b, n) - kernels.dot(x, r, n);
   return s;
 }
 

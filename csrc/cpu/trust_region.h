@@ -61,7 +61,7 @@ class TrustRegion {
         kernels_, n_, work.g, solve, work.solve, DampedFisher<T>{problem_, o_.damping},
         [&](const T* r, T* z) { preconditioner_->apply(r, z); }, stop_);
     if (u.solution.status == SolveStatus::interrupted) return rejected(UpdateStatus::interrupted);
-    const double slope = kernels_.dot(work.g, work.solve.x, n_), quadratic = u.solution.curvature;
+    const double slope = kernels_.dot(work.g, work.solve.x, n_), quadratic = u.solution.quadratic;
     if (!std::isfinite(slope) || !std::isfinite(quadratic)) {
       return rejected(UpdateStatus::non_finite);
     }

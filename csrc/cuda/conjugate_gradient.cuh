@@ -14,7 +14,7 @@ struct Solution {
   SolveStatus status;
   int iterations;
   double residual;   // |r| / |b|
-  double curvature;  // x'Ax
+  double quadratic;  // x'Ax
   double slope;      // x'b
   double square;     // x'x
 };
@@ -77,7 +77,7 @@ class ConjugateGradient {
     }
     s.residual = norm > 0 ? std::sqrt(rr / norm) : 0;
     finish(s);
-    if (lost) s.curvature = progress;  // rests on the p staying conjugate
+    if (lost) s.quadratic = progress;  // rests on the p staying conjugate
     return s;
   }
 
@@ -153,7 +153,7 @@ class ConjugateGradient {
     });
     problem_.sums(dots);
     s.slope = dots[0];
-    s.curvature = dots[0] - dots[1];
+    s.quadratic = dots[0] - dots[1];
     s.square = dots[2];
   }
 

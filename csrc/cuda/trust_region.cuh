@@ -31,18 +31,18 @@ class TrustRegion {
     problem_.vectors.each([&](Index i) { a_.g[i] = T(double(a_.g[i]) / norm); });
     const Solution s = ConjugateGradient<Problem>(problem_).solve();
     report_solution(problem_, s);
-    if (!std::isfinite(s.slope) || !std::isfinite(s.curvature)) {
+    if (!std::isfinite(s.slope) || !std::isfinite(s.quadratic)) {
       return end(UpdateStatus::non_finite);
     }
-    if (s.curvature <= 0 || s.slope <= 0) return end(failed_solve(s.status));
-    search({norm_, s.slope, s.curvature, s.square});
+    if (s.quadratic <= 0 || s.slope <= 0) return end(failed_solve(s.status));
+    search({norm_, s.slope, s.quadratic, s.square});
   }
 
   __device__ static void report_solution(const Problem& problem, const Solution& s) {
     problem.report(kSolveStatus, int(s.status));
     problem.report(kIterations, s.iterations);
     problem.report(kResidual, s.residual);
-    problem.report(kCurvature, s.curvature);
+    problem.report(kCurvature, s.quadratic);
   }
 
  private:

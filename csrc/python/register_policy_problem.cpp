@@ -158,7 +158,7 @@ class BoundProblem {
           DampedFisher<T>{*problem_, damping}, [&](const T* r, T* Mr) { M->apply(r, Mr); },
           [&] { return poll(); });
     });
-    return py::make_tuple(int(s.status), s.iterations, s.residual, s.curvature);
+    return py::make_tuple(int(s.status), s.iterations, s.residual, s.quadratic);
   }
 
   py::tuple evaluate(py::handle theta) {

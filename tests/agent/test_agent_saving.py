@@ -252,6 +252,7 @@ def test_an_agent_predicts_where_its_environment_is_not(env, tmp_path, monkeypat
         again = load_checkpoint(loaded.save(tmp_path / "again"))
         assert again["agent"] == load_checkpoint(path)["agent"]
         assert again["config"] == load_checkpoint(path)["config"]
+        np.testing.assert_equal(again["collector"], load_checkpoint(path)["collector"])
     state = load_checkpoint(path)
     del state["spaces"]
     save_checkpoint(path, state)

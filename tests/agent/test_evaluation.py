@@ -9,7 +9,7 @@ from toy_environments import TERMINATED, TRUNCATED, Masked, Scripted, Walk
 
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.evaluation import episode_seed, run_episodes
-from trpo_fast.agent.evaluation_environments import environment_factory
+from trpo_fast.agent.evaluation_factories import environment_factory
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.networks.mlp import MlpPolicy
 

@@ -21,7 +21,7 @@ from trpo_fast import cli
 from trpo_fast.agent import evaluation
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.evaluation import run_episodes
-from trpo_fast.agent.evaluation_environments import recording_factory
+from trpo_fast.agent.evaluation_factories import recording_factory
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.networks.mlp import MlpPolicy
 

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,20 +115,56 @@ class OfThisProcess(Costly):
             raise RuntimeError("one licence")
 
 
+class Unclosable(Costly):
+    """As environments of old are, whose viewer was never opened."""
+
+    def close(self) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'close'")
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
         (Ticking, "do not depend on their seeds and actions alone"),
         (Growing, "do not depend on their seeds and actions alone"),
         (OfThisProcess, "workers could not be started .*one licence"),
+        (Unclosable, "workers could not be started .*AttributeError"),
     ],
 )
-def test_what_cannot_move_stays(kind: Any, why: str, closing: Callable[[Any], Any]) -> None:
-    env = closing(auto(kind))
+def test_what_cannot_move_stays(kind: Any, why: str) -> None:
+    env = auto(kind)
     heard(env, 30)
     assert not isinstance(env.current, Workers)
     assert re.search(why, env.choice), env.choice
     heard(env, 3)
+
+
+def test_what_would_not_come_back_stays_with_the_workers(
+    closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, leads_to = Workers.step, AutomaticEnvironments._leads_to
+    monkeypatch.setattr(Workers, "step", lambda *given: time.sleep(0.1) or step(*given))
+    monkeypatch.setattr(
+        AutomaticEnvironments,
+        "_leads_to",
+        lambda self, where, *rest: isinstance(where, Workers) and leads_to(self, where, *rest),
+    )
+    env = closing(auto(Costly))
+    said = heard(env, 70)
+    assert isinstance(env.current, Workers)
+    assert "would not come back" in env.choice
+    assert_same(heard(make_vector_env(Costly, num_envs=6, seed=5), 70), said)
+
+
+def test_processes_that_cannot_be_started_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise AssertionError("daemonic processes are not allowed to have children")
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refused)
+    env = auto(Costly)
+    heard(env, 30)
+    assert "workers could not be started" in env.choice
+    env.close()
 
 
 @pytest.mark.parametrize("place", ["observation", "info", "method"])
@@ -159,6 +196,7 @@ def test_action_masks_move_too(place: str, closing: Callable[[Any], Any]) -> Non
         ({"cores": 1}, "sync: one core"),
         ({"method": "spawn"}, "sync: multiprocessing starts processes by spawn here"),
         ({"jax": True}, "sync: JAX is loaded"),
+        ({"daemon": True}, "sync: this process is a daemon"),
     ],
 )
 def test_reasons_that_need_no_clock(
@@ -167,7 +205,10 @@ def test_reasons_that_need_no_clock(
     if "cores" in options:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     if "method" in options:
-        monkeypatch.setattr(automatic.multiprocessing, "get_start_method", lambda: "spawn")
+        monkeypatch.setattr(automatic.multiprocessing, "get_start_method", lambda **_: "spawn")
+    if "daemon" in options:
+        daemon = SimpleNamespace(daemon=True)
+        monkeypatch.setattr(automatic.multiprocessing, "current_process", lambda: daemon)
     if "jax" in options:
         monkeypatch.setitem(sys.modules, "jax", None)
     env = auto(Scripted, num_envs=options.get("num_envs", 4))
@@ -177,7 +218,7 @@ def test_reasons_that_need_no_clock(
 
 def test_an_agent_says_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     options = {"num_envs": 4, "rollout_steps": 40, "hidden_sizes": (4,), "seed": 0}
-    with TRPO(Costly, **options) as agent:
+    with TRPO(Costly, vectorization="auto", **options) as agent:
         assert agent.vectorization == "auto"
         agent.learn(320)
         assert agent.vectorization.startswith("workers: 3 processes and this one on 4 cores")

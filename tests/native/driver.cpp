@@ -137,7 +137,7 @@ void drive(const Shape& shape) {
       kernels, n, g.data(), {20, 1e-3, 0}, {x.data(), r.data(), nullptr, p.data(), Ap.data()},
       DampedFisher<T>{problem, 0.1}, [](const T*, T*) {}, [] { return false; });
   check(s.status == SolveStatus::done, "status of the solve", int(s.status), 0);
-  check(s.curvature >= 0, "x'Ax >= 0", s.curvature, 0);
+  check(s.quadratic >= 0, "x'Ax >= 0", s.quadratic, 0);
 
   std::vector<T> work(static_cast<std::size_t>(5 * n)), candidate(n);
   auto never = [] { return false; };

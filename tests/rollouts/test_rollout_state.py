@@ -14,7 +14,7 @@ from toy_environments import TERMINATED, Masked, Raising, Scripted
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.make import make_vector_env
-from trpo_fast.environments.worker import Worker
+from trpo_fast.environments.worker_handle import Worker
 from trpo_fast.rollouts.collector import RolloutCollector
 
 

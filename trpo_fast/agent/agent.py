@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from trpo_fast.agent import evaluation, evaluation_environments
+from trpo_fast.agent import evaluation, evaluation_factories
 from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
@@ -191,7 +191,7 @@ class TRPO:
             )
         target = self.num_timesteps + int(total_timesteps)
         if self.config.eval_every:
-            evaluation_environments.require_another(self._make_env(None))
+            evaluation_factories.require_another(self._make_env(None))
         callbacks = CallbackRunner(callback, self)
         boundary = agent_state.state_of(self.training)
         self.recorder = recorder = self._open_recorder(boundary)
@@ -331,7 +331,7 @@ class TRPO:
         Raises MissingExtraError without the packages that write videos, EnvironmentSetupError
         for an environment that cannot be rendered.
         """
-        make_env = evaluation_environments.recording_factory(
+        make_env = evaluation_factories.recording_factory(
             self.env_source, self.config.env_kwargs, Path(directory).expanduser().absolute()
         )
         result = self._run_evaluation(episodes, make_env, parallel=1, report=progress.say)
@@ -360,7 +360,7 @@ class TRPO:
 
     def _make_env(self, env: Any) -> evaluation.EnvFactory:
         source = self.env_source if env is None else env
-        return evaluation_environments.environment_factory(
+        return evaluation_factories.environment_factory(
             source, self.config.env_kwargs, self.config.vectorization
         )
 
@@ -423,6 +423,8 @@ class TRPO:
         if predict_only:
             agent.training.config = agent.config = kept
             agent.training.env_id = state["agent"].get("environment")
+            # The running episodes are for an environment to come, too.
+            agent.training.pending_collector = state["collector"]
         if path.parent.name == "checkpoints":
             agent.continues = path.resolve().parent.parent
         return agent

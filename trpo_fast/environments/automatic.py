@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
 from statistics import median
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
+from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import Space
 from trpo_fast.environments.interface import Bool, Environments, Episode, Rows, Transition
 from trpo_fast.environments.vector_environment import VectorEnvironment
@@ -42,7 +43,11 @@ def why_not_workers(num_envs: int, workers: int) -> str | None:
         return "one environment"
     if usable_cores() == 1 and not workers:
         return "one core"
-    method = multiprocessing.get_start_method()
+    if multiprocessing.current_process().daemon:
+        return "this process is a daemon, which may start none"
+    # Asked without allow_none, it would settle the method for the whole program.
+    method = multiprocessing.get_start_method(allow_none=True)
+    method = method or multiprocessing.get_all_start_methods()[0]
     if method != "fork":
         return (
             f"multiprocessing starts processes by {method} here, for which a script must be "
@@ -78,6 +83,7 @@ class AutomaticEnvironments:
         self._seconds: list[float] = []
         self._undecided = True
         self._local = local
+        self._trial: Workers | None = None
         self._local_step = 0.0  # seconds, once it is known
         self.choice = ""
         self.name = local.name
@@ -132,20 +138,31 @@ class AutomaticEnvironments:
             self._undecided = False
             self.choice = f"sync: {self._figures()}, and {workers}"
         else:
-            self._env = workers
+            self._env = self._trial = workers
 
     def _settle(self, step: float, out: Rows) -> None:
-        """Stay with the workers if their step is quicker, or else go back."""
-        self._undecided = False
+        """Stay with the workers if their step is quicker or nothing leads back, or else go back."""
+        workers = self._trial
+        assert workers is not None  # noqa: S101
         taken = f"{1e6 * step:.0f} us in workers"
         if step < self._local_step:
-            self.choice = f"{self._env.choice}, since {self._figures()} and {taken}"
-            self._local.close()
-            return
-        workers, self._env = self._env, self._local
-        self._local.replay(workers.running_episodes(), np.empty_like(out))
-        workers.close()
-        self.choice = f"sync: {self._figures()} and {taken}"
+            self.choice = f"{workers.choice}, since {self._figures()} and {taken}"
+        elif self._leads_to(self._local, workers, out):
+            self._env = self._local
+            self.choice = f"sync: {self._figures()} and {taken}"
+        else:
+            self.choice = f"{workers.choice}, since the environments here would not come back"
+        self._undecided, self._trial = False, None
+        workers.start_timeout = None
+        _close(self._local if self._env is workers else workers)
+
+    def _leads_to(
+        self, where: VectorEnvironment | Workers, origin: VectorEnvironment | Workers, out: Rows
+    ) -> bool:
+        """Whether the running episodes of ``origin``, replayed elsewhere, lead to the same."""
+        rows = np.empty_like(out)
+        where.replay(origin.running_episodes(), rows)
+        return _alike(rows, out) and _alike(origin.plain_states(), where.plain_states())
 
     def _figures(self) -> str:
         return f"a step of {self.num_envs} takes {1e6 * self._local_step:.0f} us here"
@@ -154,22 +171,20 @@ class AutomaticEnvironments:
         """Workers in the running episodes, or why there are none."""
         try:
             workers = self._make_workers(STARTED)
-        except (EnvironmentFault, EnvironmentSetupError) as error:
-            return f"workers could not be started ({error})"
+        except Exception as error:  # noqa: BLE001 (whatever it is, they step here)
+            return f"workers could not be started ({type(error).__name__}: {error})"
         try:
-            rows = np.empty_like(out)
-            workers.replay(self._local.running_episodes(), rows)
+            same = self._leads_to(workers, self._local, out)
             if self._local.mask_source is not None:
                 workers.take_masks(self._local.mask_source)
-            same = _alike(rows, out) and _alike(self._local.plain_states(), workers.plain_states())
         except EnvironmentFault as error:
-            workers.close()
+            _close(workers)
             return f"workers could not enter the running episodes ({error})"
         except BaseException:
-            workers.close()
+            _close(workers)
             raise
         if not same:
-            workers.close()
+            _close(workers)
             return "the environments do not depend on their seeds and actions alone"
         return workers
 
@@ -193,7 +208,19 @@ class AutomaticEnvironments:
         """Release the environments."""
         self._env.close()
         if self._undecided and self._env is not self._local:
-            self._local.close()
+            _close(self._local)
+
+
+def _close(env: Environments) -> None:
+    """Close what the run goes on without, whatever its environments make of that."""
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001
+        warnings.warn(
+            f"{env.name} raised {type(error).__name__} in close(): {error}. The run goes on in "
+            "other copies of it.",
+            stacklevel=2,
+        )
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+import zlib
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +40,7 @@ def restart_seed(seed: int, restarts: int) -> int:
     return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0]) >> 2
 
 
+LARGEST_PLAIN = 1 << 16  # bytes of an array that is compared as it is
 _PLAIN = (bool, int, float, str, np.generic, np.ndarray)
 _SIZED = (list, tuple, dict, set, deque)
 
@@ -164,7 +166,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         replay; two copies in which it differs can so be told apart.
         """
         return {
-            name: value if isinstance(value, _PLAIN) else len(value)
+            name: _summary(value) if isinstance(value, _PLAIN) else len(value)
             for name, value in vars(self.env.unwrapped).items()
             if isinstance(value, (*_PLAIN, *_SIZED))
         }
@@ -188,6 +190,13 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             observation, _, terminated, truncated, info = self.step(action)
             over = terminated or truncated
         return observation, info, over
+
+
+def _summary(value: Any) -> Any:
+    """The value, or of a large array what tells it from another: these go to other processes."""
+    if not isinstance(value, np.ndarray) or value.nbytes <= LARGEST_PLAIN or value.dtype.hasobject:
+        return value
+    return [str(value.dtype), list(value.shape), zlib.crc32(np.ascontiguousarray(value).data)]
 
 
 def _no_actions(space: gym.Space[Any]) -> npt.NDArray[Any]:

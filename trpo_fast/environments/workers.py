@@ -26,7 +26,7 @@ from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Bool, Episode, Rows, Transition
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import MaskSource, without_mask
-from trpo_fast.environments.worker import LAST_WORDS, Worker, join
+from trpo_fast.environments.worker_handle import LAST_WORDS, Worker, join
 from trpo_fast.environments.worker_process import END, LOUD, STEP, Share, Source
 
 
@@ -46,7 +46,8 @@ class Workers:
         workers: W; 0 for one a core beside this process, which steps a share itself.
         step_timeout: seconds after which a step or a reset of an environment is taken to hang;
             0: never. With it this process steps none, so that it can tell.
-        start_timeout: seconds that the processes have to start; None: as long as it takes.
+        start_timeout: seconds that the processes have to start, and for an answer until it is set
+            to None; None: as long as it takes.
 
     Raises:
         EnvironmentSetupError: the processes cannot be started.
@@ -149,7 +150,7 @@ class Workers:
                 raise self._not_started(fault) from None
             # the frames of the traceback keep the half-made board alive
             raise fault.with_traceback(None) from None
-        except (OSError, RuntimeError, AttributeError, TypeError) as error:
+        except (OSError, RuntimeError, AttributeError, TypeError, AssertionError) as error:
             self._end()
             raise self._not_started(error) from error
         except BaseException:
@@ -193,7 +194,8 @@ class Workers:
         self._board.forget_file()
         own, self._own = self._own, None
         if own is not None:
-            own.close()
+            with contextlib.suppress(Exception):  # what ended them is told, or they were to end
+                own.close()
 
     # Asking and hearing
 
@@ -249,7 +251,7 @@ class Workers:
     def _limit(self, worker: Worker, steps: int = 1) -> float | None:
         """Seconds that a worker has for so many steps of each of its environments."""
         if not self.step_timeout:
-            return None
+            return self.start_timeout
         return self.step_timeout * steps * len(worker.source.factories)
 
     # What a rollout needs

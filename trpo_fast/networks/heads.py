@@ -7,7 +7,8 @@ head; none tests which one it is. ``csrc/common/heads.h`` has the same heads for
 the same names (``backends/codes.py``); one without a twin there is served by the reference
 backend.
 
-To add one: a class here, entered in ``HEADS``, and a struct there.
+To add one: a class here, entered in ``HEADS``; for native code a struct there, and its name at the
+same place in ``backends/codes.py``.
 """
 
 from __future__ import annotations

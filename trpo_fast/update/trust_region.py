@@ -120,7 +120,8 @@ class _Search:
     def along(self, x: Tensor, line: LineSearch) -> TrustRegionResult:
         """The best acceptable one of the candidates that ``line`` tries along ``x`` ``[P]``."""
         taken: TrustRegionResult | None = None
-        chosen, stuck = self.theta, True
+        chosen = self.theta
+        stuck = line.step**2 * line.curvature > LEAST_KL  # far enough for any loss to tell
         self.expected = line.expected()
         while True:
             self.backtracks = line.tried

@@ -1,8 +1,8 @@
 // One block's passes over its rows, panel by panel: surrogate gradient, Fisher product, candidate.
 #pragma once
 
-#include "cuda/fisher_vector_product.cuh"
-#include "cuda/line_search.cuh"
+#include "cuda/candidate.cuh"
+#include "cuda/head_metric.cuh"
 #include "cuda/panels/panels.cuh"
 #include "cuda/surrogate_gradient.cuh"
 

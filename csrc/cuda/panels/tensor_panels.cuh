@@ -6,7 +6,7 @@
 // inputs and deltas at a time.
 #pragma once
 
-#include "cuda/fisher_vector_product.cuh"
+#include "cuda/head_metric.cuh"
 #include "cuda/panels/tensor_operands.cuh"
 
 namespace trpo_fast::cuda {

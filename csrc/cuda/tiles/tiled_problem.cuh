@@ -3,9 +3,9 @@
 // same interface as Problem's, so that conjugate gradients and the trust region are the same code.
 #pragma once
 
-#include "cuda/fisher_vector_product.cuh"
+#include "cuda/candidate.cuh"
 #include "cuda/grid.cuh"
-#include "cuda/line_search.cuh"
+#include "cuda/head_metric.cuh"
 #include "cuda/surrogate_gradient.cuh"
 #include "cuda/tiles/tiles.cuh"
 

@@ -55,16 +55,20 @@ class Worker:
         inherited = [*older, self.pipe] if forked else []
         given: Any = self.source
         source: Any = CloudpickleWrapper(given)  # for functions that pickle cannot send
-        self.process = context.Process(
+        process = context.Process(
             target=_serve,
             args=(self.number, self._board, source, self.bells, theirs, inherited, self._look),
             name=f"trpo_fast-worker-{self.number}",
             daemon=True,
         )
         try:
-            self.process.start()
+            process.start()
+        except BaseException:
+            self.pipe.close()
+            raise
         finally:
             theirs.close()
+        self.process = process
         self._answered.listen(self.pipe)
 
     def ask(self, request: int) -> None:
