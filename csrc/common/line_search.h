@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "common/trust_region.h"
 
@@ -46,11 +45,10 @@ struct LineSearch {
 };
 
 TRPO_FAST_HOST_DEVICE LineSearch line_search(const UpdateOptions& o, const Line& line) {
-  const double infinity = std::numeric_limits<double>::infinity();
   LineSearch s{};
   s.line = line;
-  s.improvement = -infinity;
-  s.refused = infinity;
+  s.improvement = -INFINITY;
+  s.refused = INFINITY;
   s.step = s.damped = o.lr * step_scale(o, line.gradient_norm, line.quadratic);
   s.sizing =
       o.step_size == StepSize::boundary && o.constraint == Constraint::hard && o.max_backtracks > 0;
@@ -77,7 +75,7 @@ TRPO_FAST_HOST_DEVICE bool judge(const UpdateOptions& o, LineSearch& s, double i
                                  double kl) {
   const bool measured = std::isfinite(improvement) && std::isfinite(kl);
   s.finite |= measured;
-  s.kl = measured ? kl : std::numeric_limits<double>::quiet_NaN();
+  s.kl = measured ? kl : NAN;
   s.accepted = measured && acceptable(o, improvement, kl, expected_gain(o, s));
   if (!s.accepted) {
     if (s.step < s.refused) s.refused = s.step;
