@@ -51,10 +51,12 @@ class BoundSampling {
     b.actions = policy_.actions;
     b.outputs = policy_.layers.back().out;
     observations.require_size(2, b.inputs);
-    b.observations = observations.data<const float>();
-    b.mean = vector<const float>(args, "mean", b.inputs);
-    b.scale = vector<const float>(args, "scale", b.inputs);
-    b.clip = args["clip"].cast<float>();
+    if (args["wide"].cast<bool>()) {
+      b.wide = shown<double>(observations, args, b.inputs);
+    } else {
+      b.narrow = shown<float>(observations, args, b.inputs);
+    }
+    b.clip = args["clip"].cast<double>();
     b.masks = rows<const std::uint8_t>(args, "masks", b, b.outputs);
     if (normal_noise_) b.normal = rows<const T>(args, "noise", b, b.actions);
     if (!normal_noise_) b.uniform = rows<const double>(args, "noise", b, b.actions);
@@ -96,9 +98,17 @@ class BoundSampling {
     }
     const bool bounds = b.env_real == nullptr || (b.low != nullptr && b.high != nullptr);
     const bool shift = b.env_category == nullptr || b.start != nullptr;
-    if (!bounds || !shift || (b.mean == nullptr) != (b.scale == nullptr)) {
-      throw py::value_error("env_actions need low and high; mean and scale go together");
+    if (!bounds || !shift) throw py::value_error("env_actions need low and high");
+  }
+
+  template <class E>
+  static Observations<E> shown(const TensorArg& raw, const py::dict& args, Index inputs) {
+    const Observations<E> found{raw.data<const E>(), vector<const E>(args, "mean", inputs),
+                                vector<const E>(args, "scale", inputs)};
+    if ((found.mean == nullptr) != (found.scale == nullptr)) {
+      throw py::value_error("mean and scale go together");
     }
+    return found;
   }
 
   Index multiplications() const {

@@ -37,6 +37,11 @@ bool all_finite_flat(std::uintptr_t address, Index count) {
   return all_finite(reinterpret_cast<const T*>(address), count);
 }
 
+bool all_finite_as_float_flat(std::uintptr_t address, Index count) {
+  const GilReleased released;
+  return all_finite_as_float(reinterpret_cast<const double*>(address), count);
+}
+
 // A flat vector from or to the (address, entries) of its consecutive blocks; an address of 0 is
 // passed over. The GIL is kept: no signal and no other thread sees half of it done.
 void copy_blocks(std::uintptr_t flat, const py::list& blocks, std::size_t entry_bytes, bool read) {
@@ -65,6 +70,7 @@ void register_vector_math(py::module_& m) {
         py::arg("z"), py::arg("slope"));
   m.def("all_finite_f32", all_finite_flat<float>, py::arg("address"), py::arg("count"));
   m.def("all_finite_f64", all_finite_flat<double>, py::arg("address"), py::arg("count"));
+  m.def("all_finite_as_f32", all_finite_as_float_flat, py::arg("address"), py::arg("count"));
   m.def("copy_blocks", copy_blocks, py::arg("flat"), py::arg("blocks"), py::arg("entry_bytes"),
         py::arg("read"));
   m.def("isa", [] { return std::string(dense_kernels().isa); });

@@ -48,8 +48,10 @@ void drive_sampling(const Shape& s, const PolicyBatch<T>& batch) {
   std::vector<double> log_probs(static_cast<std::size_t>(rows));
   RolloutBuffers<T> b{};
   b.steps = steps, b.envs = envs, b.inputs = s.obs, b.actions = A, b.outputs = outputs;
-  b.observations = observations.data();
-  b.mean = mean.data(), b.scale = scale.data(), b.clip = 3;
+  const std::vector<double> wide(observations.begin(), observations.end());
+  const std::vector<double> wide_mean(mean.begin(), mean.end()), wide_scale(mean.size(), 0.7);
+  b.narrow = {observations.data(), mean.data(), scale.data()};
+  b.clip = 3;
   b.normal = noise.data(), b.uniform = uniform.data();
   b.masks = s.masked && categorical ? masks.data() : nullptr;
   if (categorical) {
@@ -61,7 +63,10 @@ void drive_sampling(const Shape& s, const PolicyBatch<T>& batch) {
   b.log_prob = log_probs.data();
   const Memory memory(Sampling<T>::workspace_bytes(policy));
   const Sampling<T> sampling(policy, memory.get());
-  for (Index t = 0; t < steps; ++t) sampling.step(b, t);
+  for (Index t = 0; t < steps; ++t) {
+    sampling.step(b, t);
+    b.wide = {wide.data(), wide_mean.data(), wide_scale.data()};  // from the second step on
+  }
   for (const double value : log_probs) check(std::isfinite(value), "log_prob", value, 0);
   for (const T value : env_real) check(std::fabs(value) <= 1, "clamped", value, 1);
   for (Index i = 0; categorical && i < rows * A; ++i) {

@@ -119,8 +119,13 @@ SPACES: dict[str, spaces.Space[Any]] = {
 CASES = [(name, False) for name in SPACES] + [("discrete", True), ("multi-discrete", True)]
 
 
-def both(name: str, dtype: torch.dtype, envs: int, *, masked: bool, **options: Any) -> list[Any]:
-    """(recording, environments' actions, log-probabilities) of the native sampler and its twin."""
+def both(
+    name: str, dtype: torch.dtype, envs: int, *, masked: bool, far: float = 0.0, **options: Any
+) -> list[Any]:
+    """(recording, environments' actions, log-probabilities) of the native sampler and its twin.
+
+    With ``far`` observations are float64, around that number.
+    """
     space, steps, width = SPACES[name], 3, 7
     seeds = torch.Generator().manual_seed(0)
     observations = spaces.Box(-1, 1, (width,))
@@ -129,12 +134,13 @@ def both(name: str, dtype: torch.dtype, envs: int, *, masked: bool, **options: A
         for parameter in policy.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=seeds)
     normalizer = ObservationNormalizer((width,), clip=1.5)
-    normalizer.observe(np.random.default_rng(0).normal(1, 2, (40, width)))
+    normalizer.observe(np.random.default_rng(0).normal(1 + far, 2, (40, width)))
     normalizer.commit()
     net = network_of(policy)
     assert isinstance(net, Network)
     source = np.random.default_rng(1)
-    rows = source.normal(1, 2, (steps + 1, envs, width)).astype(np.float32)
+    rows = source.normal(1 + far, 2, (steps + 1, envs, width))
+    rows = rows if far else rows.astype(np.float32)
     masks = source.random((steps, envs, sum(net.head.nvec))) < 0.7
     masks[..., np.cumsum([0, *net.head.nvec[:-1]]) if masked else []] = True
 
@@ -167,6 +173,16 @@ def test_the_native_step_is_its_torch_twin(
 @pytest.mark.parametrize("options", [{"squash": True}, {"state_dependent_std": True}], ids=str)
 def test_the_native_step_serves_every_gaussian(options: dict[str, Any]) -> None:
     compare(both("box", torch.float32, 8, masked=False, **options), "box", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("envs", [1, 8, 100])
+def test_the_native_step_takes_the_mean_off_before_it_narrows(
+    envs: int, dtype: torch.dtype
+) -> None:
+    found = both("box", dtype, envs, masked=False, far=1.7e9)
+    compare(found, "box", dtype)
+    assert found[0][0].std() > 0.1
 
 
 def compare(found: list[Any], name: str, dtype: torch.dtype) -> None:

@@ -55,6 +55,24 @@ def test_finite_rows_asks_of_one_row_what_it_holds_now(
         assert [finite(i) for i in range(3)] == [True, False, True]
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_finite_rows_of_float64_speaks_of_what_float32_holds(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    if not native:
+        monkeypatch.setattr(_native, "core", None)
+    greatest = float(np.finfo(np.float32).max)
+    edge = greatest + 2.0**103  # halfway to 2^128: rounds to even, up
+    values = [greatest, -greatest, np.nextafter(edge, 0), edge, -edge, 1e39, *BAD]
+    array = np.zeros((len(values), 5000))
+    array[:, 4999] = values
+    finite = finite_rows(array)
+    with np.errstate(over="ignore"):
+        expected = np.isfinite(np.array(values).astype(np.float32)).tolist()
+        assert [finite(i) for i in range(len(values))] == expected
+    assert expected[:5] == [True, True, True, False, False]
+
+
 def test_finite_rows_reads_a_view_as_it_is() -> None:
     wide = np.full((3, 4), np.nan, np.float32)
     wide[:, ::2] = 1

@@ -54,9 +54,10 @@ def finite_rows(array: npt.NDArray[np.floating[Any]]) -> Callable[[int], bool]:
     Args:
         array: C-contiguous, alive while the function is.
     """
-    if _native.core is None or not array.flags.c_contiguous or array.dtype != np.float32:
+    if _native.core is None or not array.flags.c_contiguous:
         return lambda index: not bad_rows(array[index].reshape(1, -1)).any()
-    check = _native.core.all_finite_f32
+    single = array.dtype == np.float32
+    check = _native.core.all_finite_f32 if single else _native.core.all_finite_as_f32
     start, stride, count = array.ctypes.data, array.strides[0], math.prod(array.shape[1:])
     # Several times as fast on a few rows as NumPy, which makes an array of the answers.
     return lambda index: bool(check(start + index * stride, count))

@@ -145,9 +145,10 @@ class ObservationNormalizer:
         np.minimum(result, self.clip, out=result)
         return result
 
-    def constants(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]:
-        """Mean [O], scale [O] and clip, with which float32 observations are normalised."""
-        mean, scale = self._float32
+    def constants(self, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any], float]:
+        """Mean [O], scale [O] and clip, with which observations of that dtype are normalised."""
+        single = np.dtype(dtype) == np.float32
+        mean, scale = self._float32 if single else (self.statistics.mean, self._scale)
         return mean.ravel(), scale.ravel(), self.clip
 
     def observe(self, observations: npt.ArrayLike, valid: Bool | None = None) -> None:

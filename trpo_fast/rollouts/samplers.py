@@ -151,9 +151,6 @@ class NativeSampler(NetworkSampler):
 
     def _prepare(self) -> None:
         self._native: Any = None
-        # Observations wider than float32 are normalised here, each step's before its call.
-        raw = self._recording.observations
-        self._narrowed = None if raw.dtype == np.float32 else np.empty(raw.shape, np.float32)
         self._env_actions: Array | None = None
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
         head = self._net.head
@@ -174,18 +171,16 @@ class NativeSampler(NetworkSampler):
         from trpo_fast.backends.cpu.sampling import NativeSampling
 
         policy: Any = self._policy
-        constants = None
-        if self._normalizer is not None and self._narrowed is None:
-            constants = self._normalizer.constants()
         actions, recording = self._actions(), self._recording
+        raw, normalizer = recording.observations, self._normalizer
         bounds = (
             np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
             for bound in (policy.action_low, policy.action_high)
         )
         self._native = NativeSampling(
             self._net,
-            observations=recording.observations if self._narrowed is None else self._narrowed,
-            constants=constants,
+            observations=raw,
+            constants=None if normalizer is None else normalizer.constants(raw.dtype),
             noise=self._noise,
             masks=recording.masks,
             actions=actions,
@@ -197,8 +192,6 @@ class NativeSampler(NetworkSampler):
         """Sample step t natively."""
         if self._native is None:
             self._begin()
-        if self._narrowed is not None:
-            self._narrowed[t] = shown_rows(self._recording.observations[t], self._normalizer)
         self._native.step(t)
         if self._env_actions is None:
             assert self._recording.actions is not None  # noqa: S101

@@ -47,18 +47,21 @@ std::size_t Sampling<T>::workspace_bytes(const SamplingPolicy<T>& policy) {
   return arena.used();
 }
 
-// Rows of all steps are numbered through: row = t envs + env.
+// Rows of all steps are numbered through: row = t envs + env. Networks are shown floats.
 template <class T>
-void Sampling<T>::normalise(const RolloutBuffers<T>& buffers, Index row, Index rows, T* x) const {
-  const float* from = buffers.observations + row * buffers.inputs;
+template <class E>
+void Sampling<T>::show(const Observations<E>& from, const RolloutBuffers<T>& buffers, Index row,
+                       Index rows, T* x) const {
+  const E* raw = from.raw + row * buffers.inputs;
+  const E clip = E(buffers.clip);
   for (Index r = 0; r < rows; ++r) {
     for (Index i = 0; i < buffers.inputs; ++i) {
-      float value = *from++;
-      if (buffers.mean != nullptr) {
-        value = (value - buffers.mean[i]) * buffers.scale[i];
-        value = value < -buffers.clip ? -buffers.clip : value > buffers.clip ? buffers.clip : value;
+      E value = *raw++;
+      if (from.mean != nullptr) {
+        value = (value - from.mean[i]) * from.scale[i];
+        value = value < -clip ? -clip : value > clip ? clip : value;
       }
-      *x++ = T(value);
+      *x++ = T(float(value));
     }
   }
 }
@@ -93,7 +96,8 @@ void Sampling<T>::step(const RolloutBuffers<T>& buffers, Index t) const {
     const Index rows = std::min(kPanelRows, first + buffers.envs - row);
     T* const x = scratch_ + worker * scratch_size_;
     T* const panels_of_layers[2] = {x + input_size_, x + input_size_ + panel_size_};
-    normalise(buffers, row, rows, x);
+    if (buffers.wide.raw == nullptr) show(buffers.narrow, buffers, row, rows, x);
+    if (buffers.wide.raw != nullptr) show(buffers.wide, buffers, row, rows, x);
     const MatrixView<const T> input{x, rows, buffers.inputs, buffers.inputs, 1};
     const Panel<T> outputs =
         forward_panel<T>(kernels_, network_, input, rows, kPanelRows, panels_of_layers);

@@ -21,13 +21,20 @@ struct SamplingPolicy {
   Head head() const { return {head_kind, layers.back().out, actions, nvec.data()}; }
 };
 
+// Observations in the width that the environments gave them, and what is shown of them.
+template <class E>
+struct Observations {
+  const E* raw;           // [T + 1, B, O], or null: they are of the other width
+  const E *mean, *scale;  // [O]: clip((x - mean) scale), or null for x
+};
+
 // The contiguous buffers of T steps in B environments; `real` or `category` by the head.
 template <class T>
 struct RolloutBuffers {
   Index steps, envs, inputs, actions, outputs;
-  const float* observations;  // [T + 1, B, O], raw
-  const float *mean, *scale;  // [O]: clip((x - mean) scale), or null for x
-  float clip;
+  Observations<float> narrow;
+  Observations<double> wide;
+  double clip;
   const T* normal;                        // [T, B, A] or null
   const double* uniform;                  // [T, B, A] or null
   const std::uint8_t* masks;              // [T, B, outputs] or null
@@ -49,7 +56,9 @@ class Sampling {
 
  private:
   Sampling(const SamplingPolicy<T>& policy, Arena&& arena);
-  void normalise(const RolloutBuffers<T>& buffers, Index row, Index rows, T* x) const;
+  template <class E>
+  void show(const Observations<E>& from, const RolloutBuffers<T>& buffers, Index row, Index rows,
+            T* x) const;
   template <class H>
   void draw(const H& head, const RolloutBuffers<T>& buffers, Index row, const T* outputs) const;
 

@@ -29,8 +29,9 @@ class NativeSampling:
 
     Args:
         network: float32 or float64 on the CPU.
-        observations: [T + 1, B, O] float32, raw.
-        constants: the normaliser's mean and scale, [O] float32 each, and its clip; or None.
+        observations: [T + 1, B, O] float32 or float64, raw.
+        constants: the normaliser's mean and scale, [O] each of the observations' dtype, and its
+            clip; or None.
         noise: [T, B, A]: standard normal in the network's dtype for the Gaussian heads, else
             uniform in [0, 1), float64.
         masks: [T, B, n] bool or None.
@@ -80,24 +81,29 @@ class NativeSampling:
         }
         shape = (*actions.shape[:2], 1)
         self.log_probs: Tensor = torch.empty(shape, dtype=torch.float64, device="cpu")
-        given = {name: _arg(name, array, network) for name, array in buffers.items()}
+        wide = observations.dtype == np.float64
+        given: dict[str, Any] = {
+            name: _arg(name, array, network, wide=wide) for name, array in buffers.items()
+        }
         self._memory = Workspace(self._native.workspace_bytes())
         # The native side holds addresses: these keep what they point at alive.
         self._kept = (layers, flat_log_std, buffers)
         log_probs = tensor_arg(self.log_probs, torch.float64)
-        self._native.bind(self._memory.address, {**given, "clip": clip, "log_prob": log_probs})
+        given |= {"wide": wide, "clip": clip, "log_prob": log_probs}
+        self._native.bind(self._memory.address, given)
         self.step = self._native.step
 
 
-def _arg(name: str, array: Array | None, network: Network) -> TensorArg | None:
+def _arg(name: str, array: Array | None, network: Network, *, wide: bool) -> TensorArg | None:
     if array is None:
         return None
     real = network.layers[0].weight.dtype
     action = torch.int64 if network.head.integral else real
+    shown = torch.float64 if wide else torch.float32
     dtypes = {
-        "observations": torch.float32,
-        "mean": torch.float32,
-        "scale": torch.float32,
+        "observations": shown,
+        "mean": shown,
+        "scale": shown,
         "noise": real if network.head.gaussian_noise else torch.float64,
         "masks": torch.uint8,
     }
