@@ -10,8 +10,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.make import make_vector_env
-from trpo_fast.environments.vector_environment import EnvironmentFault
 
 LENGTH = 3
 

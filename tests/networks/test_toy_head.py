@@ -25,7 +25,7 @@ from trpo_fast import MlpPolicy, TRPOOptimizer
 from trpo_fast.backends.registry import ANALYTIC
 from trpo_fast.base.errors import FallbackWarning
 from trpo_fast.networks import heads
-from trpo_fast.networks.heads import Head, Outputs, Product
+from trpo_fast.networks.head import Head, Outputs, Product
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import network_of
 from trpo_fast.update.options import Options

@@ -13,13 +13,12 @@ from toy_environments import Scripted
 
 from trpo_fast import _native
 from trpo_fast.environments.make import make_vector_env
+from trpo_fast.networks.head import Head, Outputs
 from trpo_fast.networks.heads import (
     BernoulliHead,
     CategoricalHead,
     GaussianHead,
-    Head,
     MultiCategoricalHead,
-    Outputs,
     StateStdGaussianHead,
 )
 from trpo_fast.networks.mlp import MlpPolicy

@@ -22,7 +22,8 @@ from torch.distributions import Distribution
 from trpo_fast.base.spaces import SUPPORTED_ACTIONS, observation_width
 from trpo_fast.networks.activations import ACTIVATIONS
 from trpo_fast.networks.distributions import mode
-from trpo_fast.networks.heads import Outputs, head_for
+from trpo_fast.networks.head import Outputs
+from trpo_fast.networks.heads import head_for
 from trpo_fast.networks.orthogonal import orthogonal_
 
 _MODULES: dict[str, type[nn.Module]] = {

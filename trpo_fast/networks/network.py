@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trpo_fast.networks.activations import ACTIVATIONS
-from trpo_fast.networks.heads import Head, Outputs
+from trpo_fast.networks.head import Head, Outputs
 
 
 class Layer(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast.base.tensors import all_finite
-from trpo_fast.networks.heads import Head
+from trpo_fast.networks.head import Head
 from trpo_fast.update.batch import Batch
 
 NESTED = (Tensor, np.ndarray, dict, tuple)

@@ -11,12 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from trpo_fast.networks import network
-from trpo_fast.networks.heads import (
-    GaussianHead,
-    Head,
-    StateStdGaussianHead,
-    head_of_outputs,
-)
+from trpo_fast.networks.head import Head
+from trpo_fast.networks.heads import GaussianHead, StateStdGaussianHead, head_of_outputs
 from trpo_fast.networks.network import Layer, Network
 from trpo_fast.recognition.tracing import Tracer
 from trpo_fast.recognition.values import Chain, Columns, Constant, Exp, Row, Slot, Step, Unknown

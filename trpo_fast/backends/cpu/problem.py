@@ -27,7 +27,7 @@ from trpo_fast.backends.native_update import (
 )
 from trpo_fast.backends.reference.rounding import ROUNDINGS
 from trpo_fast.base.tensors import strided_rows
-from trpo_fast.networks.heads import Head
+from trpo_fast.networks.head import Head
 from trpo_fast.networks.network import Network
 from trpo_fast.preconditioning.cost import preconditioner_kind
 from trpo_fast.preconditioning.kfac import signs_of

@@ -30,7 +30,7 @@ from trpo_fast.backends.native_update import (
     update_result,
 )
 from trpo_fast.base.tensors import strided_rows
-from trpo_fast.networks.heads import Head
+from trpo_fast.networks.head import Head
 from trpo_fast.networks.network import Network
 from trpo_fast.preconditioning.preconditioner import Preconditioner
 from trpo_fast.update.batch import Batch

@@ -20,7 +20,7 @@ from torch.distributions import Distribution, kl_divergence
 from trpo_fast.backends.reference.rounding import EXACT, ROUNDINGS, Rounding
 from trpo_fast.base.tensors import strided_rows
 from trpo_fast.networks.distributions import in_double
-from trpo_fast.networks.heads import Outputs
+from trpo_fast.networks.head import Outputs
 from trpo_fast.networks.network import Layer, Linearisation, Network, forward, linearise
 from trpo_fast.preconditioning.preconditioner import Preconditioner
 from trpo_fast.update.batch import Batch, batch_rows
