@@ -11,8 +11,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from toy_environments import BOTH, TERMINATED, TRUNCATED, Masked, Scripted
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.make import make_vector_env
-from trpo_fast.environments.vector_environment import MaskSource, VectorEnvironment
+from trpo_fast.environments.vector_environment import VectorEnvironment
 
 SCRIPTS = [
     ((2, TERMINATED), (1, TRUNCATED), (3, BOTH)),

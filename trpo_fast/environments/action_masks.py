@@ -8,6 +8,7 @@ environment does not forbid, by giving no mask or None, is allowed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,19 @@ import numpy.typing as npt
 from trpo_fast.base.spaces import Space, logit_blocks
 
 MASK_KEY = "action_mask"
+
+
+class MaskSource(Enum):
+    """Where action masks come from; its text says so in messages."""
+
+    OBSERVATION = f"the {MASK_KEY!r} entry of the observation"
+    INFOS = f"infos[{MASK_KEY!r}]"
+    SEEDED_EPISODES = "the environment's action_masks() method"  # which they pass on in infos
+    ENVIRONMENTS = "action_masks() of each environment"
+    VECTOR = "action_masks() of the vector environment"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class MaskReader:

@@ -13,7 +13,6 @@ import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from enum import Enum
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import Space
+from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.interface import Bool, Environments, Episode, Rows, Transition
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.workers import Workers, usable_cores, worker_count
@@ -106,7 +106,7 @@ class AutomaticEnvironments:
         return self._env.ended
 
     @property
-    def mask_source(self) -> Enum | None:
+    def mask_source(self) -> MaskSource | None:
         """Where action masks come from."""
         return self._env.mask_source
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+
+from trpo_fast.environments.action_masks import MaskSource
 
 Bool = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.floating[Any]]
@@ -74,7 +75,7 @@ class Environments(Protocol):
         ...
 
     @property
-    def mask_source(self) -> Enum | None:
+    def mask_source(self) -> MaskSource | None:
         """Where action masks come from; None without masks. Known after a reset."""
         ...
 

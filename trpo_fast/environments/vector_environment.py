@@ -17,36 +17,21 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from trpo_fast.base.errors import EnvironmentFault
-from trpo_fast.base.spaces import check_action_space, logit_blocks
+from trpo_fast.base.spaces import check_action_space
+from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.flattening import ObservationFlattener, Rows
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
 from trpo_fast.environments.interface import Bool, Transition
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.seeded_episodes import restart_seed
-
-MASK_KEY = "action_mask"
-
-
-class MaskSource(Enum):
-    """Where action masks come from; its text says so in messages."""
-
-    OBSERVATION = f"the {MASK_KEY!r} entry of the observation"
-    INFOS = f"infos[{MASK_KEY!r}]"
-    SEEDED_EPISODES = "the environment's action_masks() method"  # which they pass on in infos
-    ENVIRONMENTS = "action_masks() of each environment"
-    VECTOR = "action_masks() of the vector environment"
-
-    def __str__(self) -> str:
-        return self.value
+from trpo_fast.environments.vector_masks import VectorMasks, merged_masks
 
 
 class VectorEnvironment:
@@ -59,9 +44,6 @@ class VectorEnvironment:
         remake: makes the same vector afresh; given where its members are :class:`SeededEpisodes`,
             whose episodes can be replayed.
         first: number of its first environment in messages, where it is a share of a larger vector.
-
-    Attributes:
-        mask_source: Where action masks come from; None without masks. Known after a reset.
 
     Raises:
         UnsupportedSpaceError: no policy here can serve one of its spaces.
@@ -85,10 +67,15 @@ class VectorEnvironment:
         self.num_envs = int(vector.num_envs)
         self.action_space = vector.single_action_space
         check_action_space(self.action_space)
-        self._blocks = logit_blocks(self.action_space)
-        self.observation_space, self._mask_in_observation = without_mask(
-            vector.single_observation_space, bool(self._blocks)
+        self._masks = VectorMasks(
+            vector.single_observation_space,
+            self.action_space,
+            num_envs=self.num_envs,
+            name=name,
+            first=first,
+            guard=self._guard,
         )
+        self.observation_space = self._masks.observation_space
         self._flatten = ObservationFlattener(self.observation_space)
         self._check = ObservationCheck(vector.single_observation_space)
         self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
@@ -96,7 +83,6 @@ class VectorEnvironment:
         self._undeclared = vector.metadata.get("autoreset_mode") is None
         self._remake = remake
         self._seeded = remake is not None
-        self.mask_source: MaskSource | None = None
         self._resetting = self._nowhere = np.zeros(self.num_envs, bool)
 
     @property
@@ -108,6 +94,11 @@ class VectorEnvironment:
     def observation_dtype(self) -> type[np.floating[Any]]:
         """Of flattened observations: float32, or float64 where a space is wider."""
         return self._flatten.dtype
+
+    @property
+    def mask_source(self) -> MaskSource | None:
+        """Where action masks come from; None without masks. Known after a reset."""
+        return self._masks.source
 
     @property
     def ended(self) -> bool:
@@ -141,9 +132,9 @@ class VectorEnvironment:
         seed = None if self._seeded else restart_seed(self.seed, restarts)
         batch, infos = self._guard(self.vector.reset, seed=seed)
         self._resetting = self._nowhere
-        self._find_masks(infos)
+        self._masks.find(self.vector, infos, seeded=self._seeded)
         self._write(batch, out)
-        return self._masks(batch, infos, self._nowhere)
+        return self._masks.read(self.vector, batch, infos, self._nowhere)
 
     def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O].
@@ -184,7 +175,7 @@ class VectorEnvironment:
             resetting if next_step else ended,
             finals,
             final_observations,
-            self._masks(batch, infos, self._resetting),
+            self._masks.read(self.vector, batch, infos, self._resetting),
         )
 
     def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
@@ -205,10 +196,7 @@ class VectorEnvironment:
         batch, infos = self._reset_some(where, {}, out)
         still = self._resetting & ~where
         self._resetting = still if still.any() else self._nowhere
-        if self.mask_source is None or masks is None:
-            return None
-        fresh = self._raw_masks(batch, infos)
-        return self._checked_masks(np.where(where[:, None], fresh, masks))
+        return self._masks.replace(masks, where, self.vector, batch, infos)
 
     def _reset_some(
         self, where: Bool, infos: Mapping[str, Any], out: Rows
@@ -216,14 +204,7 @@ class VectorEnvironment:
         """Reset the environments of ``where``; their infos replace those in ``infos``."""
         batch, fresh = self._guard(self.vector.reset, options={"reset_mask": where.copy()})
         out[where] = self._write(batch)[where]
-        merged = dict(infos)
-        if MASK_KEY in fresh and MASK_KEY in infos:
-            merged[MASK_KEY] = np.array(infos[MASK_KEY])
-            merged[MASK_KEY][where] = fresh[MASK_KEY][where]
-            merged[f"_{MASK_KEY}"] = infos[f"_{MASK_KEY}"] | fresh[f"_{MASK_KEY}"]
-        elif MASK_KEY in fresh:
-            merged |= {key: fresh[key] for key in (MASK_KEY, f"_{MASK_KEY}")}
-        return batch, merged
+        return batch, merged_masks(infos, fresh, where)
 
     def _final_observations(
         self, envs: npt.NDArray[np.int64], out: Rows, infos: Mapping[str, Any]
@@ -260,85 +241,12 @@ class VectorEnvironment:
         except ValueError as error:
             raise EnvironmentFault(f"{self.name}: {error}") from error
 
-    # Action masks
-
-    def _find_masks(self, infos: Mapping[str, Any]) -> None:
-        if not self._blocks:
-            return
-        inner = self.vector.unwrapped
-        if self._mask_in_observation:
-            self.mask_source = MaskSource.OBSERVATION
-        elif self._seeded and any(self._guard(self.vector.call, "has_mask_method")):
-            self.mask_source = MaskSource.SEEDED_EPISODES
-        elif MASK_KEY in infos:
-            self.mask_source = MaskSource.INFOS
-        elif isinstance(inner, SyncVectorEnv) and all(
-            env.has_wrapper_attr("action_masks") for env in inner.envs
-        ):
-            self.mask_source = MaskSource.ENVIRONMENTS
-        elif callable(getattr(self.vector, "action_masks", None)):
-            self.mask_source = MaskSource.VECTOR
-
-    def _masks(self, batch: Any, infos: Mapping[str, Any], ignore: Bool) -> Bool | None:
-        if self.mask_source is None:
-            self._refuse_late_masks(infos)
-            return None
-        return self._checked_masks(self._raw_masks(batch, infos), ignore)
-
-    def _refuse_late_masks(self, infos: Mapping[str, Any]) -> None:
-        if self._blocks and MASK_KEY in infos:
-            raise EnvironmentFault(
-                f"{self.name} gives infos[{MASK_KEY!r}] at a step but gave none at reset, where "
-                "the first actions are chosen; give it at both."
-            )
-
-    def _raw_masks(self, batch: Any, infos: Mapping[str, Any]) -> Bool:
-        """[B, n], unchecked."""
-        given: Any
-        if self._mask_in_observation:
-            given = batch[MASK_KEY]
-        elif self.mask_source is MaskSource.ENVIRONMENTS:
-            given = self._guard(self.vector.call, "action_masks")
-        elif self.mask_source is MaskSource.VECTOR:
-            given = self._guard(self.vector.action_masks)
-        else:  # what an environment does not forbid is allowed
-            said = infos.get(f"_{MASK_KEY}", [MASK_KEY in infos] * self.num_envs)
-            given = [infos[MASK_KEY][env] if said[env] else None for env in range(self.num_envs)]
-        width = sum(self._blocks)
-        masks = np.ones((self.num_envs, width), bool)
-        for env, mask in enumerate(given):
-            if mask is None:
-                continue
-            row = np.asarray(mask, bool).ravel()
-            if row.shape != (width,):
-                raise EnvironmentFault(
-                    f"environment {self.first + env} gave an action mask of {row.size} entries; "
-                    f"{self.action_space} has {width}.",
-                    env_index=self.first + env,
-                )
-            masks[env] = row
-        return masks
-
-    def _checked_masks(self, masks: Bool, ignore: Bool | None = None) -> Bool:
-        if ignore is not None:
-            masks[ignore] = True  # that action is not taken, and the old episode may allow none
-        offsets = np.concatenate([[0], np.cumsum(self._blocks)[:-1]])
-        some = np.logical_or.reduceat(masks, offsets, axis=1)
-        if not some.all():
-            env, block = (int(i) for i in np.argwhere(~some)[0])
-            raise EnvironmentFault(
-                f"environment {self.first + env} allows no choice for action {block} "
-                f"({self.mask_source} is all False there), yet its episode goes on.",
-                env_index=self.first + env,
-            )
-        return masks
-
     def take_masks(self, source: MaskSource) -> None:
         """Ask for action masks from here on, though this vector has shown none.
 
         Those that it does not give allow everything: others of the same run do give some.
         """
-        self.mask_source = self.mask_source or source
+        self._masks.source = self._masks.source or source
 
     # Replay
 
@@ -366,7 +274,7 @@ class VectorEnvironment:
             self._guard(self.vector.call, "replay", numbered)
         ):
             if self.mask_source is None:
-                self._find_masks(info)
+                self._masks.find(self.vector, info, seeded=True)
             if over:
                 raise EnvironmentFault(
                     f"environment {self.first + env} ended its episode while it was being "
@@ -447,11 +355,3 @@ def _autoreset_mode(vector: Any) -> AutoresetMode:
         )
         return AutoresetMode.NEXT_STEP
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
-
-
-def without_mask(space: spaces.Space[Any], maskable: bool) -> tuple[spaces.Space[Any], bool]:
-    """The observation proper, and whether an action mask came with it."""
-    if not maskable or not isinstance(space, spaces.Dict) or MASK_KEY not in space.spaces:
-        return space, False
-    rest = {key: part for key, part in space.spaces.items() if key != MASK_KEY}
-    return spaces.Dict(rest), True

@@ -21,11 +21,12 @@ import torch
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.base.spaces import Space
+from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.board import Bell, Board, Gone
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, created
 from trpo_fast.environments.interface import Bool, Episode
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
-from trpo_fast.environments.vector_environment import MaskSource, VectorEnvironment
+from trpo_fast.environments.vector_environment import VectorEnvironment
 
 # What is asked of a worker: a step, or a method of its share by the pipe.
 STEP, CALL, END = 1, 2, 3

@@ -21,11 +21,12 @@ from gymnasium.vector import AutoresetMode
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.base.spaces import Space, logit_blocks
+from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Bool, Episode, Rows, Transition
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
-from trpo_fast.environments.vector_environment import MaskSource, without_mask
+from trpo_fast.environments.vector_masks import without_mask
 from trpo_fast.environments.worker_handle import LAST_WORDS, Worker, join
 from trpo_fast.environments.worker_process import END, LOUD, STEP, Share, Source
 
@@ -73,8 +74,7 @@ class Workers:
         self.seed = seed
         self.num_envs = len(factories)
         self.action_space = action_space
-        self._blocks = logit_blocks(action_space)
-        self.observation_space, _ = without_mask(observation_space, bool(self._blocks))
+        self.observation_space = without_mask(observation_space, action_space)
         flattener = ObservationFlattener(self.observation_space)
         self.observation_width, self.observation_dtype = flattener.width, flattener.dtype
         self.mask_source: MaskSource | None = None
@@ -127,7 +127,7 @@ class Workers:
                 self.num_workers,
                 self.observation_width,
                 np.dtype(self.observation_dtype).name,
-                sum(self._blocks),
+                sum(logit_blocks(self.action_space)),
                 tuple(self.action_space.shape or ()),
                 np.dtype(self.action_space.dtype).name,
             )
