@@ -59,8 +59,14 @@ def test_rows_equal_gymnasiums_flatten(name: str) -> None:
 @pytest.mark.parametrize("value", [-3, 3, 100])
 def test_discrete_observation_out_of_range_is_an_error(value: int) -> None:
     space = spaces.Discrete(5, start=-2)
-    with pytest.raises(ValueError, match=rf"environment 1 .* {value}, outside \[-2, 2\]"):
+    with pytest.raises(ValueError, match=rf"environment 1 holds {value}, outside .*5, start=-2"):
         ObservationFlattener(space)(np.array([0, value]))
+
+
+def test_whose_number_its_space_cannot_hold_is_said() -> None:
+    space = spaces.Box(0, 9, (2,), np.int64)
+    with pytest.raises(ValueError, match=r"environment 2 holds 0\.5, which its space"):
+        ObservationFlattener(space)(np.array([[0, 1], [3, 4], [5, 0.5]]))
 
 
 @pytest.mark.parametrize(

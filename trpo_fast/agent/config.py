@@ -15,10 +15,9 @@ from typing import Any
 from trpo_fast.agent.portable import same
 from trpo_fast.base.errors import UserError
 from trpo_fast.base.option import Option, check_fields, did_you_mean, option, table_of
+from trpo_fast.environments.vectorization import SAME_EPISODES, VECTORIZATIONS, same_episodes
 from trpo_fast.update.options import GROUP, SharedOptions
 
-# Ways to step environments that give the same bits: a run may be resumed with another of them.
-SAME_EPISODES = frozenset({"auto", "sync", "workers", "async"})
 GROUPS = ("environment", "rollout", "networks", GROUP, "critic", "run")
 
 
@@ -41,8 +40,9 @@ class Config(SharedOptions):
         "how they are stepped: in this process (sync), by this one and some others (workers), by "
         "whichever of the two the first steps show to be quicker (auto), in one process each "
         "(async), or by envpool; all but the last give the same bits",
-        choices=("auto", "sync", "workers", "async", "envpool"),
+        choices=VECTORIZATIONS,
         fixed=True,
+        note=f"A resumed run may go from one of {', '.join(sorted(SAME_EPISODES))} to another",
     )
     num_workers: int = option(
         0, "environment", "processes of workers (0: one a core besides this one's)", minimum=0
@@ -50,7 +50,7 @@ class Config(SharedOptions):
     step_timeout: float = option(
         0.0,
         "environment",
-        "seconds after which an environment's step in workers is taken to hang (0: never)",
+        "seconds after which a step of an environment in workers is taken to hang (0: never)",
         minimum=0.0,
     )
     env_kwargs: dict[str, Any] = option(  # noqa: RUF009 (a field, as the others)
@@ -174,11 +174,6 @@ def refuse_unknown(names: Iterable[str]) -> None:
     for name in names:
         if name not in OPTIONS:
             raise UnknownOptionError(f"unknown option {name!r}{did_you_mean(str(name), OPTIONS)}")
-
-
-def same_episodes(one: Any, other: Any) -> bool:
-    """Whether two values of `vectorization` give the same episodes."""
-    return one == other or {one, other} <= SAME_EPISODES
 
 
 def differences(old: Config, new: Config, *, fixed: bool | None = None) -> list[str]:

@@ -8,6 +8,7 @@ result does not depend on how many there are, either.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,11 @@ SMALL_PRODUCT = 1 << 22
 # Numbers in an array that one core goes over in about a millisecond: as long as threads that were
 # woken for it would spin afterwards.
 SMALL_ARRAY = 1 << 22
+
+
+def usable_cores() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
 
 
 def largest_product(module: nn.Module, rows: int) -> int:

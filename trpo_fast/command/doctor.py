@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from trpo_fast import _native
-from trpo_fast.command.output import say
+from trpo_fast.base.output import say
+from trpo_fast.base.threads import usable_cores
 
 # The importable names each extra brings; tests hold the keys against pyproject.toml.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -201,15 +202,9 @@ def _cuda_version(number: int) -> str | None:
 def _thread_facts() -> dict[str, Any]:
     return {
         "torch": torch.get_num_threads(),
-        "usable_cpus": _usable_cpus(),
+        "usable_cpus": usable_cores(),
         "environment": {k: os.environ[k] for k in _THREAD_VARIABLES if k in os.environ},
     }
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _extra_facts(name: str) -> dict[str, Any]:

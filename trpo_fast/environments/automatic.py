@@ -22,10 +22,11 @@ import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import Space
+from trpo_fast.base.threads import usable_cores
 from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.interface import Bool, Environments, Episode, Rows, Transition
 from trpo_fast.environments.vector_environment import VectorEnvironment
-from trpo_fast.environments.workers import Workers, usable_cores, worker_count
+from trpo_fast.environments.workers import Workers, shares
 
 # Steps that are timed, and seconds after which fewer are enough; their median counts.
 STEPS, FEWEST, ENOUGH = 16, 3, 0.2
@@ -77,17 +78,14 @@ class AutomaticEnvironments:
     ) -> None:
         self._env: Environments = local
         self._make_workers = make_workers
-        count = worker_count(local.num_envs, workers, alone=step_timeout > 0)
-        own = count < local.num_envs and not step_timeout
-        self._largest_share = -(-local.num_envs // (count + own))
+        _, parts = shares(local.num_envs, workers, alone=step_timeout > 0)
+        self._largest_share = -(-local.num_envs // parts)
         self._seconds: list[float] = []
         self._undecided = True
         self._local = local
-        self._trial: Workers | None = None
         self._local_step = 0.0  # seconds, once it is known
         self.choice = ""
         self.name = local.name
-        self.seed = local.seed
         self.num_envs = local.num_envs
         self.action_space: Space = local.action_space
         self.observation_space: Space = local.observation_space
@@ -121,10 +119,10 @@ class AutomaticEnvironments:
         if count >= STEPS or (count >= FEWEST and sum(self._seconds) >= ENOUGH):
             step = median(self._seconds)
             self._seconds = []
-            if self._env is self._local:
-                self._consider(step, out)
+            if isinstance(self._env, Workers):
+                self._settle(self._env, step, out)
             else:
-                self._settle(step, out)
+                self._consider(step, out)
         return transition
 
     def _consider(self, step: float, out: Rows) -> None:
@@ -138,12 +136,10 @@ class AutomaticEnvironments:
             self._undecided = False
             self.choice = f"sync: {self._figures()}, and {workers}"
         else:
-            self._env = self._trial = workers
+            self._env = workers
 
-    def _settle(self, step: float, out: Rows) -> None:
+    def _settle(self, workers: Workers, step: float, out: Rows) -> None:
         """Stay with the workers if their step is quicker or nothing leads back, or else go back."""
-        workers = self._trial
-        assert workers is not None  # noqa: S101
         taken = f"{1e6 * step:.0f} us in workers"
         if step < self._local_step:
             self.choice = f"{workers.choice}, since {self._figures()} and {taken}"
@@ -152,7 +148,7 @@ class AutomaticEnvironments:
             self.choice = f"sync: {self._figures()} and {taken}"
         else:
             self.choice = f"{workers.choice}, since the environments here would not come back"
-        self._undecided, self._trial = False, None
+        self._undecided = False
         workers.start_timeout = None
         _close(self._local if self._env is workers else workers)
 

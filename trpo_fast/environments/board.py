@@ -58,7 +58,7 @@ class Board:
 
     Attributes:
         shape: of everything.
-        words: [W, 16], what :class:`Bells` count.
+        words: [W, 16], what :class:`Bell` counts.
         actions: [B, ...], what the environments are to do.
         observations: [B, O], what to act on next.
         finals: [B, O], where an episode was truncated in this step: where it stopped.
@@ -191,6 +191,7 @@ class Bell:
         elif events:
             raise Gone
         else:
+            self._count -= 1  # it is still to be rung: one may wait on
             raise Hung
 
     def close(self) -> None:

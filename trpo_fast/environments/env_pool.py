@@ -9,7 +9,6 @@ fixed when the pool is made, so its episodes cannot be replayed: a resumed run m
 from __future__ import annotations
 
 import difflib
-import os
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -23,6 +22,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import iterate
 
 from trpo_fast.base.errors import EnvironmentSetupError
+from trpo_fast.base.threads import usable_cores
+from trpo_fast.environments.action_masks import MASK_KEY
 
 INSTALL_LINE = "pip install 'trpo-fast[envpool]'"
 # EnvPool's seeds are C ints, and environment i is seeded with seed + i.
@@ -34,6 +35,11 @@ _STATE = ("obs", "reward", "done", "trunc")
 def is_installed() -> bool:
     """Whether EnvPool can be imported."""
     return find_spec("envpool") is not None
+
+
+def only_here(env: Any, vectorization: Any) -> bool:
+    """Whether a run stepped EnvPool's environments under an id that gymnasium does not know."""
+    return vectorization == "envpool" and isinstance(env, str) and env not in gym.registry
 
 
 class PooledEnvironments(VectorEnv[Any, Any, Any]):
@@ -135,7 +141,7 @@ class PoolOfOne(gym.Env[Any, Any]):
 
 
 def _first_mask(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {"action_mask": info["action_mask"][0]} if "action_mask" in info else {}
+    return {MASK_KEY: info[MASK_KEY][0]} if MASK_KEY in info else {}
 
 
 class DirectStep:
@@ -152,7 +158,7 @@ class DirectStep:
         plain = (
             list(getattr(pool, "_action_keys", ())) == ["env_id", "players.env_id", "action"]
             and all(key in keys for key in _STATE)
-            and "info:action_mask" not in keys
+            and f"info:{MASK_KEY}" not in keys
             and pool.config.get("max_num_players", 1) == 1
             and isinstance(observations, gym.spaces.Box)
             and actions.shape is not None
@@ -187,7 +193,7 @@ def _make(name: str, num_envs: int, env_kwargs: Mapping[str, Any], seed: int) ->
     arguments = {
         "num_envs": num_envs,
         "seed": seed % MAX_SEED,
-        "num_threads": min(num_envs, len(os.sched_getaffinity(0))),
+        "num_threads": min(num_envs, usable_cores()),
         **env_kwargs,
     }
     known = envpool.list_all_envs()
@@ -218,7 +224,7 @@ def _make(name: str, num_envs: int, env_kwargs: Mapping[str, Any], seed: int) ->
 
 def _masks(info: Mapping[str, Any]) -> dict[str, Any]:
     """Action masks alone: nothing else of the infos is used."""
-    if "action_mask" not in info:
+    if MASK_KEY not in info:
         return {}
-    masks = np.asarray(info["action_mask"], bool)
-    return {"action_mask": masks, "_action_mask": np.ones(len(masks), bool)}
+    masks = np.asarray(info[MASK_KEY], bool)
+    return {MASK_KEY: masks, f"_{MASK_KEY}": np.ones(len(masks), bool)}

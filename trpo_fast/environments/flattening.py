@@ -14,10 +14,10 @@ from torch import nn
 
 from trpo_fast.base.errors import UnsupportedSpaceError
 from trpo_fast.base.spaces import SUPPORTED_OBSERVATIONS, Space
-from trpo_fast.environments.observation_check import as_kept, leaves, pick, require_inside
+from trpo_fast.environments.interface import Rows
+from trpo_fast.environments.observation_check import as_kept, at, leaves, pick, require_inside
 
 # Writes one leaf of a batch [B, ...] into its columns [B, width].
-Rows = npt.NDArray[np.floating[Any]]
 _Write = Callable[[npt.NDArray[Any], Rows], None]
 _Leaf = tuple[tuple[Any, ...], slice, _Write]
 
@@ -37,7 +37,6 @@ class ObservationFlattener:
     """
 
     def __init__(self, space: Space) -> None:
-        self.space = space
         self._leaves: list[_Leaf] = []
         self.width = 0
         for path, leaf in leaves(space):
@@ -76,9 +75,8 @@ def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
         return _one_hot(space, path, np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
         return _one_hot(space, path, space.nvec.ravel(), np.asarray(space.start).ravel())
-    where = f" (at {'/'.join(map(str, path))})" if path else ""
     raise UnsupportedSpaceError(
-        f"observations of {type(space).__name__}{where} are not supported. "
+        f"observations of {type(space).__name__}{at(path)} are not supported. "
         f"Supported: {SUPPORTED_OBSERVATIONS}. Wrap the environment, for example in "
         "gymnasium.wrappers.TransformObservation, to get one of these."
     )
@@ -104,16 +102,9 @@ def _one_hot(
     offsets = np.concatenate([[0], np.cumsum(nvec)[:-1]]).astype(np.int64)
 
     def write(batch: npt.NDArray[Any], rows: Rows) -> None:
-        kept = as_kept(batch, space, path).reshape(len(rows), -1)
-        index = kept.astype(np.int64) - start  # [B, k]
-        outside = (index < 0) | (index >= nvec)
-        if outside.any():
-            row, entry = (int(i) for i in np.argwhere(outside)[0])
-            raise ValueError(
-                f"environment {row} returned the discrete observation "
-                f"{int(index[row, entry] + start[entry])}, outside "
-                f"[{int(start[entry])}, {int(start[entry] + nvec[entry] - 1)}]."
-            )
+        kept = as_kept(batch, space, path)
+        require_inside(kept, space, path)
+        index = kept.reshape(len(rows), -1).astype(np.int64) - start  # [B, k]
         rows[...] = 0
         np.put_along_axis(rows, index + offsets, 1, axis=1)
 

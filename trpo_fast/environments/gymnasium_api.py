@@ -13,7 +13,7 @@ OLD = (
 
 def reset_result(returned: Any) -> tuple[Any, dict[str, Any]]:
     """``(observation, info)``; ValueError for anything else."""
-    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
+    if isinstance(returned, tuple) and len(returned) == 2 and _is_info(returned[1]):
         observation, info = returned
         return observation, dict(info)
     what = _described(returned)
@@ -22,7 +22,7 @@ def reset_result(returned: Any) -> tuple[Any, dict[str, Any]]:
 
 def step_result(returned: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
     """``(observation, reward, terminated, truncated, info)``; ValueError for anything else."""
-    if isinstance(returned, tuple) and len(returned) == 5 and isinstance(returned[4], Mapping):
+    if isinstance(returned, tuple) and len(returned) == 5 and _is_info(returned[4]):
         return returned
     what = _described(returned)
     raise ValueError(
@@ -43,11 +43,15 @@ def refuse_whole_results(observation: Any) -> None:
     if not isinstance(observation, tuple) or not observation:
         return
     name = {2: "reset", 5: "step"}.get(len(observation))
-    if name is not None and isinstance(observation[-1], Mapping):
+    if name is not None and _is_info(observation[-1]):
         raise ValueError(
             f"this is all that {name}() returns, a tuple of {len(observation)}: its first entry "
             "is the observation"
         )
+
+
+def _is_info(value: Any) -> bool:
+    return type(value) is dict or isinstance(value, Mapping)  # the first is quicker by far
 
 
 def _described(returned: Any) -> str:

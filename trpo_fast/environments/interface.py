@@ -37,14 +37,12 @@ class Environments(Protocol):
 
     Attributes:
         name: what to call them in messages.
-        seed: of the run.
         num_envs: B.
         action_space: of one environment.
         observation_space: of one environment, without an action mask.
     """
 
     name: str
-    seed: int
     num_envs: int
     action_space: spaces.Space[Any]
     observation_space: spaces.Space[Any]

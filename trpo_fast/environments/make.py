@@ -29,12 +29,12 @@ from trpo_fast.environments.mujoco_warnings import model_warnings_once
 from trpo_fast.environments.origins import is_importable, newest_version, registering_package
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
+from trpo_fast.environments.vectorization import VECTORIZATIONS
 from trpo_fast.environments.workers import Workers
 
 Environment = (
     str | EnvSpec | Callable[..., gym.Env[Any, Any]] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 )
-VECTORIZATIONS = ("auto", "sync", "workers", "async", "envpool")
 # The module whose absence an environment complains of, and the extra that brings it.
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "pygame": "video", "moviepy": "video"}
 

@@ -62,7 +62,7 @@ def as_kept(values: npt.NDArray[Any], space: Space, path: Path = ()) -> npt.NDAr
         kept = values.astype(dtype) if values.dtype.kind in "biuf" else None
     if kept is None or not np.array_equal(kept, values):
         raise ValueError(
-            f"the observation{_at(path)} holds {_first_lost(values, dtype)}, which its space "
+            f"the observation{_first_lost(values, space, path)}, which its space "
             f"{_short(space)} of {dtype} cannot: declare the space with a dtype that can "
             "(dtype=np.float32 for fractions), or return such numbers"
         )
@@ -72,9 +72,10 @@ def as_kept(values: npt.NDArray[Any], space: Space, path: Path = ()) -> npt.NDAr
 def require_inside(values: npt.NDArray[Any], space: Space, path: Path = ()) -> None:
     """ValueError where a value is none of a discrete space's; Boxes say what is usual, no more."""
     outside = _outside(values, space)
-    if outside is not None:
+    if np.any(outside):
         raise ValueError(
-            f"the observation{_at(path)} holds {outside}, outside its space {_short(space)}"
+            f"the observation{_first(values, outside, space, path)}, outside its space "
+            f"{_short(space)}"
         )
 
 
@@ -90,7 +91,6 @@ class ObservationCheck:
         path, only = self._leaves[0] if len(self._leaves) == 1 else ((), None)
         # The one leaf of a plain Box: what every step of most environments has.
         self._box = only if not path and isinstance(only, spaces.Box) else None
-        self._dtype = None if self._box is None else np.dtype(self._box.dtype)
         self._size = 0 if self._box is None else int(np.prod(self._box.shape))
 
     def __call__(self, observation: Any) -> Any:
@@ -98,17 +98,16 @@ class ObservationCheck:
         if (
             self._box is not None
             and type(observation) is np.ndarray
-            and observation.dtype is self._dtype
             and observation.size == self._size
         ):
-            return observation
+            return as_kept(observation, self._box)
         for path, space in self._leaves:
             given = np.asarray(pick(observation, path))
             # A plain Box of another shape but the same size fits its row of a batch.
             fits = self._box is not None and given.size == self._size
             if not fits and given.shape != tuple(space.shape or ()):
                 raise ValueError(
-                    f"the observation{_at(path)} has shape {given.shape}, its space says "
+                    f"the observation{at(path)} has shape {given.shape}, its space says "
                     f"{tuple(space.shape or ())}"
                 )
             kept = as_kept(given, space, path)
@@ -128,27 +127,35 @@ def _replaced(observation: Any, path: Path, value: Any) -> Any:
     return tuple(inner if i == path[0] else part for i, part in enumerate(observation))
 
 
-def _outside(values: npt.NDArray[Any], space: Space) -> str | None:
+def _outside(values: npt.NDArray[Any], space: Space) -> Any:
+    """Where, an array or one bool."""
     if isinstance(space, spaces.MultiBinary):
-        wrong = (values != 0) & (values != 1)
+        return (values != 0) & (values != 1)
     elif isinstance(space, spaces.Discrete):
-        wrong = (values < space.start) | (values >= space.start + space.n)
+        return (values < space.start) | (values >= space.start + space.n)
     elif isinstance(space, spaces.MultiDiscrete):
-        wrong = (values < space.start) | (values >= space.start + space.nvec)
-    else:
-        return None
-    return str(values[wrong].flat[0]) if np.any(wrong) else None
+        return (values < space.start) | (values >= space.start + space.nvec)
+    return False
 
 
-def _first_lost(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> str:
+def _first_lost(values: npt.NDArray[Any], space: Space, path: Path) -> str:
     if values.dtype.kind not in "biuf":
-        return f"{values.dtype} ({str(values.flat[0])[:40] if values.size else 'nothing'})"
+        first = str(values.flat[0])[:40] if values.size else "nothing"
+        return f"{at(path)} holds {values.dtype} ({first})"
     with np.errstate(invalid="ignore", over="ignore"):
-        lost = np.atleast_1d(values)[np.atleast_1d(values.astype(dtype) != values)]
-    return str(lost.flat[0])
+        return _first(values, values.astype(space.dtype) != values, space, path)
 
 
-def _at(path: Path) -> str:
+def _first(values: npt.NDArray[Any], wrong: Any, space: Space, path: Path) -> str:
+    """What is wrong first, and whose it is where the values are those of several environments."""
+    place = tuple(np.argwhere(wrong)[0]) if values.ndim else ()
+    batched = values.ndim > len(space.shape or ())
+    whose = f" of environment {place[0]}" if batched else ""
+    return f"{whose}{at(path)} holds {values[place]}"
+
+
+def at(path: Path) -> str:
+    """The keys that lead to a leaf, in words for a message; "" where there are none."""
     return f" (at {'/'.join(map(str, path))})" if path else ""
 
 

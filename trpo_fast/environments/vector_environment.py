@@ -26,9 +26,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import check_action_space
 from trpo_fast.environments.action_masks import MaskSource
-from trpo_fast.environments.flattening import ObservationFlattener, Rows
+from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
-from trpo_fast.environments.interface import Bool, Transition
+from trpo_fast.environments.interface import Bool, Rows, Transition
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.seeded_episodes import restart_seed
 from trpo_fast.environments.vector_masks import VectorMasks, merged_masks
@@ -226,8 +226,8 @@ class VectorEnvironment:
 
     def _write(self, batch: Any, out: Rows | None = None) -> Rows:
         """The rows of a batch; EnvironmentFault where it is not what the space says."""
-        inner = self.vector.unwrapped
-        if not self._seeded and isinstance(inner, SyncVectorEnv):
+        inner = None if self._seeded else self.vector.unwrapped
+        if isinstance(inner, SyncVectorEnv):
             # Not the batch: there, numbers have been bent to the space already.
             for env, observation in enumerate(getattr(inner, "_env_obs", ())):
                 try:

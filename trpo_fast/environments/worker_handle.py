@@ -86,7 +86,7 @@ class Worker:
         """The answer to what was asked: QUIET, LOUD or what it says by the pipe.
 
         Args:
-            limit: seconds to wait; None: for ever.
+            limit: seconds to wait, in a step for each environment; None: for ever.
             when: what it was asked for, in words, where that was no step.
 
         Raises:
@@ -94,7 +94,7 @@ class Worker:
             EnvironmentSetupError: it sent one.
         """
         try:
-            self._answered.wait(self._look, limit)
+            self._wait(limit, NOBODY if when else self.source.first)
             answer: int = self._words[ANSWER]
             if answer != SPOKEN:
                 return answer
@@ -110,6 +110,18 @@ class Worker:
         if isinstance(spoken, Exception):
             raise spoken
         return spoken
+
+    def _wait(self, limit: float | None, under_way: int) -> None:
+        """Wait for an answer; Hung where the same environment is under way for so many seconds."""
+        while True:
+            try:
+                self._answered.wait(self._look, limit)
+            except Hung:
+                before, under_way = under_way, self._words[UNDER_WAY]
+                if under_way == before:
+                    raise
+            else:
+                return
 
     def _fault(self, what: str, when: str) -> EnvironmentFault:
         """The fault of a process that does not answer."""

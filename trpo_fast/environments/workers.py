@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.base.spaces import Space, logit_blocks
+from trpo_fast.base.threads import usable_cores
 from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
@@ -29,11 +28,6 @@ from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_masks import without_mask
 from trpo_fast.environments.worker_handle import LAST_WORDS, Worker, join
 from trpo_fast.environments.worker_process import END, LOUD, STEP, Share, Source
-
-
-def usable_cores() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 class Workers:
@@ -55,7 +49,6 @@ class Workers:
         EnvironmentFault: an environment raised in its constructor.
     """
 
-    autoreset_mode = AutoresetMode.SAME_STEP
     resumable = True
 
     def __init__(
@@ -71,7 +64,6 @@ class Workers:
         start_timeout: float | None = None,
     ) -> None:
         self.name = name
-        self.seed = seed
         self.num_envs = len(factories)
         self.action_space = action_space
         self.observation_space = without_mask(observation_space, action_space)
@@ -80,8 +72,18 @@ class Workers:
         self.mask_source: MaskSource | None = None
         self.step_timeout = step_timeout
         self.start_timeout = start_timeout
-        self.num_workers = worker_count(self.num_envs, workers, alone=step_timeout > 0)
-        self._sources = self._divide(factories, (observation_space, action_space))
+        self.num_workers, parts = shares(self.num_envs, workers, alone=step_timeout > 0)
+        self._sources = [
+            Source(
+                name,
+                seed,
+                [factories[i] for i in part],
+                int(part[0]),
+                observation_space,
+                action_space,
+            )
+            for part in np.array_split(np.arange(self.num_envs), parts)
+        ]
         self._workers: list[Worker] = []
         self._own: Share | None = None
         self._nowhere = np.zeros(self.num_envs, bool)
@@ -105,17 +107,6 @@ class Workers:
     def processes(self) -> list[Any]:
         """The workers' processes."""
         return [worker.process for worker in self._workers]
-
-    def _divide(
-        self, factories: Sequence[Callable[[], SeededEpisodes]], spaces: tuple[Space, Space]
-    ) -> list[Source]:
-        """The share of each worker and, last and smallest, of this process, if it has any."""
-        own = self.num_workers < self.num_envs and not self.step_timeout
-        parts = np.array_split(np.arange(self.num_envs), self.num_workers + own)
-        return [
-            Source(self.name, self.seed, [factories[i] for i in part], int(part[0]), *spaces)
-            for part in parts
-        ]
 
     # Beginning and end
 
@@ -248,8 +239,8 @@ class Workers:
             self._end()
             raise fault
 
-    def _limit(self, worker: Worker, steps: int = 1) -> float | None:
-        """Seconds that a worker has for so many steps of each of its environments."""
+    def _limit(self, worker: Worker, steps: int) -> float | None:
+        """Seconds that a worker has for a method that steps each environment so often."""
         if not self.step_timeout:
             return self.start_timeout
         return self.step_timeout * steps * len(worker.source.factories)
@@ -278,8 +269,9 @@ class Workers:
                 loud = self._own.step()
             except EnvironmentFault as error:
                 fault = error
+        limit = self.step_timeout or self.start_timeout
         for worker in workers:
-            loud |= self._hear(worker, self._limit(worker)) == LOUD
+            loud |= self._hear(worker, limit) == LOUD
         self._raise_own(fault)
         self._unanswered = False
         masks = self._shown(out)
@@ -369,7 +361,11 @@ class Workers:
         self._shown(out)
 
 
-def worker_count(num_envs: int, wanted: int, *, alone: bool) -> int:
-    """W for ``num_envs`` environments; ``alone`` where the trainer steps none itself."""
-    count = wanted or usable_cores() - (not alone)
-    return max(1, min(count, num_envs))
+def shares(num_envs: int, wanted: int, *, alone: bool) -> tuple[int, int]:
+    """How ``num_envs`` environments are divided; ``alone`` where the trainer steps none itself.
+
+    Returns:
+        W, and the number of shares: one more, the last and smallest, where the trainer has one.
+    """
+    count = max(1, min(wanted or usable_cores() - (not alone), num_envs))
+    return count, count + (count < num_envs and not alone)
