@@ -87,7 +87,8 @@ def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(tmp_path
         else:
             with pytest.warns(UserWarning, match="from step 384"):
                 # Killed in the first update.
-                agent._open_recorder(state_of(agent.training)).close()
+                with agent.run.recording(agent.training, state_of(agent.training)):
+                    pass
     found = directory.latest()
     assert found is not None
     assert found[1]["progress"]["num_updates"] == 6 + trained

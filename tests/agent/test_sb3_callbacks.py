@@ -91,6 +91,20 @@ def test_what_they_log_is_in_the_next_row(tmp_path: Path) -> None:
     assert all(float(row["train/kl"]) < 1 for row in rows)
 
 
+def test_a_recorded_mean_is_of_one_row(tmp_path: Path) -> None:
+    class Means(theirs.BaseCallback):
+        def _on_step(self) -> bool:
+            self.logger.record_mean("eval/mean_reward", self.n_calls)
+            return True
+
+    learn(192, Means(), run_dir=tmp_path)
+    rows = list(csv.DictReader((tmp_path / "progress.csv").read_text().splitlines()))
+    found = [float(row["eval/mean_reward"] or "nan") for row in rows]
+    # The calls of an update, in the row of the next.
+    assert np.isnan(found[0])
+    assert found[1:] == pytest.approx([np.mean(range(1, 33)), np.mean(range(33, 65))], rel=1e-12)
+
+
 def test_episodes_and_steps_are_counted_one_by_one() -> None:
     seen: list[tuple[int, int]] = []
 

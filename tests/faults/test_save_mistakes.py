@@ -68,7 +68,7 @@ def test_training_goes_on_and_says_once_what_is_missing(tmp_path, failing):
         with pytest.warns(UserWarning, match=f"cannot write the checkpoint: {CAUSE}") as caught:
             agent.learn(96, progress_bar=False)
         assert agent.num_timesteps == 96
-        assert agent.recorder.missing == ["the checkpoint"]
+        assert agent.run.recorder.missing == ["the checkpoint"]
     assert len(told(caught)) == 1
     assert len(calls) > 3  # tried again with each update
     assert iterations(tmp_path) == [1, 2, 3]
@@ -80,7 +80,7 @@ def test_what_is_written_in_the_end_is_not_missing(tmp_path, failing):
     with small(run_dir=tmp_path, **TRAINING) as agent:
         with pytest.warns(UserWarning, match=CAUSE) as caught:
             agent.learn(160, progress_bar=False)
-        assert agent.recorder.missing == []
+        assert agent.run.recorder.missing == []
     assert len(told(caught)) == 1
     assert final_state(tmp_path)["progress"]["num_updates"] == 5
 
@@ -91,7 +91,7 @@ def test_the_best_checkpoint_is_tried_again_too(tmp_path, failing):
     with small(run_dir=tmp_path, **options) as agent:
         with pytest.warns(UserWarning, match=f"cannot write the best checkpoint: {CAUSE}"):
             agent.learn(64, progress_bar=False)
-        assert agent.recorder.missing == []
+        assert agent.run.recorder.missing == []
     assert len(calls) > 1
     assert load_checkpoint(RunDirectory(tmp_path).best_file)["progress"]["num_updates"]
 
@@ -151,7 +151,7 @@ def test_a_row_that_a_mistake_kept_back_is_written_later(tmp_path, monkeypatch):
     with small(run_dir=tmp_path, **TRAINING) as agent:
         with pytest.warns(UserWarning, match=f"progress.csv: {CAUSE}") as caught:
             agent.learn(160, progress_bar=False)
-        assert agent.recorder.missing == []
+        assert agent.run.recorder.missing == []
     assert len(told(caught)) == 1
     assert iterations(tmp_path) == [1, 2, 3, 4, 5]
 
@@ -164,7 +164,7 @@ def test_a_mistake_in_writing_events_switches_them_off(tmp_path, monkeypatch):
     with small(run_dir=tmp_path, **TRAINING) as agent:
         with pytest.warns(UserWarning, match=f"events are switched off: {CAUSE}"):
             agent.learn(64, progress_bar=False)
-        assert agent.recorder.missing == []
+        assert agent.run.recorder.missing == []
     assert iterations(tmp_path) == [1, 2]
 
 

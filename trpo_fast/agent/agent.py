@@ -24,19 +24,19 @@ from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
-from trpo_fast.agent.learner import COLUMNS, Learner
+from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.run_on_disk import RunOnDisk
 from trpo_fast.agent.state import Training
 from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.modes import made_on_cpu
+from trpo_fast.base.output import remark, say
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
-from trpo_fast.runs import progress
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
-from trpo_fast.runs.interrupts import InterruptGuard, interrupt_guard
+from trpo_fast.runs.interrupts import interrupt_guard
 from trpo_fast.runs.progress import ProgressDisplay
-from trpo_fast.runs.recorder import RunRecorder
 
 
 class TRPO:
@@ -79,12 +79,12 @@ class TRPO:
                 num_workers=config.num_workers,
                 step_timeout=config.step_timeout,
             )
-        self.config = config = config.replace(num_envs=self.env.num_envs)
+        config = config.replace(num_envs=self.env.num_envs)
         self.observation_space = self.env.observation_space
         self.action_space = self.env.action_space
         given = {"policy": policy, "value_function": value_function}
         self.training = Training(
-            self.env_id,
+            env if isinstance(env, str) else None,
             config,
             [name for name, module in given.items() if module is not None],
             Learner(
@@ -97,21 +97,23 @@ class TRPO:
                 dtype=_dtype,
             ),
             RolloutCollector(self.env, on_fault=config.on_fault),
-            np.random.Generator(np.random.Philox(self.seed)),
+            np.random.Generator(np.random.Philox(config.seed)),
         )
         self.actor = Actor(
             self.policy, self.observation_space, self.action_space, self.learner.normalizer
         )
-        self.run_directory = None if run_dir is None else RunDirectory(run_dir)
-        # The directory whose contents are this agent's own past.
-        self.continues: Path | None = None
-        self.recorder: RunRecorder | None = None
+        self.run = RunOnDisk(None if run_dir is None else RunDirectory(run_dir))
         # Of the last rollout, for callbacks: rewards, ends of episodes, valid rows; [T, B] each.
         self.last_steps: tuple[npt.NDArray[Any], ...] = ()
         # What callbacks recorded, for the next row.
         self.callback_figures: Row = {}
         # Seconds of the last `learn` call by phase, see time_budget.py.
         self.time_budget: Mapping[str, float] = {}
+
+    @property
+    def config(self) -> Config:
+        """The options, with the number of environments and the seed as they are."""
+        return self.training.config
 
     @property
     def seed(self) -> int:
@@ -121,7 +123,7 @@ class TRPO:
     @property
     def env_id(self) -> str | None:
         """The id the environment was made from; None for functions and objects."""
-        return self.env_source if isinstance(self.env_source, str) else None
+        return self.training.env_id
 
     @property
     def vectorization(self) -> str:
@@ -192,16 +194,16 @@ class TRPO:
         target = self.num_timesteps + int(total_timesteps)
         if self.config.eval_every:
             evaluation_factories.require_another(self._make_env(None))
-        callbacks = CallbackRunner(callback, self)
+        callbacks = CallbackRunner(callback, self, target)
         boundary = agent_state.state_of(self.training)
-        self.recorder = recorder = self._open_recorder(boundary)
         with (
             interrupt_guard() as guard,
+            self.run.recording(self.training, boundary) as recorder,
             ProgressDisplay(target, self.num_timesteps, enabled=progress_bar) as display,
         ):
             try:
                 enter_environments(self.training)
-                report = progress.say if progress_bar else None
+                report = remark if progress_bar else None
                 said = self._say_choice(progress_bar, "")
                 callbacks.start(locals(), globals())
                 clock = Clock(self.progress.time_elapsed, self.num_timesteps)
@@ -217,21 +219,20 @@ class TRPO:
                     display.update(self.num_timesteps, row)
                     going = callbacks.step(locals(), globals())
                 callbacks.end()
-                self._finish(guard, boundary)
+                if recorder is not None:
+                    with guard.shielded():
+                        recorder.finish(boundary, self.num_timesteps)
             except BaseException as error:
                 agent_state.load_into(self.training, boundary)
-                self._save_after(error, boundary)
+                self.run.save_after(error, boundary, self.num_timesteps)
                 raise
-            finally:
-                if recorder is not None:
-                    recorder.close()
         return self
 
     def _say_choice(self, shown: bool, said: str) -> str:
         """Say how the environments are stepped when that is new; what was said."""
         choice = self.env.choice
         if choice != said and shown:
-            progress.say(f"environments: {choice}", aside=False)
+            say(f"environments: {choice}")
         return choice
 
     def _iterate(self, clock: Clock, report: Callable[[str], None] | None) -> tuple[Row, bool]:
@@ -249,39 +250,6 @@ class TRPO:
         ended = rollout.terminated | rollout.truncated
         self.last_steps = (rollout.rewards.numpy(), ended.numpy(), rollout.valid.numpy())
         return row, found.is_best
-
-    def _open_recorder(self, boundary: Mapping[str, Any]) -> RunRecorder | None:
-        directory = self.run_directory
-        if directory is None:
-            return None
-        agent_state.require_portable(self.training)
-        place = directory.path.resolve()
-        lock = directory.claim(resume=self.continues == place)
-        self.continues = place
-        return RunRecorder(
-            directory,
-            lock,
-            agent_state.config_document(self.training),
-            boundary,
-            columns=COLUMNS,
-            save_every=self.config.save_every,
-            keep=self.config.keep_checkpoints,
-            last_iteration=self.progress.num_updates,
-            last_timesteps=self.num_timesteps,
-        )
-
-    def _finish(self, guard: InterruptGuard, boundary: Mapping[str, Any]) -> None:
-        if self.recorder is not None:
-            with guard.shielded():
-                self.recorder.finish(boundary, self.num_timesteps)
-
-    def _save_after(self, error: BaseException, boundary: Mapping[str, Any]) -> None:
-        """Save the last whole update when training stops half way, and say where."""
-        if self.recorder is None:
-            return
-        path = self.recorder.save(boundary, self.num_timesteps)
-        if path is not None:
-            error.add_note(f"The last whole update is saved in {path}")
 
     def predict(
         self,
@@ -302,9 +270,9 @@ class TRPO:
         del episode_start
         single = self.actor.is_single(observation)
         if single:
-            masks = None if action_masks is None else [{"action_mask": action_masks}]
-            infos = masks or [{}]
-            actions = self.actor.act_each([observation], infos, deterministic=deterministic)
+            actions = self.actor.act_each(
+                [observation], [action_masks], deterministic=deterministic
+            )
             return actions[0], state
         return self.actor.act(observation, deterministic=deterministic, masks=action_masks), state
 
@@ -321,7 +289,7 @@ class TRPO:
         is stopped, with a warning. Raises EnvironmentFault for an environment that raised, or
         gave NaN (with on_fault="drop" such an episode is left out).
         """
-        report = progress.say if progress_bar else None
+        report = remark if progress_bar else None
         result = self._run_evaluation(episodes, self._make_env(env), report=report)
         return result.mean, result.std
 
@@ -334,7 +302,7 @@ class TRPO:
         make_env = evaluation_factories.recording_factory(
             self.env_source, self.config.env_kwargs, Path(directory).expanduser().absolute()
         )
-        result = self._run_evaluation(episodes, make_env, parallel=1, report=progress.say)
+        result = self._run_evaluation(episodes, make_env, parallel=1, report=remark)
         return result.mean, result.std
 
     def _run_evaluation(
@@ -344,8 +312,8 @@ class TRPO:
         parallel: int | None = None,
         report: Callable[[str], None] | None = None,
     ) -> evaluation.Evaluation:
-        def act(observations: Any, infos: Any) -> Any:
-            return self.actor.act_each(observations, infos, deterministic=True)
+        def act(observations: Any, masks: Any) -> Any:
+            return self.actor.act_each(observations, masks, deterministic=True)
 
         return evaluation.run_episodes(
             act,
@@ -421,12 +389,12 @@ class TRPO:
             agent.close()
             raise
         if predict_only:
-            agent.training.config = agent.config = kept
+            agent.training.config = kept
             agent.training.env_id = state["agent"].get("environment")
             # The running episodes are for an environment to come, too.
             agent.training.pending_collector = state["collector"]
         if path.parent.name == "checkpoints":
-            agent.continues = path.resolve().parent.parent
+            agent.run.goes_on(path.parent.parent)
         return agent
 
     def __reduce__(self) -> Any:

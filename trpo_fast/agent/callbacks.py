@@ -19,12 +19,15 @@ class CallbackRunner:
     Returning False (NumPy's too, but no other value) stops the training after the update. Objects
     may also have `init_callback(agent)`, `on_training_start(locals, globals)` and
     `on_training_end()`. Those of Stable-Baselines3 are served as sb3_callbacks.py says. A list is
-    called one by one. Raises TypeError for anything else.
+    called one by one; ``total_timesteps`` is where the training ends. Raises TypeError for anything
+    else.
     """
 
-    def __init__(self, callback: Callback | list[Callback] | None, agent: Any) -> None:
+    def __init__(
+        self, callback: Callback | list[Callback] | None, agent: Any, total_timesteps: int
+    ) -> None:
         given = callback if isinstance(callback, list | tuple) else [callback]
-        self._callbacks = [_checked(each) for each in given if each is not None]
+        self._callbacks = [_checked(each, total_timesteps) for each in given if each is not None]
         self._call("init_callback", agent)
 
     def start(self, local: LocalsGlobals, global_: LocalsGlobals) -> None:
@@ -51,9 +54,9 @@ class CallbackRunner:
                 method(*arguments)
 
 
-def _checked(callback: Any) -> Any:
+def _checked(callback: Any, total_timesteps: int) -> Any:
     if is_sb3_callback(callback):
-        return Sb3Callback(callback)
+        return Sb3Callback(callback, total_timesteps)
     if not (callable(callback) or hasattr(callback, "on_step")):
         raise TypeError(
             "callback is a function of (locals, globals), an object with on_step(), or a list of "

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from trpo_fast.runs.progress import say
+from trpo_fast.base.output import remark
 
 INFO = 20
 _HOME = "stable_baselines3.common.callbacks"
@@ -28,10 +28,12 @@ class Sb3Callback:
 
     Args:
         callback: a BaseCallback.
+        total_timesteps: where the training ends, counted as theirs is: from the agent's first step.
     """
 
-    def __init__(self, callback: Any) -> None:
+    def __init__(self, callback: Any, total_timesteps: int) -> None:
         self._callback = callback
+        self._total_timesteps = total_timesteps
         self._model: Any = None
 
     def init_callback(self, agent: Any) -> None:
@@ -43,8 +45,8 @@ class Sb3Callback:
             self._callback.init_callback(self._model)
 
     def on_training_start(self, local: Mapping[str, Any], global_: Mapping[str, Any]) -> None:
-        """Before the first update; `total_timesteps` is where the training ends, as theirs is."""
-        seen = {**local, "self": self._model, "total_timesteps": local["target"]}
+        """Before the first update."""
+        seen = {**local, "self": self._model, "total_timesteps": self._total_timesteps}
         self._callback.on_training_start(seen, dict(global_))
         self._callback.on_rollout_start()
 
@@ -117,11 +119,12 @@ class _Environments:
 
 
 class _Logger:
-    """`self.logger`: numbers recorded here are in the next update's row."""
+    """`self.logger`: numbers recorded here go to TensorBoard with the next update's."""
 
     def __init__(self, agent: Any) -> None:
         self._agent = agent
         self.name_to_value: dict[str, Any] = {}
+        self._averaged: dict[str, int] = {}  # how many numbers a mean has, since the last row
 
     def record(self, key: str, value: Any, exclude: Any = None) -> None:
         del exclude
@@ -130,7 +133,12 @@ class _Logger:
             self._agent.callback_figures[key] = float(value)
 
     def record_mean(self, key: str, value: Any, exclude: Any = None) -> None:
-        self.record(key, value, exclude)
+        """The mean of what is recorded for one row, as theirs is of what one dump writes."""
+        if key not in self._agent.callback_figures:
+            self._averaged[key] = 0
+        count = self._averaged[key] = self._averaged.get(key, 0) + 1
+        before = self.name_to_value[key] if count > 1 else 0.0
+        self.record(key, before + (value - before) / count, exclude)
 
     def dump(self, step: int = 0) -> None:
         """Nothing to do: the row is written with the next update."""
@@ -138,7 +146,7 @@ class _Logger:
     def log(self, *arguments: Any, level: int = INFO) -> None:
         """Print, as theirs does at level INFO and above."""
         if level >= INFO:
-            say(" ".join(map(str, arguments)))
+            remark(" ".join(map(str, arguments)))
 
     def debug(self, *arguments: Any) -> None:
         """Not shown."""

@@ -1,4 +1,4 @@
-"""What the command prints, come what may."""
+"""What the command prints when something is wrong, and how it leaves its output."""
 
 from __future__ import annotations
 
@@ -7,27 +7,17 @@ import os
 import sys
 from typing import Any
 
-
-def say(text: str) -> None:
-    """A line for the user, on stdout."""
-    _print(text, sys.stdout)
+from trpo_fast.base.output import remark
 
 
 def complain(text: str, error: BaseException | None = None) -> None:
     """A mistake, and the notes of its error, on stderr."""
-    _print("\n".join([text, *getattr(error, "__notes__", [])]), sys.stderr)
+    remark("\n".join([text, *getattr(error, "__notes__", [])]))
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """In place of ``warnings.showwarning``: the text alone."""
-    _print(f"warning: {message}", sys.stderr)
-
-
-def _print(text: str, stream: Any) -> None:
-    """Print, come what may: a closed pipe or a narrow encoding is no reason to fail."""
-    with contextlib.suppress(OSError, ValueError):
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    remark(f"warning: {message}")
 
 
 def close_output() -> None:

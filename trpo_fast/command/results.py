@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from trpo_fast.agent.agent import TRPO
+from trpo_fast.base.output import say
 from trpo_fast.command.options import (
     check_instruction_set,
     look_beside_the_user,
     non_negative,
     positive,
 )
-from trpo_fast.command.output import complain, say
-from trpo_fast.environments import mujoco_warnings
+from trpo_fast.command.output import complain
+from trpo_fast.environments import env_pool, mujoco_warnings
 from trpo_fast.runs.checkpoint import load_checkpoint
 from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
 from trpo_fast.runs.plotting import plot_runs
@@ -47,11 +46,10 @@ def _eval(options: argparse.Namespace) -> int:
     path = _checkpoint_of(options.run_dir, best=options.best)
     # One environment tells the spaces; the episodes are played in others.
     state = load_checkpoint(path)
-    described = state.get("agent")
-    mujoco_warnings.show_once(options.env or (described or {}).get("environment"))
-    changes: dict[str, Any] = {"num_envs": 1, "vectorization": "sync"}
-    if _only_envpool_has(options.env or (described or {}).get("environment"), state):
-        changes["vectorization"] = "envpool"
+    env = options.env or _found(state, "agent", "environment")
+    mujoco_warnings.show_once(env)
+    pooled = env_pool.only_here(env, _found(state, "config", "vectorization"))
+    changes: dict[str, Any] = {"num_envs": 1, "vectorization": "envpool" if pooled else "sync"}
     if options.seed is not None:
         changes["seed"] = options.seed
     with TRPO.load(path, options.env, **changes) as agent:
@@ -64,11 +62,10 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
-def _only_envpool_has(env_id: Any, state: Mapping[str, Any]) -> bool:
-    """Whether the run stepped EnvPool's environments, under an id that gymnasium does not know."""
-    config = state.get("config")
-    stepped = config.get("vectorization") if isinstance(config, Mapping) else None
-    return stepped == "envpool" and isinstance(env_id, str) and env_id not in gymnasium.registry
+def _found(state: Mapping[str, Any], part: str, name: str) -> Any:
+    """A value in a part of a checkpoint; None where there is none, for `load` to complain of."""
+    held = state.get(part)
+    return held.get(name) if isinstance(held, Mapping) else None
 
 
 def _checkpoint_of(path: Path, *, best: bool) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import ConfigError, differences
 from trpo_fast.agent.state import recipe
+from trpo_fast.base.output import say
 from trpo_fast.base.time_budget import budget_table
 from trpo_fast.command.options import (
     add_agent_options,
@@ -17,7 +18,7 @@ from trpo_fast.command.options import (
     look_beside_the_user,
     positive,
 )
-from trpo_fast.command.output import complain, say
+from trpo_fast.command.output import complain
 from trpo_fast.environments import mujoco_warnings
 from trpo_fast.runs.directory import RunDirectory, last_run_directory, new_run_directory
 
@@ -66,7 +67,7 @@ def _train(options: argparse.Namespace) -> int:
     agent = _resumed(options, given) if options.resume else None
     if agent is None:
         agent = _fresh(options, given)
-    directory = agent.run_directory
+    directory = agent.run.directory
     assert directory is not None  # noqa: S101 (both ways of making the agent set it)
     with agent:
         left = options.total_steps - agent.num_timesteps
@@ -91,16 +92,14 @@ def _fresh(options: argparse.Namespace, given: dict[str, Any]) -> TRPO:
         chosen.refuse_if_used()
     agent = TRPO(options.env_id, **{"seed": DEFAULT_SEED, **given})
     # Only now: a mistake in the command leaves no empty directory behind.
-    agent.run_directory = chosen or new_run_directory(options.env_id, agent.seed)
+    agent.run.directory = chosen or new_run_directory(options.env_id, agent.seed)
     if options.resume:
-        agent.continues = agent.run_directory.path.resolve()
+        agent.run.goes_on(agent.run.directory.path)
     return agent
 
 
 def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> TRPO | None:
     """The agent of the newest checkpoint; None where there is none."""
-    from trpo_fast.runs.directory import RunDirectory
-
     if options.run_dir is not None:
         directory: RunDirectory | None = RunDirectory(options.run_dir)
     else:
@@ -129,7 +128,7 @@ def _resume_line(options: argparse.Namespace, directory: RunDirectory) -> str:
 
 
 def _report(agent: TRPO, directory: RunDirectory) -> int:
-    recorder = agent.recorder
+    recorder = agent.run.recorder
     say(f"done: {agent.num_timesteps} steps in {agent.progress.time_elapsed:.0f} s")
     checkpoint = None if recorder is None else recorder.last_checkpoint
     for name, path in (

@@ -5,7 +5,6 @@ Output is never a reason to stop: when it fails (a closed pipe), it is switched 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -14,12 +13,6 @@ from typing import Any, Self
 PLAIN_SECONDS = 10.0
 PLAIN_SHARE = 0.05
 REDRAW_SECONDS = 0.1
-
-
-def say(text: str, *, aside: bool = True) -> None:
-    """Print a line about the run where that can be: aside on stderr, or among its own lines."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr if aside else sys.stdout, flush=True)
 
 
 class ProgressDisplay:

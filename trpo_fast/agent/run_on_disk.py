@@ -1,0 +1,79 @@
+"""An agent's run as its directory has it: whose past lies there, and what `learn` adds to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trpo_fast.agent import state as agent_state
+from trpo_fast.agent.learner import COLUMNS
+from trpo_fast.agent.state import Training
+from trpo_fast.runs.directory import RunDirectory
+from trpo_fast.runs.recorder import RunRecorder
+
+State = Mapping[str, Any]
+
+
+class RunOnDisk:
+    """The run directory of an agent, if it has one; without one, nothing is written.
+
+    Args:
+        directory: where to.
+
+    Attributes:
+        directory: likewise.
+        recorder: what writes there, from the first `learn` on; None before and without a directory.
+    """
+
+    def __init__(self, directory: RunDirectory | None) -> None:
+        self.directory = directory
+        self.recorder: RunRecorder | None = None
+        self._own: Path | None = None  # whose contents are this agent's past
+
+    def goes_on(self, directory: Path) -> None:
+        """What lies in that run directory is this agent's own past, and may be added to."""
+        self._own = directory.resolve()
+
+    @contextlib.contextmanager
+    def recording(self, training: Training, boundary: State) -> Iterator[RunRecorder | None]:
+        """A time in which the run is recorded, from ``boundary`` on.
+
+        Raises:
+            RunDirectoryError: the directory cannot be written to, or holds another run.
+            ConfigError: no file could tell how to make the environment again.
+        """
+        self.recorder = recorder = self._open(training, boundary)
+        try:
+            yield recorder
+        finally:
+            if recorder is not None:
+                recorder.close()
+
+    def _open(self, training: Training, boundary: State) -> RunRecorder | None:
+        directory = self.directory
+        if directory is None:
+            return None
+        agent_state.require_portable(training)
+        place = directory.path.resolve()
+        lock = directory.claim(resume=self._own == place)
+        self._own = place
+        config, done = training.config, training.progress
+        return RunRecorder(
+            directory,
+            lock,
+            agent_state.config_document(training),
+            boundary,
+            columns=COLUMNS,
+            save_every=config.save_every,
+            keep=config.keep_checkpoints,
+            last_iteration=done.num_updates,
+            last_timesteps=done.num_timesteps,
+        )
+
+    def save_after(self, error: BaseException, boundary: State, steps: int) -> None:
+        """Save the last whole update when training stops half way, and say where."""
+        path = None if self.recorder is None else self.recorder.save(boundary, steps)
+        if path is not None:
+            error.add_note(f"The last whole update is saved in {path}")
