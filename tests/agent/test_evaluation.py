@@ -14,11 +14,11 @@ from trpo_fast.environments.make import make_vector_env
 from trpo_fast.networks.mlp import MlpPolicy
 
 
-def zeros(observations, infos):
+def zeros(observations, masks):
     return [0 for _ in observations]
 
 
-def walk_toward_origin(observations, infos):
+def walk_toward_origin(observations, masks):
     return [np.clip(-o, -1, 1).astype(np.float32) for o in observations]
 
 
@@ -56,7 +56,7 @@ def test_environments_are_closed_also_after_an_error():
         def close(self):
             closed.append(1)
 
-    def fail(observations, infos):
+    def fail(observations, masks):
         raise RuntimeError("policy")
 
     with pytest.raises(RuntimeError, match="policy"):
@@ -76,8 +76,8 @@ def test_masks_are_obeyed_wherever_they_come_from(place):
     policy = MlpPolicy(env.observation_space, env.action_space, (8,))
     actor = Actor(policy, env.observation_space, env.action_space, None)
 
-    def act(observations, infos):
-        return actor.act_each(observations, infos, deterministic=True)
+    def act(observations, masks):
+        return actor.act_each(observations, masks, deterministic=True)
 
     # The environment raises on a masked action.
     result = run_episodes(act, lambda: Masked(place), 4, seed=0)

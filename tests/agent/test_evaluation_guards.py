@@ -26,7 +26,7 @@ from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.networks.mlp import MlpPolicy
 
 
-def zeros(observations: Any, infos: Any) -> Any:
+def zeros(observations: Any, masks: Any) -> Any:
     return [0 for _ in observations]
 
 
@@ -107,8 +107,8 @@ def test_an_observation_that_is_no_number_is_a_fault_or_dropped() -> None:
     policy = MlpPolicy(env.observation_space, env.action_space, (4,))
     actor = Actor(policy, env.observation_space, env.action_space, None)
 
-    def act(observations: Any, infos: Any) -> Any:
-        return actor.act_each(observations, infos, deterministic=True)
+    def act(observations: Any, masks: Any) -> Any:
+        return actor.act_each(observations, masks, deterministic=True)
 
     def make() -> Any:
         return Poisoned("observation", (1, 2))

@@ -15,11 +15,12 @@ from trpo_fast.base.errors import BadObservationError
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
-from trpo_fast.environments.flattening import ObservationFlattener, Rows, action_converter
+from trpo_fast.environments.flattening import ObservationFlattener, action_converter
 from trpo_fast.environments.gymnasium_api import refuse_whole_results
+from trpo_fast.environments.interface import Rows
 from trpo_fast.environments.observation_check import entry
 from trpo_fast.networks.distributions import mode
-from trpo_fast.rollouts.normalization import ObservationNormalizer
+from trpo_fast.rollouts.normalization import ObservationNormalizer, as_networks_see
 
 
 class Actor:
@@ -76,16 +77,19 @@ class Actor:
     def act_each(
         self,
         observations: Sequence[Any],
-        infos: Sequence[Mapping[str, Any]],
+        masks: Sequence[npt.ArrayLike | None],
         *,
         deterministic: bool,
     ) -> npt.NDArray[Any]:
-        """Actions [n, ...] for a list of n single observations and their infos, with masks."""
+        """Actions [n, ...] for a list of n single observations and their masks.
+
+        An observation's own mask counts where none is given beside it.
+        """
         rows = np.stack([self._flatten.one(observation) for observation in observations])
-        found = [self._mask_of(o, info) for o, info in zip(observations, infos, strict=True)]
+        found = [self._mask_of(o, mask) for o, mask in zip(observations, masks, strict=True)]
         some = any(mask is not None for mask in found)
-        masks = np.stack([self._masks.row(mask) for mask in found]) if some else None
-        return self._act(rows, deterministic, masks)
+        whole = np.stack([self._masks.sized(mask) for mask in found]) if some else None
+        return self._act(rows, deterministic, whole)
 
     def _act(
         self, rows: Rows, deterministic: bool, masks: npt.ArrayLike | None
@@ -95,10 +99,7 @@ class Actor:
         if not all_finite(torch.from_numpy(narrow)):
             env, feature = (int(i) for i in np.argwhere(~np.isfinite(narrow))[0])
             raise BadObservationError(env, feature, narrow[env])
-        obs = torch.from_numpy(rows).to(self._device)
-        if self._normalizer is not None:
-            obs = self._normalizer(obs)
-        obs = obs.float()
+        obs = as_networks_see(torch.from_numpy(rows).to(self._device), self._normalizer)
         training = self.policy.training
         self.policy.eval()
         try:
@@ -129,10 +130,12 @@ class Actor:
             raise ValueError(f"action_masks of {len(rows)} rows for {count} observations")
         return np.stack([self._masks.row(mask) for mask in rows])
 
-    def _mask_of(self, observation: Any, info: Mapping[str, Any]) -> npt.NDArray[Any] | None:
-        if info.get(MASK_KEY) is not None:
+    def _mask_of(
+        self, observation: Any, mask: npt.ArrayLike | None
+    ) -> npt.NDArray[np.bool_] | None:
+        if mask is not None:
             self._require_choices()
-            return self._masks.row(info[MASK_KEY])
+            return self._masks.row(mask)
         own = self._own_mask(observation)
         return None if own is None else self._masks.row(own)
 

@@ -16,19 +16,19 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 
+from trpo_fast.agent.config import Config
 from trpo_fast.base.errors import BadObservationError, EnvironmentFault, EnvironmentSetupError
 from trpo_fast.environments import seeded_episodes
-from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
+from trpo_fast.environments.action_masks import MaskReader
 from trpo_fast.environments.gymnasium_api import described_error, reset_result, step_result
 from trpo_fast.environments.observation_check import ObservationCheck
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
-# (raw observations of n environments, their infos) -> n actions for env.step.
-Act = Callable[[Sequence[Any], Sequence[dict[str, Any]]], Sequence[Any]]
+# (raw observations of n environments, their action masks or None) -> n actions for env.step.
+Act = Callable[[Sequence[Any], Sequence[npt.NDArray[np.bool_] | None]], Sequence[Any]]
 
-MAX_PARALLEL = 16
-MAX_STEPS = 100_000
 REPORT_SECONDS = 10.0
 LARGEST = float(np.finfo(np.float32).max)  # reward
 # Keeps evaluation episodes apart from training's, which are keyed (seed, environment, episode).
@@ -71,8 +71,8 @@ def run_episodes(
     episodes: int,
     *,
     seed: int,
-    parallel: int = MAX_PARALLEL,
-    max_steps: int = MAX_STEPS,
+    parallel: int = Config.eval_envs,
+    max_steps: int = Config.eval_max_steps,
     on_fault: str = "stop",
     report: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -123,7 +123,7 @@ def _play(
     due = time.monotonic() + REPORT_SECONDS
     while playing := [player for player in players if player.number is not None]:
         try:
-            actions = act([p.observation for p in playing], [p.info for p in playing])
+            actions = act([p.observation for p in playing], [p.mask for p in playing])
         except BadObservationError as error:
             player = playing[error.env]
             player.give_up(player.fault(str(error), error), on_fault)
@@ -161,7 +161,8 @@ class _Player:
     ) -> None:
         self.env, self.waiting, self.done = env, list(numbers), list[_Episode]()
         self.number: int | None = None  # of the running episode
-        self.length, self.observation, self.info = 0, None, dict[str, Any]()
+        self.length, self.observation = 0, None
+        self.mask: npt.NDArray[np.bool_] | None = None
         self._index, self._seed, self._max_steps = index, seed, max_steps
         self._total = 0.0
         self._check = ObservationCheck(env.observation_space)
@@ -217,8 +218,7 @@ class _Player:
 
     def _show(self, observation: Any, info: dict[str, Any]) -> None:
         self.observation = self._check(observation)
-        mask = self._masks.find(observation, info, self._method)
-        self.info = {} if mask is None else {MASK_KEY: mask}
+        self.mask = self._masks.find(observation, info, self._method)
 
     def _raised(self, error: Exception, where: str, action: Any = None) -> EnvironmentFault:
         text = f"the environment raised {described_error(error)} in {where}"

@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from trpo_fast.agent.evaluation import EnvFactory
 from trpo_fast.base.errors import EnvironmentSetupError, MissingExtraError
-from trpo_fast.environments.env_pool import PoolOfOne
+from trpo_fast.environments.env_pool import PoolOfOne, only_here
 from trpo_fast.environments.make import environment_name, setup_error
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 
@@ -31,7 +31,7 @@ def environment_factory(
     does where that recipe fails.
     """
     name = environment_name(env)
-    if vectorization == "envpool" and isinstance(env, str) and env not in gymnasium.registry:
+    if only_here(env, vectorization):
         return partial(PoolOfOne, env, env_kwargs)
     named = isinstance(env, str | EnvSpec)
     if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) or not (named or callable(env)):

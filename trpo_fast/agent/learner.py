@@ -26,7 +26,7 @@ from trpo_fast.networks.distributions import mode
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
-from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler
+from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler, as_networks_see
 from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
 from trpo_fast.update.options import SharedOptions
 from trpo_fast.update.result import FIGURES, TrustRegionResult
@@ -182,10 +182,7 @@ class Learner:
         """The rollout with every observation as the networks see it, on their device."""
 
         def shown(observations: Tensor) -> Tensor:
-            observations = observations.to(self.device)
-            if self.normalizer is not None:
-                observations = self.normalizer(observations)
-            return observations.float()
+            return as_networks_see(observations.to(self.device), self.normalizer)
 
         with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
             return dataclasses.replace(

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast._version import __version__
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError, same_episodes
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
+from trpo_fast.environments.vectorization import same_episodes
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
 
@@ -69,6 +70,13 @@ class Training:
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
     recent_lengths: deque[int] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
 
+    def __post_init__(self) -> None:
+        # Once, and not at every update: bounds of images are many numbers.
+        env = self.collector.env
+        spaces = {"observation": env.observation_space, "action": env.action_space}
+        self.space_documents = {name: space_to_json(space) for name, space in spaces.items()}
+        self.space_texts = {f"{name} space": str(space) for name, space in spaces.items()}
+
 
 def state_of(training: Training) -> dict[str, Any]:
     """A copy of all that decides what the agent does next."""
@@ -77,10 +85,7 @@ def state_of(training: Training) -> dict[str, Any]:
         "agent": description(training),
         "config": _portable_config(training),
         "custom_networks": list(training.custom_networks),
-        "spaces": {
-            "observation": space_to_json(training.collector.env.observation_space),
-            "action": space_to_json(training.collector.env.action_space),
-        },
+        "spaces": training.space_documents,
         "progress": dataclasses.asdict(training.progress),
         "learner": training.learner.state_dict(),
         "rng": _rng_state(training.rng),
@@ -124,8 +129,7 @@ def description(training: Training) -> dict[str, Any]:
     """What must agree between a checkpoint and an agent, as plain values."""
     return {
         "environment": training.env_id,
-        "observation space": str(training.collector.env.observation_space),
-        "action space": str(training.collector.env.action_space),
+        **training.space_texts,
         "activation": training.config.activation,
         "squash": training.config.squash,
         "normalize_observations": training.config.normalize_observations,

@@ -124,6 +124,10 @@ class RolloutCollector:
 
     def _reset(self) -> None:
         self._masks = self.env.reset(self._observations, self._restarts)
+        self._at_first_steps()
+
+    def _at_first_steps(self) -> None:
+        """Every environment shows the first observation of an episode."""
         self._returns[:] = 0
         self._lengths[:] = 0
         self._renew(bad_rows(self._observations), self._observations)
@@ -348,10 +352,7 @@ class RolloutCollector:
         masks = np.array(state["masks"], bool) if "masks" in state else None
         everywhere = np.ones(self.env.num_envs, bool)
         self._masks = self.env.reset_where(everywhere, self._observations, masks)
-        self._returns[:] = 0
-        self._lengths[:] = 0
-        self._renew(bad_rows(self._observations), self._observations)
-        self._started = True
+        self._at_first_steps()
 
 
 def _check_state(state: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> None:

@@ -26,16 +26,10 @@ from trpo_fast.environments.flattening import action_converter, dtype_converter
 from trpo_fast.networks import network
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import network_of
-from trpo_fast.rollouts.normalization import ObservationNormalizer
+from trpo_fast.rollouts.normalization import ObservationNormalizer, as_networks_see
 from trpo_fast.rollouts.rollout import Recording
 
 Array = npt.NDArray[Any]
-
-
-def shown_rows(raw: Array, normalizer: ObservationNormalizer | None) -> npt.NDArray[np.float32]:
-    """What networks are shown of raw observations [..., O]: normalised in their own width first."""
-    shown = raw if normalizer is None else normalizer(raw)
-    return shown.astype(np.float32, copy=False)
 
 
 class Sampler:
@@ -64,7 +58,7 @@ class Sampler:
     def _shown(self, t: int) -> tuple[Tensor, Tensor | None]:
         """What the policy is shown at step t, [B, O], and its masks."""
         recording = self._recording
-        shown = shown_rows(recording.observations[t], self._normalizer)
+        shown = as_networks_see(recording.observations[t], self._normalizer)
         mask = None if recording.masks is None else torch.from_numpy(recording.masks[t])
         return torch.from_numpy(shown).to(self._device), (
             None if mask is None else mask.to(self._device)
