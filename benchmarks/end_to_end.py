@@ -1,4 +1,4 @@
-"""Whole training iterations beside sb3-contrib and beside the environments alone.
+"""Whole training iterations beside sb3-contrib, PPO, and the environments alone.
 
 ``python benchmarks/end_to_end.py [ENV ...] --out benchmarks/results/end_to_end.json`` measures, and
 adds its turns to those that the file holds; ``--page docs/end-to-end.md --figure FIGURE.png``
@@ -11,8 +11,9 @@ threads that spin included: over the number of cores, what a schedule without a 
 
 The same iteration for both: B environments x T steps, a 2x64 tanh policy and value function, 10 CG
 iterations, 10 critic epochs of minibatches of 128, without normalisation by either (sb3-contrib's
-is a wrapper that costs it more). "default" is trpo_fast with its own defaults: observation and
-reward normalisation, and whatever else they hold.
+is a wrapper that costs it more). "trpo_fast, defaults" is trpo_fast with its own defaults:
+observation and reward normalisation, and whatever else they hold. The PPOs have the same networks
+and rollouts, and epochs and minibatches of their own (peer_ppo.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from peer_ppo import PlainPPO, sb3_ppo
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 CASES = {  # environments, steps
@@ -130,6 +132,28 @@ def peer(env_id: str, kind: str, envs: int, steps: int) -> Figures:
     return figures
 
 
+def ppo(env_id: str, _: str, envs: int, steps: int, *, zoo: bool) -> Figures:
+    """Stable-Baselines3's PPO on as many steps, in DummyVecEnv; only its learning is the zoo's."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    vector = make_vec_env(env_id, envs, seed=0)
+    model = sb3_ppo(env_id, vector, zoo=zoo, n_steps=steps)
+    figures = timed(lambda: model.learn(envs * steps, reset_num_timesteps=False))
+    vector.close()
+    return figures
+
+
+def plain_ppo(env_id: str, _: str, envs: int, steps: int) -> Figures:
+    """PPO as CleanRL writes it, in gymnasium's SyncVectorEnv."""
+    import gymnasium
+
+    vector = gymnasium.make_vec(env_id, envs, vectorization_mode="sync")
+    model = PlainPPO(vector, steps)
+    figures = timed(lambda: model.train(model.collect()))
+    vector.close()
+    return figures
+
+
 def timed(iteration: Callable[[], object]) -> Figures:
     """The fastest of a few iterations after a first one that only warms up, and its CPU time."""
     iteration()
@@ -148,6 +172,9 @@ CONTENDERS: dict[str, Callable[..., Figures]] = {
     "trpo_fast, defaults": lambda *case: ours(*case, plain=False),
     "sb3-contrib": peer,
     "sb3-contrib, subproc": lambda env_id, _, *size: peer(env_id, "subproc", *size),
+    "SB3 PPO": lambda *case: ppo(*case, zoo=False),
+    "SB3 PPO, zoo": lambda *case: ppo(*case, zoo=True),
+    "plain PPO": plain_ppo,
 }
 
 
@@ -200,6 +227,8 @@ def speed(turns: list[dict[str, Figures]], name: str) -> str:
 def ratio(turns: list[dict[str, Figures]], name: str, other: str) -> str:
     """Best over best; the median and the range of the turns that hold both."""
     found = [turn[name][SPEED] / turn[other][SPEED] for turn in turns if {name, other} <= {*turn}]
+    if not found:
+        return "-"
     whole = best(turns, name) / best(turns, other)
     return f"{whole:.2f} ({median(found):.2f}, {min(found):.2f}-{max(found):.2f})"
 
@@ -211,7 +240,7 @@ def core_milliseconds(turns: list[dict[str, Figures]], name: str) -> str:
 
 
 def tables(document: dict[str, list[dict[str, Figures]]]) -> str:
-    shares = ["trpo_fast / alone", "trpo_fast / sb3-contrib's best"]
+    shares = ["trpo_fast / alone", "/ sb3-contrib's best", "/ SB3 PPO, zoo"]
     heads = ["environment", "B x T", "turns", *CONTENDERS, *shares]
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for key, turns in document.items():
@@ -220,7 +249,8 @@ def tables(document: dict[str, list[dict[str, Figures]]]) -> str:
         peer_name = max(("sb3-contrib", "sb3-contrib, subproc"), key=lambda name: speeds[name])
         cells = [key.replace(" ", ", "), f"{envs} x {steps}", str(len(turns))]
         cells += [speed(turns, name) for name in CONTENDERS]
-        cells += [ratio(turns, "trpo_fast", other) for other in ("environments alone", peer_name)]
+        others = ("environments alone", peer_name, "SB3 PPO, zoo")
+        cells += [ratio(turns, "trpo_fast", other) for other in others]
         lines.append("| " + " | ".join(cells) + " |")
     phases = list(next(iter(document.values()))[0]["trpo_fast"]["budget"])
     lines += ["", "Milliseconds of one iteration of trpo_fast:", ""]
@@ -245,6 +275,8 @@ def figure(document: dict[str, list[dict[str, Figures]]], path: Path) -> None:
         "trpo_fast": "#1f77b4",
         "sb3-contrib": "#ff7f0e",
         "sb3-contrib, subproc": "#ffbb78",
+        "SB3 PPO, zoo": "#2ca02c",
+        "plain PPO": "#98df8a",
     }
     fig, axes = plt.subplots(1, len(document), figsize=(1.8 * len(document), 3), squeeze=False)
     bars: Any = None
@@ -256,7 +288,7 @@ def figure(document: dict[str, list[dict[str, Figures]]], path: Path) -> None:
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("steps per second", fontsize=8)
-    fig.legend(bars, list(colours), loc="lower center", ncols=4, fontsize=7, frameon=False)
+    fig.legend(bars, list(colours), loc="lower center", ncols=6, fontsize=6, frameon=False)
     fig.tight_layout(rect=(0, 0.08, 1, 1))
     fig.savefig(path, dpi=150)
 
