@@ -179,3 +179,26 @@ class Masked(gym.Env[Any, Any]):
             raise AssertionError(f"action {action} was masked; only {allowed} is allowed")
         self.time += 1
         return self._shown(), 1.0, False, self.time >= 5, self._info()
+
+
+class Fractions(Walk):
+    """Says whole numbers, returns fractions at step `at` of an episode (0: its reset)."""
+
+    def __init__(self, at: int, index: int = 0, nested: bool = False) -> None:
+        super().__init__(length=3)
+        self.at, self.index, self.nested = at, index, nested
+        whole = spaces.Box(-100, 100, (2,), np.int64)
+        self.observation_space = spaces.Dict(a=whole) if nested else whole
+
+    def _shown(self, observation: Any) -> Any:
+        wrong = self.time == self.at and self.index == 0
+        shown = np.trunc(observation).astype(np.int64) + (0.5 if wrong else 0)
+        return {"a": shown} if self.nested else shown
+
+    def reset(self, **keywords: Any) -> Any:
+        observation, info = super().reset(**keywords)
+        return self._shown(observation), info
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, truncated, info = super().step(action)
+        return self._shown(observation), reward, False, truncated, info

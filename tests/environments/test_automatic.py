@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from rollout_cases import philox, policy_for
-from test_workers import assert_same, heard
 from toy_environments import Masked, Scripted, Walk
+from worker_cases import assert_same, heard
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.environments import automatic

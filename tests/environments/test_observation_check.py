@@ -10,7 +10,7 @@ import pytest
 from agent_cases import small
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from toy_environments import Walk
+from toy_environments import Fractions
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.flattening import ObservationFlattener
@@ -67,29 +67,6 @@ def test_floating_point_spaces_round_what_they_are_given() -> None:
             check(value)
         with pytest.raises(ValueError, match=r"has shape \(3,\), its space says \(2,\)"):
             check([0, 0, 0])
-
-
-class Fractions(Walk):
-    """Says whole numbers, returns fractions at step `at` of an episode (0: its reset)."""
-
-    def __init__(self, at: int, index: int = 0, nested: bool = False) -> None:
-        super().__init__(length=3)
-        self.at, self.index, self.nested = at, index, nested
-        whole = spaces.Box(-100, 100, (2,), np.int64)
-        self.observation_space = spaces.Dict(a=whole) if nested else whole
-
-    def _shown(self, observation: Any) -> Any:
-        wrong = self.time == self.at and self.index == 0
-        shown = np.trunc(observation).astype(np.int64) + (0.5 if wrong else 0)
-        return {"a": shown} if self.nested else shown
-
-    def reset(self, **keywords: Any) -> Any:
-        observation, info = super().reset(**keywords)
-        return self._shown(observation), info
-
-    def step(self, action: Any) -> Any:
-        observation, reward, _, truncated, info = super().step(action)
-        return self._shown(observation), reward, False, truncated, info
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
