@@ -16,6 +16,7 @@ from torch.distributions import (
     Distribution,
     Independent,
     Normal,
+    kl_divergence,
 )
 from torch.nn import functional
 from update_cases import Wrapped
@@ -25,6 +26,7 @@ from trpo_fast.networks.distributions import MultiCategorical
 from trpo_fast.recognition.recognizer import network_of
 
 WIDTH, ACTIONS = 5, 3
+LIMIT = 16  # rows beyond which the policies of some tests are another function
 
 
 class Policy(nn.Module):
@@ -289,6 +291,14 @@ def reason(module: nn.Module, obs: Tensor | None = None) -> str:
     found = network_of(module, observations() if obs is None else obs)
     assert isinstance(found, str), "it was recognised"
     return found
+
+
+def measured_kl(policy: nn.Module, step: Callable[[], Any], obs: Tensor) -> float:
+    """What torch measures of a step."""
+    with torch.no_grad():
+        old = policy(obs)
+        step()
+        return float(kl_divergence(old, policy(obs)).mean())
 
 
 def step(module: nn.Module, data: dict[str, Tensor], **options: Any) -> TRPOOptimizer:
