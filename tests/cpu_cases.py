@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import pytest
 import torch
-from torch import Tensor
+from update_cases import relative
 
 from trpo_fast.backends.reference.problem import ReferenceProblem
 from trpo_fast.networks.mlp import MlpPolicy
@@ -26,6 +26,20 @@ if TYPE_CHECKING:
     from trpo_fast.backends.cpu.problem import CpuProblem
 
 CPU = torch.device("cpu")
+# Widths that end within a vector register, on its end and just past it, and no hidden layer.
+every_shape = pytest.mark.parametrize(
+    ("obs_dim", "hidden", "actions"),
+    [
+        (1, (1,), 1),
+        (3, (), 2),
+        (17, (64, 64), 6),
+        (65, (17, 65), 3),
+        (348, (65, 348, 3), 17),
+        (5, (130, 16), 70),
+        (11, (640,), 3),
+    ],
+)
+every_row_count = pytest.mark.parametrize("rows", [1, 97, 600])
 
 
 @dataclass
@@ -95,10 +109,6 @@ def double(c: Case) -> tuple[ReferenceProblem, Case]:
     assert b.old_log_prob is not None
     batch = Batch(b.rows, b.obs.double(), actions, b.advantages.double(), b.old_log_prob.double())
     return ReferenceProblem(network, parameters, batch, Options()), Case(network, parameters, batch)
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def assert_matches_reference(c: Case, tolerance: float = 1e-5) -> None:

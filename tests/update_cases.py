@@ -245,6 +245,11 @@ def old_distribution(policy: nn.Module, data: dict[str, Any]) -> Distribution:
         return in_double(policy(data["obs"], **extra))
 
 
+def relative(found: Tensor, exact: Tensor) -> float:
+    """How far apart they are in the 2-norm, as a share of the exact one."""
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
 def bits(module: nn.Module) -> list[Tensor]:
     """Copies of every parameter and buffer, to be compared bit for bit."""
     return [t.detach().clone() for t in (*module.parameters(), *module.buffers())]

@@ -8,7 +8,9 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from torch import Tensor, nn
+from cpu_cases import case, double, every_row_count, every_shape
+from precision_cases import BOUNDS, assert_only_products_are_rounded
+from torch import nn
 from update_cases import (
     BY_NAME,
     CASES,
@@ -20,6 +22,7 @@ from update_cases import (
     make_data,
     make_policy,
     recognised,
+    relative,
     same_bits,
 )
 
@@ -30,9 +33,6 @@ from trpo_fast.backends.registry import ANALYTIC
 from trpo_fast.networks.activations import ACTIVATIONS
 from trpo_fast.update.options import Options
 
-# Largest relative error (2-norm) of F v. Rounding moves an operand by at most 2^-8 of itself, or
-# 2^-17 as a pair; several operands meet in a product, and their errors mostly cancel in its sums.
-BOUNDS = {"bf16": 2**-7, "bf16x3": 2**-15}
 # How far the native products and their torch twin may be apart: they sum in different orders and
 # in different precisions, so that now and then a tangent or delta rounds to the other neighbour.
 TWINS = {"bf16": 2**-11, "bf16x3": 2**-17}
@@ -44,10 +44,6 @@ every_backend = pytest.mark.parametrize(
 native_only = pytest.mark.skipif(_native.core is None, reason="no native module")
 
 
-def relative(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact.double()).norm() / exact.double().norm())
-
-
 def native_and_twin(
     rows: int,
     obs_dim: int,
@@ -57,8 +53,6 @@ def native_and_twin(
     **options: Any,
 ) -> tuple[Any, Any, Any]:
     """The native product, its torch twin in float64, and the exact one, of one vector each."""
-    from cpu_cases import case, double
-
     c = case(rows, obs_dim, gym.spaces.Box(-1, 1, (actions,)), hidden, activation)
     _, d = double(c)
     native = c.native(Options(**options))
@@ -129,19 +123,8 @@ def test_the_native_product_is_its_torch_twin(precision: str, activation: str) -
 
 @native_only
 @every_precision
-@pytest.mark.parametrize(
-    ("obs_dim", "hidden", "actions"),
-    [
-        (1, (1,), 1),
-        (3, (), 2),
-        (17, (64, 64), 6),
-        (65, (17, 65), 3),
-        (348, (65, 348, 3), 17),
-        (5, (130, 16), 70),
-        (11, (640,), 3),
-    ],
-)
-@pytest.mark.parametrize("rows", [1, 97, 600])
+@every_shape
+@every_row_count
 def test_any_width_and_depth(
     precision: str, rows: int, obs_dim: int, hidden: tuple[int, ...], actions: int
 ) -> None:
@@ -157,8 +140,6 @@ def test_any_width_and_depth(
 def test_bits_depend_neither_on_threads_nor_on_the_cache(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cpu_cases import case
-
     from trpo_fast.backends.cpu import problem as cpu
 
     c, found, threads = case(1500), [], torch.get_num_threads()
@@ -187,15 +168,9 @@ def test_the_fisher_share_of_the_rows_is_rounded_alike(precision: str) -> None:
 @native_only
 @every_precision
 def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
-    from cpu_cases import case
-
     c = case(400)
-    plain, rounded = c.native(Options(precision="fp32")), c.native(Options(precision=precision))
-    (loss, g), (other_loss, other_g) = plain.surrogate_gradient(), rounded.surrogate_gradient()
-    assert loss == other_loss
-    assert torch.equal(g, other_g)
-    theta = c.parameters.read() + 0.01 * g / g.norm()
-    assert plain.evaluate(theta) == rounded.evaluate(theta)
+    plain, rounded = (c.native(Options(precision=p)) for p in ("fp32", precision))
+    assert_only_products_are_rounded(plain, rounded)
 
 
 @every_backend
@@ -299,8 +274,6 @@ class TestWhoGetsIt:
     def test_auto_goes_by_hardware_preconditioner_dtype_and_size(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from cpu_cases import case
-
         from trpo_fast.backends.cpu import problem as cpu
 
         c, small = case(2000), case(40)

@@ -11,8 +11,15 @@ from dataclasses import replace
 import gymnasium as gym
 import pytest
 import torch
-from cpu_cases import Case, assert_matches_reference, case, relative
+from cpu_cases import (
+    Case,
+    assert_matches_reference,
+    case,
+    every_row_count,
+    every_shape,
+)
 from torch import Tensor
+from update_cases import relative
 
 from trpo_fast import _native
 from trpo_fast.networks.activations import ACTIVATIONS
@@ -27,19 +34,8 @@ if _native.core is None:
 from trpo_fast.backends.cpu import problem as cpu
 
 
-@pytest.mark.parametrize(
-    ("obs_dim", "hidden", "actions"),
-    [
-        (1, (1,), 1),
-        (3, (), 2),
-        (17, (64, 64), 6),
-        (65, (17, 65), 3),
-        (348, (65, 348, 3), 17),
-        (5, (130, 16), 70),
-        (11, (640,), 3),
-    ],
-)
-@pytest.mark.parametrize("rows", [1, 97, 600])
+@every_shape
+@every_row_count
 def test_any_width_and_depth(
     rows: int, obs_dim: int, hidden: tuple[int, ...], actions: int
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_cases import assert_same_bits_in_every_order, assert_same_update, run
 from cuda_device import needs_device
 from emulated_cuda import KIB, EmulatedProblem, emulated, needs_emulation
 from gymnasium import spaces
@@ -23,40 +24,11 @@ from trpo_fast.networks.activations import ACTIVATIONS
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import network_of
 from trpo_fast.update.options import Options
-from trpo_fast.update.result import Status, TrustRegionResult
+from trpo_fast.update.result import Status
 from trpo_fast.update.trust_region import update
 
 # (multiprocessors, shared memory): small panels, weights in shared memory or not; large panels.
 MACHINES = {"resident": (3, 160 * KIB), "streamed": (2, 105 * KIB), "large": (1, 227 * KIB)}
-
-
-def run(
-    problem_class: Any, policy: MlpPolicy, data: dict[str, Any], options: Options, unit: float = 1.0
-) -> tuple[TrustRegionResult, torch.Tensor]:
-    network, batch = recognised(policy, data)
-    flat = flat_of(policy)
-    result = update(problem_class(network, flat, batch, options), options, unit=unit)
-    return result, flat.read()
-
-
-def assert_same_update(
-    case: Case, options: Options, hidden: tuple[int, ...] = (7, 6), **keywords: Any
-) -> TrustRegionResult:
-    """An emulated update in float64 equals the reference's; returns its result."""
-    rows, weighted = keywords.pop("rows", 40), keywords.pop("weighted", False)
-    problem_class = keywords.pop("problem_class", EmulatedProblem)
-    first, second = (make_policy(case, hidden, **keywords) for _ in range(2))
-    data = make_data(first, case, rows, weighted=weighted)
-    found, theta = run(problem_class, first, data, options)
-    expected, theta_expected = run(ReferenceProblem, second, data, options)
-    assert found.status is expected.status
-    assert found.backtracks == expected.backtracks
-    assert found.cg_iters == expected.cg_iters
-    torch.testing.assert_close(theta, theta_expected, rtol=1e-7, atol=1e-9)
-    for name in ("kl", "loss_before", "loss_after", "step_size", "gradient_norm", "cg_residual"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-6, abs=1e-12)
-    assert found.expected_improvement == pytest.approx(expected.expected_improvement, rel=1e-6)
-    return found
 
 
 @needs_emulation
@@ -123,16 +95,8 @@ def test_every_plan_serves_every_shape(
 @needs_emulation
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_bits_do_not_depend_on_the_order_of_threads(machine: str) -> None:
-    case = BY_NAME["gaussian"]
     emulated.set_device(*MACHINES[machine])
-    found = []
-    for order in (0, 1, 2, 3):
-        emulated.set_order(order)
-        policy = make_policy(case, (64, 64), dtype=torch.float32)
-        result, theta = run(EmulatedProblem, policy, make_data(policy, case, 150), Options())
-        found.append((result, theta.numpy().tobytes()))
-    assert found[0][0].accepted
-    assert all(item == found[0] for item in found)
+    assert_same_bits_in_every_order(EmulatedProblem, (64, 64), 150, Options())
 
 
 @needs_emulation

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from cuda_cases import BOUNDS, assert_same_bits_in_every_order, every_precision, products, run
 from emulated_cuda import KIB, EmulatedProblem, emulated, needs_emulation
-from test_cuda import run
-from test_cuda_tiles import BOUNDS, every_precision, products
-from test_precision import relative
-from update_cases import BY_NAME, CASES, Case, flat_of, make_data, make_policy
+from update_cases import BY_NAME, flat_of, make_data, make_policy, relative
 
 from trpo_fast.networks.activations import ACTIVATIONS
 from trpo_fast.update.options import Options
@@ -19,23 +15,6 @@ from trpo_fast.update.options import Options
 # many, or not.
 MACHINES = {"tight": (3, 160 * KIB), "streamed": (2, 105 * KIB), "large": (1, 227 * KIB)}
 TANH = list(ACTIVATIONS).index("tanh")
-
-
-def panels(*arguments: Any, **keywords: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """``test_cuda_tiles.products`` in panels."""
-    found = products(*arguments, problem_class=EmulatedProblem, **keywords)
-    assert not found[0].in_tiles
-    return found
-
-
-@needs_emulation
-@every_precision
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_the_error_of_a_product_is_bounded(precision: str, case: Case, weighted: bool) -> None:
-    problem, v, expected = panels(case, precision, weighted=weighted)
-    error = relative(problem.fisher_product(v), expected)
-    assert BOUNDS[precision] / 1000 < error < BOUNDS[precision]
 
 
 @needs_emulation
@@ -61,13 +40,13 @@ def test_any_width_and_number_of_rows(
 ) -> None:
     emulated.set_device(*MACHINES[machine])
     problem, v, expected = products(
+        EmulatedProblem,
         BY_NAME["gaussian"],
         precision,
         hidden,
         activation=activation,
         rows=rows,
         obs_width=obs_width,
-        problem_class=EmulatedProblem,
     )
     # Two hidden layers of 64 want more than that; and there, tiles serve.
     assert problem.in_tiles == (
@@ -83,23 +62,16 @@ def test_any_width_and_number_of_rows(
 @every_precision
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(precision: str, activation: str) -> None:
-    problem, v, expected = panels(
-        BY_NAME["categorical"], precision, (20, 33), activation=activation, rows=40
+    problem, v, expected = products(
+        EmulatedProblem,
+        BY_NAME["categorical"],
+        precision,
+        (20, 33),
+        activation=activation,
+        rows=40,
     )
+    assert not problem.in_tiles
     assert relative(problem.fisher_product(v), expected) < BOUNDS[precision]
-
-
-@needs_emulation
-@every_precision
-def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
-    plain, v, _ = panels(BY_NAME["gaussian"], "fp32")
-    rounded, _, _ = panels(BY_NAME["gaussian"], precision)
-    (loss, g), (other_loss, other_g) = plain.surrogate_gradient(), rounded.surrogate_gradient()
-    assert loss == other_loss
-    assert torch.equal(g, other_g)
-    theta = plain.parameters.read() + 0.01 * g / g.norm()
-    assert plain.evaluate(theta) == rounded.evaluate(theta)
-    assert not torch.equal(plain.fisher_product(v), rounded.fisher_product(v))
 
 
 @needs_emulation
@@ -109,17 +81,9 @@ def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
 def test_an_update_keeps_its_bits_in_every_order_of_threads(
     precision: str, machine: str, fraction: float
 ) -> None:
-    case = BY_NAME["gaussian"]
     emulated.set_device(*MACHINES[machine])
-    found = []
-    for order in (0, 1, 2):
-        emulated.set_order(order)
-        policy = make_policy(case, (33, 20), dtype=torch.float32)
-        options = Options(cg_iters=3, precision=precision, fisher_fraction=fraction)
-        result, theta = run(EmulatedProblem, policy, make_data(policy, case, 500), options)
-        found.append((result, theta.numpy().tobytes()))
-    assert found[0][0].accepted
-    assert all(item == found[0] for item in found)
+    options = Options(cg_iters=3, precision=precision, fisher_fraction=fraction)
+    assert_same_bits_in_every_order(EmulatedProblem, (33, 20), 500, options)
 
 
 @needs_emulation

@@ -6,13 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_device import needs_device, on_device
+from cuda_cases import (
+    BOUNDS,
+    assert_same_bits_in_every_order,
+    assert_same_update,
+    every_precision,
+    products,
+)
 from emulated_cuda import KIB, EmulatedProblem, EmulatedTiles, emulated, needs_emulation
 from gymnasium import spaces
-from test_cuda import assert_same_update, run
-from test_precision import BOUNDS as CPU_BOUNDS
-from test_precision import relative
-from update_cases import BY_NAME, CASES, Case, flat_of, make_data, make_policy, recognised
+from update_cases import (
+    BY_NAME,
+    CASES,
+    Case,
+    flat_of,
+    make_data,
+    make_policy,
+    recognised,
+    relative,
+)
 
 from trpo_fast.backends.reference.problem import ReferenceProblem
 from trpo_fast.networks.activations import ACTIVATIONS
@@ -22,11 +34,6 @@ from trpo_fast.preconditioning.preconditioner import Preconditioner
 from trpo_fast.update.options import Options
 from trpo_fast.update.result import Status
 from trpo_fast.update.trust_region import update
-
-# Largest relative error (2-norm) of F v: an operand moves by at most 2^-11, 2^-8 or 2^-17 of
-# itself.
-BOUNDS = CPU_BOUNDS | {"tf32": 2**-10}
-every_precision = pytest.mark.parametrize("precision", BOUNDS)
 
 
 @needs_emulation
@@ -101,47 +108,8 @@ def test_panels_that_a_device_has_no_room_for_go_to_tiles(shared: int, tiled: bo
 @needs_emulation
 @pytest.mark.parametrize("precision", ["fp32", *BOUNDS])
 def test_the_bits_do_not_depend_on_the_order_of_threads(precision: str) -> None:
-    case = BY_NAME["gaussian"]
-    found = []
-    for order in (0, 1, 2, 3):
-        emulated.set_order(order)
-        policy = make_policy(case, (140, 20), dtype=torch.float32)
-        data = make_data(policy, case, 600)
-        options = Options(cg_iters=3, precision=precision)
-        result, theta = run(EmulatedTiles, policy, data, options)
-        found.append((result, theta.numpy().tobytes()))
-    assert found[0][0].accepted
-    assert all(item == found[0] for item in found)
-
-
-def products(
-    case: Case, precision: str, hidden: tuple[int, ...] = (24, 33), **keywords: Any
-) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """A problem in float32, a vector, and its product with the Fisher matrix in float64."""
-    weighted, rows = keywords.pop("weighted", False), keywords.pop("rows", 150)
-    problem_class = keywords.pop("problem_class", EmulatedTiles)
-    policy = make_policy(case, hidden, dtype=torch.float32, **keywords)
-    exact = make_policy(case, hidden, **keywords)
-    exact.load_state_dict(policy.state_dict())
-    data = make_data(policy, case, rows, weighted=weighted)
-    network, batch = recognised(policy, data)
-    problem = problem_class(network, flat_of(policy), batch, Options(precision=precision))
-    double_network, double_batch = recognised(
-        exact, make_data(exact, case, rows, weighted=weighted)
-    )
-    oracle = ReferenceProblem(double_network, flat_of(exact), double_batch, Options())
-    v = torch.randn(sum(problem.parameters.sizes), generator=torch.Generator().manual_seed(1))
-    return problem, v, oracle.fisher_product(v.double())
-
-
-@needs_emulation
-@every_precision
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_the_error_of_tensor_cores_is_bounded(precision: str, case: Case, weighted: bool) -> None:
-    problem, v, expected = products(case, precision, weighted=weighted)
-    error = relative(problem.fisher_product(v), expected)
-    assert BOUNDS[precision] / 1000 < error < BOUNDS[precision]
+    options = Options(cg_iters=3, precision=precision)
+    assert_same_bits_in_every_order(EmulatedTiles, (140, 20), 600, options)
 
 
 @needs_emulation
@@ -149,22 +117,15 @@ def test_the_error_of_tensor_cores_is_bounded(precision: str, case: Case, weight
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_tensor_cores_serve_any_width(precision: str, activation: str) -> None:
     problem, v, expected = products(
-        BY_NAME["gaussian"], precision, (150, 17), activation=activation, obs_width=37, rows=131
+        EmulatedTiles,
+        BY_NAME["gaussian"],
+        precision,
+        (150, 17),
+        activation=activation,
+        obs_width=37,
+        rows=131,
     )
     assert relative(problem.fisher_product(v), expected) < BOUNDS[precision]
-
-
-@needs_emulation
-@every_precision
-def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
-    plain, v, _ = products(BY_NAME["gaussian"], "fp32")
-    rounded, _, _ = products(BY_NAME["gaussian"], precision)
-    (loss, g), (other_loss, other_g) = plain.surrogate_gradient(), rounded.surrogate_gradient()
-    assert loss == other_loss
-    assert torch.equal(g, other_g)
-    theta = plain.parameters.read() + 0.01 * g / g.norm()
-    assert plain.evaluate(theta) == rounded.evaluate(theta)
-    assert not torch.equal(plain.fisher_product(v), rounded.fisher_product(v))
 
 
 @needs_emulation
@@ -172,8 +133,8 @@ def test_gradient_and_candidates_are_not_rounded(precision: str) -> None:
 def test_devices_without_these_tensor_cores_refuse(precision: str) -> None:
     emulated.set_device(3, 160 * KIB, 7)
     with pytest.raises(ValueError, match=r"compute capability 8\.0 or later, this one has 7\.0"):
-        products(BY_NAME["gaussian"], precision)
-    products(BY_NAME["gaussian"], "fp32")
+        products(EmulatedTiles, BY_NAME["gaussian"], precision)
+    products(EmulatedTiles, BY_NAME["gaussian"], "fp32")
 
 
 @needs_emulation
@@ -253,22 +214,3 @@ def test_a_preconditioner_that_is_not_positive_ends_the_solve() -> None:
     solution = problem.solve(torch.ones(size, dtype=torch.float64), options)
     assert solution.status is Status.breakdown
     assert not solution.x.any()
-
-
-@needs_device
-@pytest.mark.parametrize("precision", ["fp32", *BOUNDS])
-@pytest.mark.parametrize("hidden", [(300, 270), (64, 64)], ids=["tiles", "panels"])
-def test_a_product_on_the_device(precision: str, hidden: tuple[int, ...]) -> None:
-    case = BY_NAME["gaussian"]
-    policy = make_policy(case, hidden, dtype=torch.float32)
-    exact = make_policy(case, hidden)
-    exact.load_state_dict(policy.state_dict())
-    data = make_data(policy, case, 1000)
-    if precision != "fp32" and torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("the device's tensor cores multiply neither TF32 nor bfloat16")
-    problem = on_device(policy, data, Options(precision=precision))
-    network, batch = recognised(exact, make_data(exact, case, 1000))
-    oracle = ReferenceProblem(network, flat_of(exact), batch, Options())
-    v = torch.randn(sum(problem.parameters.sizes), generator=torch.Generator().manual_seed(1))
-    error = relative(problem.fisher_product(v), oracle.fisher_product(v.double()))
-    assert error < BOUNDS.get(precision, 2e-5)
