@@ -379,21 +379,16 @@ def test_a_module_in_the_working_directory_is_found(program: str, tmp_path: Path
     command = ["-m", "trpo_fast"] if program == "-m" else ["-P", "-c", start]
     steps = ["--total-steps", "16", "--rollout-steps", "8", "--num-envs", "2", "--run-dir", "r"]
     env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, *command, "train", "mymodule:Mine-v0", *steps],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run(
-        [sys.executable, *command, "eval", "r", "--episodes", "1", "--env", "mymodule:Mine-v0"],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    for arguments in (
+        ["train", "mymodule:Mine-v0", *steps],
+        ["eval", "r", "--episodes", "1", "--env", "mymodule:Mine-v0"],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command, *arguments],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import script
 
 from trpo_fast import TRPO, TRPOOptimizer, cli, natural_gradient
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
@@ -121,11 +121,6 @@ def test_natural_gradient_has_the_optimizers_defaults_but_one() -> None:
     ]
 
 
-def test_the_page_of_options_is_the_table() -> None:
-    path = Path(__file__).parents[2] / "docs" / "write_options.py"
-    spec = importlib.util.spec_from_file_location("write_options", path)
-    assert spec is not None
-    assert spec.loader is not None
-    writer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(writer)
+def test_the_page_of_options_is_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = script("docs/write_options.py", monkeypatch)
     assert writer.PAGE.read_text() == writer.page(), "run: python docs/write_options.py"

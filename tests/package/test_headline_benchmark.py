@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scripts import script
 from training_process import TINY
 
 from trpo_fast import cli
 from trpo_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def module_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
 def headline(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, whose commands run in this process; their number is in `calls`."""
-    module = module_of("headline", monkeypatch)
+    module = script("benchmarks/headline.py", monkeypatch)
     module.calls = []
 
     def here(*arguments: str) -> str:
@@ -94,7 +81,7 @@ def test_kept_promises_are_told_and_remembered(headline, tmp_path, monkeypatch, 
     assert headline.main(arguments) == 0
     assert len(headline.calls) == calls
     assert page.read_text() == text
-    learning = module_of("learning", monkeypatch)
+    learning = script("benchmarks/learning.py", monkeypatch)
     assert f"Text.\n{learning.section_of_headline(page)}" == text.partition("# Page\n\n")[2]
     assert "kept" in capsys.readouterr().out
 
@@ -161,10 +148,10 @@ def test_states_differ_where_a_bit_does(headline, one, other):
 
 
 def test_a_training_is_killed_for_good(monkeypatch, tmp_path):
-    script = module_of("headline", monkeypatch)
+    program = script("benchmarks/headline.py", monkeypatch)
     given = ("train", "CartPole-v1", *TINY, "--total-steps", "10000000", "--quiet", "--resume")
     arguments = [*given, "--run-dir", str(tmp_path)]
-    steps = script.kill_after(64, tmp_path, arguments)
-    assert 64 < steps == script.steps_in(tmp_path)
-    with pytest.raises(script.Fault, match="ended with 2 before"):
-        script.kill_after(10**7, tmp_path, [*arguments, "--max-kl", "-1"])
+    steps = program.kill_after(64, tmp_path, arguments)
+    assert 64 < steps == program.steps_in(tmp_path)
+    with pytest.raises(program.Fault, match="ended with 2 before"):
+        program.kill_after(10**7, tmp_path, [*arguments, "--max-kl", "-1"])

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import script
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "learning.py"
 TINY = ["--num-envs", "2", "--rollout-steps", "64", "--critic-epochs", "1"]
 
 
 @pytest.fixture
 def learning(monkeypatch):
-    spec = importlib.util.spec_from_file_location("learning_benchmark", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/learning.py", monkeypatch)
 
 
 def test_the_tasks_are_those_promised(learning):

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from scripts import ROOT, script
 from torch.distributions import Categorical, kl_divergence
 
-ROOT = Path(__file__).parents[2]
 OLD = torch.tensor([0.20, 0.80], dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[ModuleType]:
-    path = ROOT / "examples" / "worked_example.py"
-    spec = importlib.util.spec_from_file_location("worked_example", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with pytest.MonkeyPatch.context() as patch:
+        yield script("examples/worked_example.py", patch)
 
 
 def true_kl(probability: float) -> float:
