@@ -217,15 +217,6 @@ class TestChangesBetweenSteps:
         assert opt.path == "generic"
         assert torch.allclose(flat(policy), flat(plain), rtol=1e-7, atol=1e-9)
 
-    def test_a_branch_that_only_the_batch_takes(self) -> None:
-        # Nothing of it is seen in the traced rows: the numbers give it away.
-        class Hidden(Policy):
-            def mean(self, obs: Tensor) -> Tensor:
-                mean = super().mean(obs)
-                return mean if len(obs) < 20 else mean.sin()
-
-        assert "applies sin" in reason(made(Hidden))
-
     def test_an_error_in_forward_is_the_generic_paths_to_raise(self) -> None:
         class Broken(Policy):
             def mean(self, obs: Tensor) -> Tensor:

@@ -50,6 +50,11 @@ def test_a_larger_batch_is_another_function(dtype: torch.dtype) -> None:
     assert opt.last_result.kl == pytest.approx(kl, rel=1e-3)
 
 
+def test_a_branch_that_only_the_batch_takes() -> None:
+    # Nothing of it is seen in the few rows that are traced first.
+    assert "applies sin" in reason(made(Large))
+
+
 def test_a_gradient_that_stops_at_many_rows() -> None:
     class Stopping(Policy):
         def mean(self, obs: Tensor) -> Tensor:
