@@ -124,7 +124,8 @@ inline void finish_pairs(const PairProduct& p, const Vector<float> (&c)[NV], Ind
 }
 
 template <int MR, int NV>
-void pair_tile(const PairProduct& p, Index m, Index slab, Index column) {
+void pair_tile(const PairProduct& p, Index block, Index row, Index slab, Index column) {
+  const Index m = block * p.terms[0].left.m_block + row;
   if (p.ahead != nullptr && column == 0) {
     fetch_ahead(p.ahead, p.ahead_count, slab * p.M + m, MR, p.M * p.N.count);
   }
@@ -139,8 +140,7 @@ void pair_tile(const PairProduct& p, Index m, Index slab, Index column) {
   for (int t = 0; t < p.term_count; ++t) {
     const LeftOperand<Pair>& left = p.terms[t].left;
     const RightOperand<Pair>& right = p.terms[t].right;
-    const Pair* a =
-        left.data + m / left.m_block * left.m_block_stride + m % left.m_block * left.m_stride;
+    const Pair* a = left.data + block * left.m_block_stride + row * left.m_stride;
     const Pair* b = right.data + slab * right.slab_stride + column;
     for (Index k = 0; k < p.terms[t].K; k += left.k_block) {
       const Index rest = p.terms[t].K - k;
@@ -155,23 +155,24 @@ void pair_tile(const PairProduct& p, Index m, Index slab, Index column) {
 }
 
 template <int MR, int NV>
-void pair_tile_of(const PairProduct& p, Index rows, Index m, Index slab, Index column) {
+void pair_tile_of(const PairProduct& p, Index rows, Index block, Index row, Index slab,
+                  Index column) {
   if (rows == MR) {
-    pair_tile<MR, NV>(p, m, slab, column);
+    pair_tile<MR, NV>(p, block, row, slab, column);
   } else if constexpr (MR > 1) {
-    pair_tile_of<MR - 1, NV>(p, rows, m, slab, column);
+    pair_tile_of<MR - 1, NV>(p, rows, block, row, slab, column);
   }
 }
 
 template <int NV>
 void pair_columns(const PairProduct& p, Index slab, Index column) {
   constexpr int MR = tile_rows<NV>();
-  const Index block = p.terms[0].left.m_block;
-  for (Index start = 0; start < p.M; start += block) {
-    const Index rows = p.M - start < block ? p.M - start : block;
-    Index m = 0;
-    for (; m + MR <= rows; m += MR) pair_tile<MR, NV>(p, start + m, slab, column);
-    if (m < rows) pair_tile_of<MR - 1, NV>(p, rows - m, start + m, slab, column);
+  const Index size = p.terms[0].left.m_block;  // every term's
+  for (Index block = 0, rest = p.M; rest > 0; ++block, rest -= size) {
+    const Index rows = rest < size ? rest : size;
+    Index row = 0;
+    for (; row + MR <= rows; row += MR) pair_tile<MR, NV>(p, block, row, slab, column);
+    if (row < rows) pair_tile_of<MR - 1, NV>(p, rows - row, block, row, slab, column);
   }
 }
 

@@ -21,27 +21,6 @@ constexpr int tile_rows() {
   return rows > 12 ? 12 : rows;
 }
 
-template <class T>
-inline Vector<T> finished(Finish finish, Vector<T> c, const T* C, const T* S) {
-  switch (finish) {
-    case Finish::store:
-      return c;
-    case Finish::accumulate:
-      return load(C) + c;
-    case Finish::times_slope:
-      return c * load(S);
-    case Finish::times_tanh: {
-      const Vector<T> a = load(S);
-      return c * (T(1) - a * a);
-    }
-    case Finish::times_step: {
-      const Vector<T> a = load(S);
-      return select<T>(a > T(0), c, Vector<T>{});
-    }
-  }
-  return c;
-}
-
 // acc[MR, NV vectors] += left[MR, count] right[count, NV vectors], k running over one block.
 template <class T, int MR, int NV>
 inline __attribute__((always_inline)) void multiply_block(Vector<T> (&acc)[MR][NV], const T* left,
@@ -72,9 +51,46 @@ inline void fetch_ahead(const T* ahead, Index count, Index row, Index rows, Inde
   for (Index i = row * count / all; i < end; i += line) __builtin_prefetch(ahead + i, 0, 2);
 }
 
-// One register tile: rows m .. m + MR (inside one m block), NV vectors of columns.
+template <class T, int MR, int NV, class Body>
+inline __attribute__((always_inline)) void store_each(const Vector<T> (&acc)[MR][NV], T* C,
+                                                      Index stride, Body&& finished) {
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) {
+      const Index at = r * stride + v * kLanes<T>;
+      store(C + at, finished(acc[r][v], at));
+    }
+  }
+}
+
+// A finished tile, its finish chosen once: at width 64 a choice a vector is a tenth of the product.
 template <class T, int MR, int NV>
-void tile(const Product<T>& p, Index m, Index slab, Index column) {
+inline __attribute__((always_inline)) void store_tile(Finish finish, const Vector<T> (&acc)[MR][NV],
+                                                      T* C, const T* S, Index stride) {
+  using V = Vector<T>;
+  const auto each = [&](auto&& finished) { store_each<T, MR, NV>(acc, C, stride, finished); };
+  switch (finish) {
+    case Finish::store:
+      return each([](V c, Index) { return c; });
+    case Finish::accumulate:
+      return each([&](V c, Index at) { return load(C + at) + c; });
+    case Finish::times_slope:
+      return each([&](V c, Index at) { return c * load(S + at); });
+    case Finish::times_tanh:
+      return each([&](V c, Index at) {
+        const V a = load(S + at);
+        return c * (T(1) - a * a);
+      });
+    case Finish::times_step:
+      return each([&](V c, Index at) { return select<T>(load(S + at) > T(0), c, V{}); });
+  }
+}
+
+// One register tile: MR rows of an m block, from `row` of it on, NV vectors of columns.
+template <class T, int MR, int NV>
+void tile(const Product<T>& p, Index block, Index row, Index slab, Index column) {
+  const Index m = block * p.terms[0].left.m_block + row;
   if (p.ahead != nullptr && column == 0) {
     fetch_ahead(p.ahead, p.ahead_count, slab * p.M + m, MR, p.M * p.N.count);
   }
@@ -89,8 +105,7 @@ void tile(const Product<T>& p, Index m, Index slab, Index column) {
   for (int t = 0; t < p.term_count; ++t) {
     const LeftOperand<T>& left = p.terms[t].left;
     const RightOperand<T>& right = p.terms[t].right;
-    const T* a =
-        left.data + m / left.m_block * left.m_block_stride + m % left.m_block * left.m_stride;
+    const T* a = left.data + block * left.m_block_stride + row * left.m_stride;
     const T* b = right.data + slab * right.slab_stride + column;
     for (Index k = 0; k < p.terms[t].K; k += left.k_block) {
       const Index rest = p.terms[t].K - k;
@@ -101,22 +116,16 @@ void tile(const Product<T>& p, Index m, Index slab, Index column) {
     }
   }
   const Index offset = slab * p.c_slab_stride + m * p.c_stride + column;
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) {
-      const Index at = offset + r * p.c_stride + v * kLanes<T>;
-      store(p.C + at, finished<T>(p.finish, acc[r][v], p.C + at, p.S + (p.S ? at : 0)));
-    }
-  }
+  const T* S = p.S != nullptr ? p.S + offset : nullptr;
+  store_tile<T, MR, NV>(p.finish, acc, p.C + offset, S, p.c_stride);
 }
 
 template <class T, int MR, int NV>
-void tile_of(const Product<T>& p, Index rows, Index m, Index slab, Index column) {
+void tile_of(const Product<T>& p, Index rows, Index block, Index row, Index slab, Index column) {
   if (rows == MR) {
-    tile<T, MR, NV>(p, m, slab, column);
+    tile<T, MR, NV>(p, block, row, slab, column);
   } else if constexpr (MR > 1) {
-    tile_of<T, MR - 1, NV>(p, rows, m, slab, column);
+    tile_of<T, MR - 1, NV>(p, rows, block, row, slab, column);
   }
 }
 
@@ -124,12 +133,12 @@ void tile_of(const Product<T>& p, Index rows, Index m, Index slab, Index column)
 template <class T, int NV>
 void column_group(const Product<T>& p, Index slab, Index column) {
   constexpr int MR = tile_rows<NV>();
-  const Index block = p.terms[0].left.m_block;
-  for (Index start = 0; start < p.M; start += block) {
-    const Index rows = p.M - start < block ? p.M - start : block;
-    Index m = 0;
-    for (; m + MR <= rows; m += MR) tile<T, MR, NV>(p, start + m, slab, column);
-    if (m < rows) tile_of<T, MR - 1, NV>(p, rows - m, start + m, slab, column);
+  const Index size = p.terms[0].left.m_block;  // every term's
+  for (Index block = 0, rest = p.M; rest > 0; ++block, rest -= size) {
+    const Index rows = rest < size ? rest : size;
+    Index row = 0;
+    for (; row + MR <= rows; row += MR) tile<T, MR, NV>(p, block, row, slab, column);
+    if (row < rows) tile_of<T, MR - 1, NV>(p, rows - row, block, row, slab, column);
   }
 }
 
