@@ -26,7 +26,7 @@ EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train headline emulation test sanitize cuda cross lint format bench smoke wheel ci clean
+.PHONY: help build train headline emulation test sanitize cuda cross lint format bench bench-avx2 smoke wheel ci clean
 .DELETE_ON_ERROR:
 # Two pips in one environment, or two builds in one directory, would spoil each other under make -j;
 # ninja uses all cores anyway.
@@ -34,7 +34,7 @@ CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp
 
 help:  ## list the targets
 	@echo "trpo_fast: make TARGET"
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1|\2/' | \
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | \
 	  awk -F'|' '{printf "%-9s %s\n", $$1, $$2}'
 	@echo "Variables: TRAIN_ENV, TRAIN_STEPS, TRAIN_ARGS, PYTEST_ARGS, PYTHON, VENV"
 
@@ -110,6 +110,17 @@ bench: $(STAMP)/native $(STAMP)/extra-bench  ## time the library beside torch an
 	$(BIN)/python -m pytest benchmarks --full --benchmark-only --benchmark-json=.benchmarks/results.json
 	$(BIN)/python benchmarks/report.py .benchmarks/results.json --page docs/performance.md \
 	  --figure docs/assets/update-speed.png
+
+# On a newer machine; torch and the peers are kept to AVX2 as well.
+bench-avx2: export TRPO_FAST_ISA = avx2
+bench-avx2: export ATEN_CPU_CAPABILITY = avx2
+bench-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
+bench-avx2: export MKL_ENABLE_INSTRUCTIONS = AVX2
+bench-avx2: $(STAMP)/native $(STAMP)/extra-bench  ## the same as on a machine with AVX2 and no more
+	@mkdir -p .benchmarks
+	$(BIN)/python -m pytest benchmarks --full --benchmark-only --benchmark-json=.benchmarks/avx2.json
+	$(BIN)/python benchmarks/report.py .benchmarks/avx2.json --page docs/performance.md \
+	  --section "results, AVX2" --note '`make bench-avx2`' --only update "Fisher product"
 
 smoke: $(STAMP)/native $(STAMP)/extra-bench  ## run each benchmark once, for its answer only
 	TRPO_FAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest benchmarks --benchmark-disable

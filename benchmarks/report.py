@@ -1,7 +1,8 @@
 """Turn the JSON of a benchmark run into the tables and the figure of docs/performance.md.
 
 ``python benchmarks/report.py RESULTS.json --page docs/performance.md --figure FIGURE.png`` rewrites
-what stands between the page's two marker comments. Times are medians; a ratio is the median over
+what stands between the page's two marker comments (``--section NAME`` names the pair; ``--only
+update`` takes one table). Times are medians; a ratio is the median over
 the run's turns of neighbours' ratios, with the least and the greatest in brackets.
 """
 
@@ -9,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 OURS = "trpo_fast"
 PEERS = ("sb3-contrib", "tianshou")
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 TITLES = {
     "update": "Whole policy update (10 plain CG iterations, no critic)",
     "solve": "Solve (10 plain CG iterations, preparations included)",
@@ -140,25 +141,26 @@ def machine_text(results: Results) -> str:
     )
 
 
-def report(results: Results) -> str:
+def report(results: Results, only: Sequence[str] = (*TITLES, "memory")) -> str:
     parts = [machine_text(results)]
-    parts += [speed_table(results, name) for name in TITLES if name in results.tables]
-    if "memory" in results.tables:
+    parts += [speed_table(results, n) for n in TITLES if n in only and n in results.tables]
+    if "memory" in only and "memory" in results.tables:
         parts.append(memory_table(results))
     return "\n".join(parts)
 
 
-def rewrite(page: Path, text: str) -> None:
-    """Put ``text`` between the page's markers.
+def rewrite(page: Path, section: str, text: str) -> None:
+    """Put ``text`` between the markers of a page's section.
 
     Raises:
         ValueError: a marker is missing.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = (f"<!-- {section}: {word} -->" for word in ("begin", "end"))
+    before, begin, rest = page.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"{page} lacks {BEGIN} or {END}")
-    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+        raise ValueError(f"{page} lacks {first} or {last}")
+    page.write_text(f"{before}{first}\n{text}{last}{after}")
 
 
 def figure(results: Results, path: Path) -> None:
@@ -196,14 +198,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--page", type=Path, help="page to rewrite between its markers")
+    parser.add_argument("--section", default="results", metavar="NAME", help="of the markers")
+    parser.add_argument("--only", nargs="+", choices=TITLES, help="these tables alone")
     parser.add_argument("--figure", type=Path, help="PNG to write")
     parser.add_argument("--note", default="`make bench`", help="how the run was made")
     options = parser.parse_args()
     results = Results(options.results, options.note)
-    text = report(results)
+    text = report(results, options.only) if options.only else report(results)
     print(text)
     if options.page is not None:
-        rewrite(options.page, text)
+        rewrite(options.page, options.section, text)
     if options.figure is not None:
         figure(results, options.figure)
 
