@@ -24,7 +24,7 @@ from step_quality import Quality, case_of, title
 from torch import Tensor
 
 from trpo_fast import TRPOOptimizer, natural_gradient
-from trpo_fast.preconditioning import kfac, preconditioner
+from trpo_fast.preconditioning import curvature, kfac
 from trpo_fast.preconditioning.cost import INPUT_ROWS, OUTPUT_ROWS
 from trpo_fast.preconditioning.curvature import Curvature
 
@@ -66,20 +66,11 @@ def print_row(label: str, sample: Sample, g: Tensor, quality: Quality, **options
 
 
 @contextlib.contextmanager
-def eigenbases_up_to(width: int) -> Iterator[None]:
-    with (
-        mock.patch.object(kfac, "EIGEN_WIDTH", width),
-        mock.patch.object(preconditioner, "EIGEN_WIDTH", width),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def kept_statistics(curvature: Curvature) -> Iterator[None]:
+def kept_statistics(kept: Curvature) -> Iterator[None]:
     """Every solve uses this one's G, whatever its age."""
     with (
-        mock.patch("trpo_fast.optimizer.functional.Curvature", return_value=curvature),
-        mock.patch.object(preconditioner, "refresh_interval", return_value=ALL),
+        mock.patch("trpo_fast.optimizer.functional.Curvature", return_value=kept),
+        mock.patch.object(curvature, "refresh_interval", return_value=ALL),
     ):
         yield
 
@@ -90,27 +81,27 @@ def print_choices(sample: Sample) -> None:
     print(f"  {f'plain CG, {CG_ITERS} iterations':<24}{quality(plain):8.4f}")
     for choice in CHOICES:
         with (
-            mock.patch.object(preconditioner, "INPUT_ROWS", choice.input_rows),
-            mock.patch.object(preconditioner, "OUTPUT_ROWS", choice.output_rows),
+            mock.patch.object(curvature, "INPUT_ROWS", choice.input_rows),
+            mock.patch.object(curvature, "OUTPUT_ROWS", choice.output_rows),
         ):
             print_row(choice.label, sample, g, quality, **choice.options)
     if max(sample.run.hidden) <= WIDE:
-        with eigenbases_up_to(0):
+        with mock.patch.object(kfac, "EIGEN_WIDTH", 0):
             print_row("factored damping", sample, g, quality)
 
 
 def print_ages(sample: Sample) -> None:
     """Q at the policy some updates later, G from before them and new."""
-    curvature = Curvature({})
+    kept = Curvature({})
     optimizer = TRPOOptimizer(sample.policy, max_kl=MAX_KL, damping=DAMPING, step_size="damped")
-    with kept_statistics(curvature):
+    with kept_statistics(kept):
         direction(sample, case_of(sample).gradient, cg_iters=1)
     for age in range(1, max(AGES) + 1):
         optimizer.step(obs=sample.obs, actions=sample.actions, advantages=sample.advantages)
         if age not in AGES:
             continue
         g, quality = case_of(sample).gradient, Quality(sample)
-        with kept_statistics(curvature):
+        with kept_statistics(kept):
             print_row(f"G {age} updates old", sample, g, quality)
         print_row("  a new G there", sample, g, quality)
 
