@@ -291,3 +291,21 @@ class TestWhoGetsIt:
                 assert cpu.bf16_parts(*other) == 0
             assert cpu.bf16_parts(small.network, small.batch, Options(precision="bf16")) == 1
             assert cpu.bf16_parts(small.network, small.batch, Options(precision="bf16x3")) == 2
+
+    @native_only
+    def test_plain_iterations_of_one_solve_are_not_rounded(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """K-FAC would pay here only where its statistics served the next solves, too."""
+        from trpo_fast.backends.cpu import problem as cpu
+
+        monkeypatch.setattr(cpu.kernels, "bf16_instruction", lambda: True)
+        policy = make_policy(BY_NAME["gaussian"], (128, 128), dtype=torch.float32)
+        data = make_data(policy, BY_NAME["gaussian"], 1200)
+        g = torch.randn(sum(p.numel() for p in policy.parameters()))
+        x, _ = natural_gradient(policy, data["obs"], g)
+        plain, _ = natural_gradient(policy, data["obs"], g, preconditioner="none", precision="fp32")
+        assert torch.equal(x, plain)
+        optimizer = TRPOOptimizer(policy)
+        optimizer.step(**data)
+        assert optimizer.state

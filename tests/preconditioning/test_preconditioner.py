@@ -74,7 +74,7 @@ def statistics(
 ) -> tuple[preconditioner.KroneckerStatistics, dict[int, preconditioner.Place]]:
     """What K-FAC's factors are asked of, and the layers."""
     network, batch = recognised(policy, data)
-    options = Options(**keywords)
+    options = Options(**{"precision": "fp32", **keywords})
     problem = ANALYTIC[backend].problem(network, flat_of(policy), batch, options)
     places = preconditioner.places_of(network, problem.parameters)
     return curvature.statistics_of(problem, network, batch, options.fisher_fraction), places

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 from torch import nn
 
 from trpo_fast.backends.generic.modules import fisher_terms, module_terms
@@ -9,6 +12,7 @@ from trpo_fast.backends.generic.problem import GenericProblem, refuse_generic
 from trpo_fast.backends.registry import fused_problem
 from trpo_fast.networks.network import Network
 from trpo_fast.optimizer.batch_reader import fused_batch
+from trpo_fast.preconditioning.cost import kfac_pays
 from trpo_fast.preconditioning.curvature import Curvature, precondition
 from trpo_fast.update.batch import Batch
 from trpo_fast.update.options import Options
@@ -43,6 +47,9 @@ def problem_of(
     if isinstance(network, Network):
         width = network.layers[0].weight.shape[1]
         fused = fused_batch(batch, network.head, width, parameters.dtype)
+        automatic = options.preconditioner == "auto"
+        if automatic and not kfac_pays(network, fused.rows, lasts=curvature.lasts):
+            options = _plain(options)
         problem = fused_problem(network, parameters, fused, options)
         precondition(problem, curvature, network, fused, options)
         return problem
@@ -53,3 +60,8 @@ def problem_of(
         terms = fisher_terms(module, batch, options)
         return GenericProblem(parameters, options, fisher_terms=terms)
     return GenericProblem(parameters, options, *module_terms(module, batch, options))
+
+
+@lru_cache(maxsize=8)  # making options checks them all
+def _plain(options: Options) -> Options:
+    return replace(options, preconditioner="none")

@@ -6,7 +6,6 @@ import math
 
 from trpo_fast.networks.network import Network
 from trpo_fast.preconditioning.kfac import EIGEN_WIDTH
-from trpo_fast.update.options import Options
 
 # Rows that A is made of, anew at every update: observations have heavy tails, and what A has not
 # seen costs an iteration (docs/preconditioning.md).
@@ -27,24 +26,18 @@ LEAST_FLOP = 1 << 24
 EIGEN_FLOP, INVERSE_FLOP = 100, 3
 
 
-def preconditioner_kind(
-    options: Options, network: Network, rows: int, *, lasts: bool = True
-) -> str:
-    """What "auto" stands for, "kfac" or "none", from sizes alone; a named one stands for itself.
+def kfac_pays(network: Network, rows: int, *, lasts: bool) -> bool:
+    """Whether K-FAC saves more than it costs, from sizes alone.
 
     Args:
-        options: Checked options.
         network: The recognised policy.
         rows: Of the batch.
         lasts: Whether statistics are kept for the next solves.
     """
-    if options.preconditioner != "auto":
-        return options.preconditioner
     if product_flop(network, rows) < LEAST_FLOP:
-        return "none"
+        return False
     interval = refresh_interval(network, rows) if lasts else 1
-    cost = input_cost(network, rows) + output_cost(network, rows) / interval
-    return "kfac" if cost <= PAYS_BELOW else "none"
+    return input_cost(network, rows) + output_cost(network, rows) / interval <= PAYS_BELOW
 
 
 def product_flop(network: Network, rows: int) -> int:

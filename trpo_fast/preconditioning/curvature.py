@@ -14,7 +14,6 @@ from trpo_fast.networks.network import Network
 from trpo_fast.preconditioning.cost import (
     INPUT_ROWS,
     OUTPUT_ROWS,
-    preconditioner_kind,
     refresh_interval,
     widest,
 )
@@ -53,9 +52,15 @@ AGE = "preconditioner_age"
 def precondition(
     problem: Preconditioned, curvature: Curvature, network: Network, batch: Batch, options: Options
 ) -> None:
-    """Give the problem the preconditioner that the options ask for, at theta_old."""
-    kind = preconditioner_kind(options, network, batch.rows, lasts=curvature.lasts)
-    if kind == "none" or (options.preconditioner == "auto" and not problem.gains_known):
+    """Give the problem the preconditioner that the options ask for, at theta_old.
+
+    "auto" is K-FAC where the backend may choose it; where it does not pay, ``problem_of`` has made
+    it "none".
+    """
+    kind = options.preconditioner
+    if kind == "auto":
+        kind = "kfac" if problem.gains_known else "none"
+    if kind == "none":
         return
     problem.preconditioner = curvature.preconditioner(
         kind, network, problem, batch, options.damping, options.fisher_fraction

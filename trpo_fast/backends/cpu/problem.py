@@ -29,7 +29,6 @@ from trpo_fast.backends.reference.rounding import ROUNDINGS
 from trpo_fast.base.tensors import strided_rows
 from trpo_fast.networks.head import Head
 from trpo_fast.networks.network import Network
-from trpo_fast.preconditioning.cost import preconditioner_kind
 from trpo_fast.preconditioning.kfac import signs_of
 from trpo_fast.preconditioning.preconditioner import KroneckerStatistics, Place, Preconditioner
 from trpo_fast.update.batch import Batch
@@ -71,7 +70,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
 
     "auto" rounds only where the CPU has the instruction, and only under a K-FAC preconditioner:
     it leaves few iterations for the rounding to spoil, while plain conjugate gradients lose some
-    of their step to it.
+    of their step to it. Where K-FAC does not pay, ``problem_of`` has made "auto" a "none".
     """
     if options.precision != "auto":
         return ROUNDINGS[options.precision].parts
@@ -80,7 +79,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     weights = sum(layer.weight.numel() for layer in network.layers)
     if batch.rows * options.fisher_fraction * weights < BF16_WORK:
         return 0
-    return int(preconditioner_kind(options, network, batch.rows) == "kfac")
+    return int(options.preconditioner in ("auto", "kfac"))
 
 
 class CpuProblem(KroneckerStatistics, WholeUpdate):
