@@ -22,7 +22,7 @@ GOOD = TrustRegionResult(
     loss_after=-0.9,
     expected_improvement=1.0,
     actual_improvement=0.9,
-    step_size=1.0,
+    step_size=0.02,  # for a KL of 0.01, by the model with damping
     backtracks=0,
     cg_iters=3,
     cg_residual=0.1,
@@ -37,6 +37,7 @@ GOOD = TrustRegionResult(
     [
         ({}, 0.3 / 1.5),  # a good model, and a region hardly used
         ({"kl": 0.009}, 0.3),  # the region is used
+        ({"kl": 0.0023, "step_size": 0.005}, 0.3),  # likewise, of the smaller one by lr=0.5
         ({"actual_improvement": 0.5}, 0.3),  # a middling model
         ({"actual_improvement": 0.1}, 0.3 * 1.5),
         ({"backtracks": 1}, 0.3 * 1.5),

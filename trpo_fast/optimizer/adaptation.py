@@ -24,17 +24,18 @@ def adapted_damping(options: Options, result: TrustRegionResult) -> float:
     """Levenberg-Marquardt's rule, after Martens 2010, section 4.1.
 
     There the ratio of actual to expected improvement alone decides. A trust region has a second
-    witness, the KL: with it, damping falls only while it is most of what the steps are sized by,
-    or, where they end at the boundary, would be sized by.
+    witness, the KL: with it, damping falls only while x'(F + damping I)x is half as much again as
+    the KL says that x'Fx is.
     """
     damping = options.damping
     if options.constraint == "none" or result.status in (Status.zero_gradient, Status.zero_step):
         return damping
     ratio = result.actual_improvement / max(result.expected_improvement, 1e-300)
     modelled, overshot = options.max_kl, result.backtracks > 0
-    if options.step_size == "boundary" and options.constraint == "hard":
-        # s^2 x'(F + dI)x / 2, since x'g = x'(F + dI)x; and a later candidate may be a longer one.
-        modelled, overshot = 0.5 * result.step_size * result.expected_improvement, False
+    if options.constraint == "hard":
+        # s^2 x'(F + dI)x / 2, since x'g = x'(F + dI)x
+        modelled = 0.5 * result.step_size * result.expected_improvement
+        overshot &= options.step_size == "damped"  # else a later candidate may be a longer one
     if not result.accepted or overshot or ratio < 0.25:
         damping *= DAMPING_FACTOR
     elif ratio > 0.75 and result.kl < modelled / DAMPING_FACTOR:

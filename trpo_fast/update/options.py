@@ -43,9 +43,10 @@ class SharedOptions:
     adaptive_damping: bool = _option(
         False,
         "adapt the damping to how well the quadratic model predicts",
-        note="Levenberg-Marquardt: half as much again after a step that the model misjudged, a "
-        "third less after one that it judged well and that left a third of max_kl unused (Martens "
-        "2010, section 4.1).",
+        note="Levenberg-Marquardt (Martens 2010, section 4.1): half as much again after a step "
+        "that the model misjudged, a third less after one that it judged well and whose KL is "
+        "below two thirds of s^2 x'(F + damping I)x / 2 for its length s (of max_kl with "
+        "constraint=penalty). With step_size=damped and lr=1 that s is for max_kl.",
     )
     cg_iters: int = _option(
         10, "most conjugate-gradient iterations", minimum=1, maximum=GREATEST_COUNT
