@@ -5,8 +5,10 @@ acceptable one (Schulman et al. 2015, appendix C).
 
 ``step_size="boundary"``: damping belongs to the direction and not to the length, so the first
 candidate is sized by x'Fx; and the KL along a line being nearly quadratic, at most two more by what
-was measured of it. The damped rule's own candidates follow where none of these was acceptable or
-they may be better, so that the step is no worse than by that rule.
+was measured of it. The damped rule's own candidates follow, while ``max_backtracks`` lasts, where
+none of these was acceptable or they may be better. Which may be is told from a KL that is convex
+along x and a surrogate that is a parabola: as far as they are, the step is no worse than by that
+rule, and no further.
 """
 
 from __future__ import annotations
