@@ -295,8 +295,9 @@ def layers_of(module: nn.Module, obs: Tensor | None = None) -> tuple[Layer, ...]
 
     Args:
         module: Its forward maps ``[N, O]`` to ``[N]`` or ``[N, 1]``.
-        obs: ``[N, O]``; what another module than ``ValueFunction`` computes is found, and each
-            time compared, on these. Without them such a module is ``UNDECIDED``.
+        obs: ``[N, O]``; what another module than ``ValueFunction`` computes is found on these, and
+            compared on all of a number of rows that is new, on a few at each ``CHECKED_EACH``-th
+            look. Without them such a module is ``UNDECIDED``.
     """
     if type(module) is ValueFunction and ValueFunction.forward is _VALUE_FORWARD:
         layers = _checked_layers(module, module.body)
@@ -329,8 +330,8 @@ def network_of(
 
     Args:
         module: Its forward maps ``[N, O]`` to a distribution.
-        obs: The batch at hand. What another module than ``MlpPolicy`` computes is found, and each
-            time compared, on its rows; without them such a module is ``UNDECIDED``.
+        obs: The batch at hand. What another module than ``MlpPolicy`` computes is found on its
+            rows, and compared as for ``layers_of``; without them such a module is ``UNDECIDED``.
         action_mask: The batch's mask, or None.
     """
     if type(module) is not MlpPolicy or MlpPolicy.forward is not _POLICY_FORWARD:
