@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,20 @@ import pytest
 import trpo_fast
 
 PACKAGE = Path(trpo_fast.__file__).parent
-# What users type; they stand above every package.
-ADDRESSES = {"cli", "sb3", "tianshou", "skrl", "schedulers", "__main__", "__init__"}
 # What stands below every package: the door to native code, and what it needs.
 GROUND = {"_native", "_core", "_core_cuda", "_version", "_program"}
-# A package may import those named here, `base` and the ground. `update`, `networks`,
-# `environments` and `runs` know nothing of one another.
-MAY_IMPORT = {
+# Each may import those named here, `base` and the ground. What users type stands above every
+# package; `update`, `networks`, `environments` and `runs` know nothing of one another.
+ADDRESSES = {
+    "__init__": {"agent", "optimizer", "rollouts", "networks", "update"},
+    "__main__": {"cli"},
+    "cli": {"command", "runs"},
+    "sb3": {"adapters", "optimizer", "rollouts", "update"},
+    "tianshou": {"adapters", "optimizer", "update"},
+    "skrl": {"adapters", "optimizer", "update"},
+    "schedulers": {"optimizer", "update"},
+}
+PACKAGES = {
     "command": {"agent", "environments", "runs"},
     "adapters": {"optimizer", "backends", "recognition", "networks", "update"},
     "agent": {
@@ -46,6 +54,7 @@ MAY_IMPORT = {
     "runs": set(),
     "base": set(),
 }
+MAY_IMPORT: dict[str, set[str]] = {**ADDRESSES, **PACKAGES}
 
 
 def modules() -> dict[str, Path]:
@@ -108,8 +117,6 @@ def violations(edges: dict[str, set[str]]) -> list[str]:
     found = []
     for importer, imported in sorted(edges.items()):
         room = importer.partition(".")[0]
-        if room in ADDRESSES:
-            continue
         for name in sorted(imported):
             target = name.partition(".")[0]
             if room in GROUND:
@@ -120,6 +127,17 @@ def violations(edges: dict[str, set[str]]) -> list[str]:
             if not allowed:
                 rule = ", ".join(sorted(MAY_IMPORT.get(room, GROUND))) or "base alone"
                 found.append(f"{importer} imports {name}: {room} may import {rule}")
+    return found
+
+
+def below(room: str, table: dict[str, set[str]]) -> set[str]:
+    """What a room reaches, over others as well."""
+    found: set[str] = set()
+    pending = [room]
+    while pending:
+        new = table.get(pending.pop(), set()) - found
+        found |= new
+        pending += new
     return found
 
 
@@ -134,7 +152,22 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
 
 def test_every_package_has_its_rule() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert folders == set(MAY_IMPORT)
+    assert folders == set(PACKAGES)
+
+
+def test_contributing_draws_the_same_table() -> None:
+    page = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
+    drawn: dict[str, set[str]] = {}
+    for line in page.partition("Imports go one way")[2].split("```")[1].strip().splitlines():
+        steps = [step.split(", ") for step in line.split(" -> ")]
+        for importers, imported in pairwise(steps):
+            for room in importers:
+                drawn.setdefault(room, set()).update(imported)
+    ruled = {room: {"base", "_native", *targets} for room, targets in MAY_IMPORT.items()}
+    ruled["base"] = {"_native"}
+    rooms = set(MAY_IMPORT) - {"__init__", "__main__"}
+    assert set(drawn) == rooms
+    assert {room: below(room, drawn) for room in rooms} == {r: below(r, ruled) for r in rooms}
 
 
 def test_imports_run_one_way() -> None:
@@ -153,7 +186,7 @@ def test_packages_are_folders() -> None:
 
 def test_the_root_holds_addresses_alone() -> None:
     names = {path.stem for path in PACKAGE.glob("*.py")}
-    assert names == (ADDRESSES | GROUND) - {"_core", "_core_cuda"}
+    assert names == (set(ADDRESSES) | GROUND) - {"_core", "_core_cuda"}
 
 
 def test_native_is_the_one_door_to_compiled_modules() -> None:
