@@ -17,8 +17,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from trpo_fast.adapters.common import stepped
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
+from trpo_fast.update.batch import tree_rows
 from trpo_fast.update.result import TrustRegionResult
 
 try:
@@ -28,7 +30,7 @@ try:
     from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 
     from trpo_fast.adapters.sb3_critic import critic_parameters, fit_values
-    from trpo_fast.adapters.sb3_policies import BY_DIMENSION, Acting, Actor, observation_rows
+    from trpo_fast.adapters.sb3_policies import BY_DIMENSION, Acting, Actor
 except ImportError as error:
     raise ImportError(
         "trpo_fast.sb3 needs Stable-Baselines3 and sb3-contrib: pip install 'trpo_fast[sb3]'"
@@ -114,36 +116,36 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
             old_log_prob = old_log_prob + bijector.log_prob_correction(actions).sum(1)
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        optimizer = self._trust_region()
-        optimizer.step(
-            obs=observation_rows(rollout.observations, rows),
+        return stepped(
+            self._trust_region(),
+            self._options(),
+            obs=tree_rows(rollout.observations, rows),
             actions=actions,
             advantages=advantages,
             old_log_prob=old_log_prob,
         )
-        assert optimizer.last_result is not None  # noqa: S101
-        return optimizer.last_result
 
     def _trust_region(self) -> TRPOOptimizer:
-        """The policy's optimizer, with this model's options of now."""
         cached = self._policy_optimizer
         known = cached.module if cached is not None else None
         if cached is None or not isinstance(known, Actor) or known.policy is not self.policy:
             cached = TRPOOptimizer(Actor(self.policy), step_size="damped")
             self._policy_optimizer = cached
+        return cached
+
+    def _options(self) -> dict[str, Any]:
         terms = self._kl_terms()
         for name, (fits, wanted) in IN_RANGE.items():
             if not fits(getattr(self, name)):
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
-        cached.param_groups[0].update(
-            max_kl=float(self.target_kl) * terms,
-            damping=float(self.cg_damping) * terms,
-            cg_iters=int(self.cg_max_steps),
-            backtrack_coeff=float(self.line_search_shrinking_factor),
-            max_backtracks=int(self.line_search_max_iter) - 1,
-            kl_direction="old_new" if self.kl_definition == "joint" else "new_old",
-        )
-        return cached
+        return {
+            "max_kl": float(self.target_kl) * terms,
+            "damping": float(self.cg_damping) * terms,
+            "cg_iters": int(self.cg_max_steps),
+            "backtrack_coeff": float(self.line_search_shrinking_factor),
+            "max_backtracks": int(self.line_search_max_iter) - 1,
+            "kl_direction": "old_new" if self.kl_definition == "joint" else "new_old",
+        }
 
     def _kl_terms(self) -> int:
         """How many times sb3-contrib's KL goes into that of the joint action."""

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from trpo_fast import _native
-from trpo_fast.adapters.sb3_policies import Actor, Values, observation_rows
+from trpo_fast.adapters.sb3_policies import Actor, Values
 from trpo_fast.backends.generic.linearization import depends_on
 from trpo_fast.base.modes import twice_differentiable
 from trpo_fast.networks.distribution_parts import parts_of
 from trpo_fast.recognition.recognizer import layers_of
+from trpo_fast.update.batch import tree_rows
 
 
 def critic_parameters(policy: Any, observations: Any) -> list[nn.Parameter]:
@@ -24,7 +25,7 @@ def critic_parameters(policy: Any, observations: Any) -> list[nn.Parameter]:
     A trunk shared with the policy stays inside the trust region.
     """
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    actor, rows = Actor(policy), observation_rows(observations, slice(0, 2))
+    actor, rows = Actor(policy), tree_rows(observations, slice(0, 2))
     with twice_differentiable(policy):
         with torch.enable_grad():
             parts = parts_of(actor(rows))

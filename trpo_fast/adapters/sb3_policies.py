@@ -15,8 +15,9 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
+from trpo_fast.adapters.common import joint
 from trpo_fast.backends.forward import forward_function
 from trpo_fast.networks.distributions import MultiCategorical
 from trpo_fast.recognition.recognizer import layers_of, network_of
@@ -51,10 +52,7 @@ class Actor(nn.Module):
         if isinstance(found, MultiCategoricalDistribution):
             logits = torch.cat([block.logits for block in found.distribution], dim=1)
             return MultiCategorical(logits, found.action_dims)
-        if isinstance(found, BY_DIMENSION):
-            return Independent(found.distribution, 1)
-        joint: Distribution = found.distribution
-        return joint
+        return joint(found.distribution)
 
 
 class Values(nn.Module):
@@ -165,10 +163,3 @@ class _Gaussian:
         log_prob = noise.square().sum(1).mul_(-0.5).sub_(self._constant)
         actions = torch.addcmul(mean, noise, self._std)
         return actions.view(-1, *self._shape), self._values(obs), log_prob
-
-
-def observation_rows(observations: Any, rows: slice) -> Any:
-    """Some rows of a batch of observations, a dict of arrays or one."""
-    if isinstance(observations, dict):
-        return {key: value[rows] for key, value in observations.items()}
-    return observations[rows]

@@ -36,15 +36,16 @@ def batch_rows(batch: Batch, rows: slice | Tensor) -> Batch:
     fields = ("actions", "advantages", "old_log_prob", "weights", "action_mask")
     parts = {name: getattr(batch, name) for name in fields}
     chosen: dict[str, Any] = {k: None if t is None else t[rows] for k, t in parts.items()}
-    obs = _tree_rows(batch.obs, rows)
+    obs = tree_rows(batch.obs, rows)
     return batch._replace(rows=len(first_leaf(obs)), obs=obs, **chosen)
 
 
-def _tree_rows(tree: Any, rows: slice | Tensor) -> Any:
+def tree_rows(tree: Any, rows: slice | Tensor) -> Any:
+    """Some rows of a nesting of tensors."""
     if isinstance(tree, dict):
-        return {key: _tree_rows(item, rows) for key, item in tree.items()}
+        return {key: tree_rows(item, rows) for key, item in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(_tree_rows(item, rows) for item in tree)
+        return tuple(tree_rows(item, rows) for item in tree)
     return tree[rows]
 
 
