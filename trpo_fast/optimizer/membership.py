@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
+
+from trpo_fast.update.parameters import FlatParameters
 
 AGAIN = "make a new TRPOOptimizer of the policy as it is"
 
 
-def refuse_changed(module: nn.Module, stepped: Iterable[Tensor], names: Iterable[str]) -> None:
+def refuse_changed(module: nn.Module, stepped: FlatParameters) -> None:
     """Raise where the module has gained or lost a parameter that requires a gradient.
 
     Args:
         module: As it is now.
-        stepped: The parameters that the optimizer was made of.
-        names: What they were called then.
+        stepped: Those of the parameters that the optimizer was made of that require a gradient,
+            by their names then.
 
     Raises:
         ValueError: one is missing, replaced or new; all such are named.
     """
-    known = dict(zip(map(id, stepped), zip(names, stepped, strict=True), strict=True))
-    own = _parameters(module)
-    lost = [name for key, (name, p) in known.items() if p.requires_grad and key not in own]
-    gained = {key for key, p in own.items() if p.requires_grad and key not in known}
-    if not (lost or gained):
+    known, own = stepped.place, _parameters(module)
+    gained = {key for key, p in own.items() if key not in known and p.requires_grad}
+    if not gained and known.keys() <= own.keys():
         return
+    lost = [stepped.names[index] for key, index in known.items() if key not in own]
     new = [name for name, p in module.named_parameters() if id(p) in gained]
     replaced = [name for name in lost if name in new]
     if replaced:

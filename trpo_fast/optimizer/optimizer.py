@@ -90,14 +90,14 @@ class TRPOOptimizer(LightOptimizer):
         self.module = params if isinstance(params, nn.Module) else None
         self.last_result = None
         super().__init__(params.parameters() if isinstance(params, nn.Module) else params, group)
-        backend = self._options().backend
+        checked = self._options()
         self._flat_parameters()
         self.path, self.path_reason = "generic", "the parameters came without their module"
-        network = self._recognise(None, None) if self.module is not None else None
+        network = None if self.module is None else self._recognise(checked, None, None)
         settled = isinstance(network, Network) or network == UNDECIDED
-        if backend != "auto" and not settled:
+        if checked.backend != "auto" and not settled:
             raise ValueError(
-                f"backend={backend!r} cannot serve: {self.path_reason}; use backend='auto'"
+                f"backend={checked.backend!r} cannot serve: {self.path_reason}; use backend='auto'"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -181,8 +181,7 @@ class TRPOOptimizer(LightOptimizer):
             raise TypeError("step takes a closure, or obs=, actions=, advantages=; not both")
         parameters = self._flat_parameters()
         if self.module is not None:
-            group = self.param_groups[0]
-            refuse_changed(self.module, group["params"], self._names(group))
+            refuse_changed(self.module, parameters)
         with own_precision(parameters.device):
             if closure is not None:
                 result = self._closure_step(closure, parameters, options)
@@ -237,7 +236,7 @@ class TRPOOptimizer(LightOptimizer):
             given.obs, given.weights, dtype=parameters.dtype, device=parameters.device
         )
         batch = reader.batch(given.actions, given.advantages, given.old_log_prob, given.action_mask)
-        network = self._recognise(batch.obs, batch.action_mask)
+        network = self._recognise(options, batch.obs, batch.action_mask)
         if self._curvature is None or self._curvature.state is not self.state:
             self._curvature = Curvature(self.state)
         problem = problem_of(self.module, network, batch, parameters, options, self._curvature)
@@ -250,10 +249,10 @@ class TRPOOptimizer(LightOptimizer):
         with twice_differentiable(self.module, options.noise), backward_named():
             return update(problem, options, unit=batch.unit)
 
-    def _recognise(self, obs: Any, action_mask: Tensor | None) -> Network | str:
+    def _recognise(self, options: Options, obs: Any, action_mask: Tensor | None) -> Network | str:
         assert self.module is not None  # noqa: S101
         network: Network | str
-        if self._options().noise == "fixed" and any(m.training for m in self.module.modules()):
+        if options.noise == "fixed" and any(m.training for m in self.module.modules()):
             network = "noise='fixed' keeps the module in train mode; .eval() it if it has no noise"
         else:
             network = network_of(self.module, obs, action_mask)
