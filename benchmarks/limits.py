@@ -1,9 +1,10 @@
-"""What keeps an update from the machine's peak: a product's memory, a small step's Python.
+"""What keeps an update from the machine's peak: a product's memory, a small step's Python, a look.
 
 ``python benchmarks/limits.py``, on an idle machine. First a step of 64 rows and what of it is spent
-in native code. Then one Fisher product over more and more rows, on one thread and on all:
-the arithmetic of a row stays the same, the activations kept for it leave one cache after the other.
-Shares are of FMAs on registers.
+in native code. Then steps of 2048 rows of a module of the user's own, and what of them it takes to
+see that what it computes has not changed. Then one Fisher product over more and more rows, on one
+thread and on all: the arithmetic of a row stays the same, the activations kept for it leave one
+cache after the other. Shares are of FMAs on registers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from statistics import mean, median
 from typing import Any
 from unittest.mock import patch
 
@@ -19,8 +20,10 @@ import fma_peak
 import torch
 from cases import CG_ITERS, DAMPING, MAX_KL, Size, case_of
 from contenders import contender_of
+from torch import nn
 
 from trpo_fast import TRPOOptimizer, _core
+from trpo_fast.recognition.recognizer import network_of
 
 OBS, ACTIONS = 17, 6
 ROWS = (192, 768, 1536, 3072, 6144, 12288, 25000, 100000)
@@ -104,9 +107,56 @@ def small_step() -> None:
         print(f"  {name:16} {1e6 * median(taken):6.0f}")
 
 
+class Own(nn.Module):
+    """A policy as users write one."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(OBS, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()]
+        self.body = nn.Sequential(*layers, nn.Linear(hidden, ACTIONS))
+        self.log_std = nn.Parameter(torch.zeros(ACTIONS))
+
+    def forward(self, obs: torch.Tensor) -> torch.distributions.Distribution:
+        mean = self.body(obs)
+        normal = torch.distributions.Normal(mean, self.log_std.exp().expand_as(mean))
+        return torch.distributions.Independent(normal, 1)
+
+
+def look(hidden: int, rows: int = 2048, steps: int = 400) -> None:
+    """Means, since only some of the looks compare numbers."""
+    torch.set_num_threads(1)
+    policy, case = Own(hidden), case_of(Size(rows, OBS, ACTIONS, hidden))
+    optimizer = TRPOOptimizer(policy, max_kl=MAX_KL, damping=DAMPING, preconditioner="none")
+    start = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
+    looks: list[float] = []
+    whole: list[float] = []
+
+    def timed(*given: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return network_of(*given)
+        finally:
+            looks.append(time.perf_counter() - began)
+
+    with patch("trpo_fast.optimizer.optimizer.network_of", timed):
+        for _ in range(steps):
+            torch.nn.utils.vector_to_parameters(start.clone(), policy.parameters())
+            began = time.perf_counter()
+            optimizer.step(obs=case.obs, actions=case.actions, advantages=case.advantages)
+            whole.append(time.perf_counter() - began)
+    assert optimizer.path == "fused", optimizer.path_reason
+    share = mean(looks[8:]) / mean(whole[8:])
+    print(
+        f"  2x{hidden}: {1e3 * mean(looks[8:]):.3f} of {1e3 * mean(whole[8:]):.2f} ms, {share:.2%}"
+    )
+
+
 def main() -> None:
     threads = torch.get_num_threads()
     small_step()
+    print("\nThe look at a module of the user's own in a step of 2048 rows, one thread")
+    for hidden in WIDTHS:
+        look(hidden)
     for count in sorted({1, threads}):
         products(count)
 
