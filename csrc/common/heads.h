@@ -375,13 +375,18 @@ TRPO_FAST_HOST_DEVICE auto with_head(const Head& head, F&& f) {
 
 struct HeadFacts {
   bool categories, normal_noise, log_std_is_parameter;
-  Index width;
 };
 
-TRPO_FAST_HOST_DEVICE HeadFacts facts_of(const Head& head) {
-  return with_head(head, [](auto h) {
-    return HeadFacts{h.kCategories, h.kNormalNoise, h.kLogStdIsParameter, h.width()};
+// What is true of a kind of head, whatever its sizes.
+TRPO_FAST_HOST_DEVICE HeadFacts facts_of(int kind) {
+  return with_head({kind, 0, 0, nullptr}, [](auto h) {
+    return HeadFacts{h.kCategories, h.kNormalNoise, h.kLogStdIsParameter};
   });
+}
+
+// Columns that the last layer of this head has.
+TRPO_FAST_HOST_DEVICE Index width_of(const Head& head) {
+  return with_head(head, [](auto h) { return h.width(); });
 }
 
 }  // namespace trpo_fast

@@ -1,6 +1,8 @@
 // A policy head as Python passes it, checked against the columns of the last layer.
 #pragma once
 
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "common/heads.h"
@@ -18,10 +20,20 @@ struct HeadArg {
   HeadArg(int number, Index action_dim, std::vector<Index> sizes, Index outputs)
       : kind(number), actions(action_dim), nvec(std::move(sizes)) {
     if (kind < 0 || kind >= Heads::kCount) throw py::value_error("unknown head");
-    if (!nvec.empty()) actions = Index(nvec.size());
-    facts = facts_of({kind, outputs, actions, nvec.data()});
-    if (facts.categories == nvec.empty() || facts.width != outputs) {
-      throw py::value_error("the head does not fit the last layer's outputs");
+    facts = facts_of(kind);
+    if (facts.categories == nvec.empty()) {
+      throw py::value_error(
+          "nvec belongs to the heads whose actions are categories, and to no "
+          "other");
+    }
+    if (facts.categories) actions = Index(nvec.size());
+    // Each bound by itself, so that no sum of them overflows.
+    for (const Index size : nvec) require_within("nvec has", size, outputs);
+    require_within("the number of actions is", actions, outputs);
+    const Index width = width_of({kind, outputs, actions, nvec.data()});
+    if (width != outputs) {
+      throw py::value_error("the head needs " + std::to_string(width) +
+                            " outputs, the last layer has " + std::to_string(outputs));
     }
   }
 
@@ -29,6 +41,14 @@ struct HeadArg {
     if (given != facts.log_std_is_parameter) {
       throw py::value_error(
           "log_std belongs to the head whose log std is a parameter, and to no other");
+    }
+  }
+
+ private:
+  static void require_within(const char* what, Index size, Index outputs) {
+    if (size < 1 || size > outputs) {
+      throw py::value_error(std::string(what) + " " + std::to_string(size) + ", outside 1 .. " +
+                            std::to_string(outputs) + ", the last layer's outputs");
     }
   }
 };

@@ -240,7 +240,7 @@ int main() {
   for (const Index rows : {Index(1), Index(95), Index(97), Index(700)}) {
     for (const auto& hidden : networks) {
       for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
-        const bool categories = facts_of({kind, 0, 0, nullptr}).categories;
+        const bool categories = facts_of(kind).categories;
         Shape shape{rows,
                     Index(1 + i % 19),
                     hidden,

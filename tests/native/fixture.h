@@ -79,8 +79,8 @@ struct Fixture {
   PolicyBatch<T> batch;
 
   explicit Fixture(const Shape& s) {
-    const HeadFacts facts = facts_of({s.head, 0, s.actions, s.nvec.data()});
-    const Index outputs = facts.width;
+    const HeadFacts facts = facts_of(s.head);
+    const Index outputs = width_of({s.head, 0, s.actions, s.nvec.data()});
     const bool log_std = facts.log_std_is_parameter;
     std::vector<Index> widths{s.obs};
     widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());

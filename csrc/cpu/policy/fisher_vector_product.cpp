@@ -9,7 +9,7 @@ namespace trpo_fast {
 
 template <class T>
 void PolicyProblem<T>::prepare_fisher() {
-  const bool keeps_metric = !facts_of(head_).log_std_is_parameter;
+  const bool keeps_metric = !facts_of(head_.kind).log_std_is_parameter;
   for_chunks(fisher_, [&](Index panel, int worker, T*, double*, bool) {
     if (!cached(fisher_, panel) && !keeps_metric) return;
     T* const cache = cache_of(fisher_, panel, worker);

@@ -119,7 +119,7 @@ void PolicyProblem<T>::layout(Arena& arena) {
       arena.take<Bf16>(bf16_ ? (rounded_size + bf16_->scratch_size()) * batch_.threads : 0);
   const Index outputs_size = weights_.layers.back().out_slabs.size(rows);
   fisher_outputs_ = arena.take<T>(fisher_halves() ? fisher_.panels * outputs_size : 0);
-  const bool keeps_metric = !facts_of(head_).log_std_is_parameter;
+  const bool keeps_metric = !facts_of(head_.kind).log_std_is_parameter;
   metric_ = arena.take<T>(keeps_metric ? fisher_.rows * outputs : 0);
   inv_variance_ = arena.take<T>(batch_.actions);
   old_outputs_ = arena.take<T>(all_.rows * outputs);
