@@ -7,7 +7,7 @@
 
 namespace trpo_fast {
 
-// The numbers are part of the Python interface (backends/native_arguments.py lists the same order).
+// The numbers are part of the Python interface: networks/activations.py has the same order.
 enum class Activation : int {
   identity = 0,
   tanh = 1,

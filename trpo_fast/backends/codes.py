@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from trpo_fast.networks.activations import ACTIVATIONS
+
 
 def _numbered(*names: str) -> dict[str, int]:
     return {name: code for code, name in enumerate(names)}
 
 
-# The order of csrc/common/activations.h.
-ACTIVATION_CODES = _numbered(
-    "identity",
-    "tanh",
-    "relu",
-    "leaky_relu",
-    "elu",
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "softplus",
-    "sigmoid",
-)
+ACTIVATION_CODES = _numbered(*ACTIVATIONS)
 # The order of csrc/common/heads.h. Heads that are not here are served in torch.
 HEAD_CODES = _numbered(
     "gaussian", "gaussian_state_std", "categorical", "multi_categorical", "bernoulli"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 SOFTPLUS_THRESHOLD = 20.0  # torch.nn.Softplus's default, the only one that is recognised
@@ -17,14 +17,32 @@ class Activation:
     """An elementwise function and its derivative, both exactly torch's.
 
     Attributes:
+        module: torch's class of it.
         function: ``(z, parameter) -> phi(z)``.
         derivative: ``(z, parameter) -> phi'(z)``; at a kink, the value torch's autograd takes.
         parameter: torch's default for the one float parameter, 0 where there is none.
+        parameter_name: The attribute of the module that is the parameter.
+        others: The module's other attributes that decide what it computes, as they must be.
     """
 
+    module: type[nn.Module]
     function: Callable[[Tensor, float], Tensor]
     derivative: Callable[[Tensor, float], Tensor]
     parameter: float = 0.0
+    parameter_name: str | None = None
+    others: Mapping[str, object] = field(default_factory=dict)
+
+    def make(self) -> nn.Module:
+        """The module, with torch's default for the parameter."""
+        return self.module(**self.others)
+
+    def parameter_of(self, module: nn.Module) -> float | None:
+        """The parameter of a module that computes this; None of one that does not."""
+        if type(module) is not self.module:
+            return None
+        if any(getattr(module, name) != value for name, value in self.others.items()):
+            return None
+        return float(getattr(module, self.parameter_name)) if self.parameter_name else 0.0
 
 
 def _tanh_derivative(z: Tensor, _: float) -> Tensor:
@@ -70,17 +88,35 @@ def _sigmoid_derivative(z: Tensor, _: float) -> Tensor:
     return s * (1 - s)
 
 
+# In the order of csrc/common/activations.h.
 ACTIVATIONS: dict[str, Activation] = {
-    "identity": Activation(lambda z, _: z, lambda z, _: torch.ones_like(z)),
-    "tanh": Activation(lambda z, _: torch.tanh(z), _tanh_derivative),
-    "relu": Activation(lambda z, _: functional.relu(z), lambda z, _: (z > 0).to(z.dtype)),
-    "leaky_relu": Activation(functional.leaky_relu, _leaky_derivative, 0.01),
-    "elu": Activation(functional.elu, _elu_derivative, 1.0),
-    "silu": Activation(lambda z, _: functional.silu(z), _silu_derivative),
-    "gelu": Activation(lambda z, _: functional.gelu(z), _gelu_derivative),
-    "gelu_tanh": Activation(
-        lambda z, _: functional.gelu(z, approximate="tanh"), _gelu_tanh_derivative
+    "identity": Activation(nn.Identity, lambda z, _: z, lambda z, _: torch.ones_like(z)),
+    "tanh": Activation(nn.Tanh, lambda z, _: torch.tanh(z), _tanh_derivative),
+    "relu": Activation(nn.ReLU, lambda z, _: functional.relu(z), lambda z, _: (z > 0).to(z.dtype)),
+    "leaky_relu": Activation(
+        nn.LeakyReLU, functional.leaky_relu, _leaky_derivative, 0.01, "negative_slope"
     ),
-    "softplus": Activation(_softplus, _softplus_derivative, 1.0),
-    "sigmoid": Activation(lambda z, _: torch.sigmoid(z), _sigmoid_derivative),
+    "elu": Activation(nn.ELU, functional.elu, _elu_derivative, 1.0, "alpha"),
+    "silu": Activation(nn.SiLU, lambda z, _: functional.silu(z), _silu_derivative),
+    "gelu": Activation(
+        nn.GELU,
+        lambda z, _: functional.gelu(z),
+        _gelu_derivative,
+        others={"approximate": "none"},
+    ),
+    "gelu_tanh": Activation(
+        nn.GELU,
+        lambda z, _: functional.gelu(z, approximate="tanh"),
+        _gelu_tanh_derivative,
+        others={"approximate": "tanh"},
+    ),
+    "softplus": Activation(
+        nn.Softplus,
+        _softplus,
+        _softplus_derivative,
+        1.0,
+        "beta",
+        others={"threshold": SOFTPLUS_THRESHOLD},
+    ),
+    "sigmoid": Activation(nn.Sigmoid, lambda z, _: torch.sigmoid(z), _sigmoid_derivative),
 }

@@ -26,18 +26,6 @@ from trpo_fast.networks.head import Outputs
 from trpo_fast.networks.heads import head_for
 from trpo_fast.networks.orthogonal import orthogonal_
 
-_MODULES: dict[str, type[nn.Module]] = {
-    "identity": nn.Identity,
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "softplus": nn.Softplus,
-    "sigmoid": nn.Sigmoid,
-}
-
 
 def perceptron(
     widths: Sequence[int],
@@ -72,7 +60,7 @@ def perceptron(
         _initialise(linear, last_gain if last else math.sqrt(2), ortho_init, generator)
         modules.append(linear)
         if not last:
-            modules.append(_activation_module(activation))
+            modules.append(ACTIVATIONS[activation].make())
     return nn.Sequential(*modules)
 
 
@@ -99,12 +87,6 @@ def flat_observations(obs: Tensor, body: nn.Sequential, width: int) -> Tensor:
     if flat.ndim == 0 or flat.shape[-1] != width:
         raise ValueError(f"obs has shape {tuple(obs.shape)}, expected [N, {width}]")
     return flat
-
-
-def _activation_module(activation: str) -> nn.Module:
-    if activation == "gelu_tanh":
-        return nn.GELU(approximate="tanh")
-    return _MODULES[activation]()
 
 
 def _initialise(

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from trpo_fast.networks.activations import SOFTPLUS_THRESHOLD
+from trpo_fast.networks.activations import ACTIVATIONS
 from trpo_fast.networks.network import Layer
-
-_SIMPLE_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.Identity: "identity",
-    nn.Tanh: "tanh",
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid",
-}
 
 
 def _activation_of(module: nn.Module) -> tuple[str, float] | None:
-    kind = type(module)
-    if kind in _SIMPLE_ACTIVATIONS:
-        return _SIMPLE_ACTIVATIONS[kind], 0.0
-    if isinstance(module, nn.LeakyReLU):
-        return ("leaky_relu", float(module.negative_slope)) if kind is nn.LeakyReLU else None
-    if isinstance(module, nn.ELU):
-        return ("elu", float(module.alpha)) if kind is nn.ELU else None
-    if isinstance(module, nn.GELU) and kind is nn.GELU:
-        return ("gelu_tanh" if module.approximate == "tanh" else "gelu", 0.0)
-    if isinstance(module, nn.Softplus):
-        usual = kind is nn.Softplus and module.threshold == SOFTPLUS_THRESHOLD
-        return ("softplus", float(module.beta)) if usual else None
+    for name, activation in ACTIVATIONS.items():
+        parameter = activation.parameter_of(module)
+        if parameter is not None:
+            return name, parameter
     return None
 
 
