@@ -28,7 +28,7 @@ double distance(const std::vector<T>& a, const std::vector<T>& b) {
   return std::sqrt(difference / (size + 1e-30));
 }
 
-// Where packed vectors find their elements; as packed_map of backends/cuda.py.
+// Where packed vectors find their elements; as packed_map of backends/cuda/layout.py.
 template <class T>
 std::vector<int> packed_map(const PolicyBatch<T>& batch, const cuda::NetworkPlan& network) {
   std::vector<int> map(std::size_t(network.packed), -1);

@@ -59,7 +59,7 @@ class Critic:
         epochs: passes over the rows of each fit.
         batch_size: rows in a minibatch.
         method: "adam", or "gauss_newton": each pass is one step on all rows at once
-            (``value_trust_region``), which learning_rate and batch_size do not concern.
+            (``agent.gauss_newton``), which learning_rate and batch_size do not concern.
         leave: parameters that are not this optimiser's to move.
 
     Raises ValueError when nothing is left to fit.
@@ -232,7 +232,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> float | None:
 def state_values(value_function: nn.Module, observations: Tensor) -> Tensor:
     """Values of ``observations`` ``[N, O]``, outside autograd, as the module's forward gives them.
 
-    A ``ValueFunction`` is evaluated by ``backends.mlp_forward``: torch's own threads, once woken by
+    A ``ValueFunction`` is evaluated by ``backends.forward``: torch's own threads, once woken by
     a large product, spin for milliseconds on the cores that the native update wants next.
     """
     layers = layers_of(value_function)

@@ -1,4 +1,4 @@
-"""What a rollout that stays on a CUDA device needs: advantages, and the network's forward pass."""
+"""A network's forward pass on a CUDA device, for a rollout that stays there."""
 
 from __future__ import annotations
 
