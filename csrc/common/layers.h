@@ -1,14 +1,11 @@
 // Plain descriptions of a multilayer perceptron: sizes, strides, pointers. No Python, no torch.
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
 #include "common/activations.h"
 
 namespace trpo_fast {
-
-using Index = std::int64_t;
 
 // One Linear layer and the activation behind it, read where torch keeps it.
 template <class T>

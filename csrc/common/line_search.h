@@ -1,10 +1,10 @@
-// Which candidates along x an update tries, and which it takes: trpo_fast/update/line_search.py in
-// C++, for every device.
+// Which candidates along x an update tries, and which it takes (Schulman et al. 2015, appendix C):
+// trpo_fast/update/line_search.py in C++, for every device.
 #pragma once
 
 #include <cmath>
 
-#include "common/trust_region.h"
+#include "common/update_options.h"
 
 namespace trpo_fast {
 
@@ -43,6 +43,28 @@ struct LineSearch {
   int damped_index;          // of its next one
   bool damped_done;          // it would have ended
 };
+
+// Of x, which solves (F + damping I) x = g / |g|; quadratic: x'(F + damping I)x.
+TRPO_FAST_HOST_DEVICE double step_scale(const UpdateOptions& o, double gradient_norm,
+                                        double quadratic) {
+  // scale^2 x'(F + dI)x / 2 = max_kl
+  if (o.constraint == Constraint::hard) return std::sqrt(2 * o.max_kl / quadratic);
+  // maximises g.sx - beta s^2 x'(F + dI)x / 2
+  if (o.constraint == Constraint::penalty) return gradient_norm / o.beta;
+  return gradient_norm;  // theta + lr (F + dI)^-1 g
+}
+
+TRPO_FAST_HOST_DEVICE bool acceptable(const UpdateOptions& o, double improvement, double kl,
+                                      double expected) {
+  if (o.constraint == Constraint::none) return true;
+  if (kl < -o.max_kl) return false;  // negative beyond rounding: no KL
+  if (o.constraint == Constraint::penalty) {
+    improvement -= o.beta * kl;
+  } else if (kl > o.max_kl) {
+    return false;
+  }
+  return improvement > 0 && improvement >= o.accept_ratio * expected;
+}
 
 TRPO_FAST_HOST_DEVICE LineSearch line_search(const UpdateOptions& o, const Line& line) {
   LineSearch s{};

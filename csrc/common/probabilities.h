@@ -10,8 +10,6 @@
 
 namespace trpo_fast {
 
-using Index = std::int64_t;
-
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
 // log(1 + exp(x)) without overflow.

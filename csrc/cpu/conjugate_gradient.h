@@ -9,7 +9,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/trust_region.h"
+#include "common/update_options.h"
 #include "cpu/kernels/dense_kernels.h"
 
 namespace trpo_fast {

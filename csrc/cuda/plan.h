@@ -13,14 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "common/activations.h"
 #include "common/heads.h"
-#include "common/trust_region.h"
-
-#if defined(__CUDACC__)
-#define TRPO_FAST_SHARED_CODE __host__ __device__ inline
-#else
-#define TRPO_FAST_SHARED_CODE inline
-#endif
+#include "common/update_options.h"
 
 namespace trpo_fast::cuda {
 
@@ -57,7 +52,7 @@ enum Figure : int {
   kFigures
 };
 
-TRPO_FAST_SHARED_CODE constexpr Index round_up4(Index n) {
+TRPO_FAST_HOST_DEVICE constexpr Index round_up4(Index n) {
   return (n + 3) / 4 * 4;
 }
 
@@ -81,7 +76,7 @@ struct NetworkPlan {
   Index log_std;  // in packed vectors
   Index packed, backward;
 
-  TRPO_FAST_SHARED_CODE const LayerPlan& last() const { return layers[count - 1]; }
+  TRPO_FAST_MEMBER const LayerPlan& last() const { return layers[count - 1]; }
 };
 
 // [in, out, activation, parameter] of a layer.
@@ -136,7 +131,7 @@ struct TensorSizes {
   Index sums;
 };
 
-TRPO_FAST_SHARED_CODE constexpr TensorSizes tensor_sizes(const LayerPlan& layer,
+TRPO_FAST_HOST_DEVICE constexpr TensorSizes tensor_sizes(const LayerPlan& layer,
                                                          Products products) {
   const int depth = products == Products::tf32 ? 8 : 16;
   const int parts = products == Products::bf16x3 ? 2 : 1;
@@ -160,29 +155,29 @@ struct DeviceLimits {
 
 // What sums over the grid need: two buffers in turns, this many sums of each block.
 constexpr int kGridSums = 3;
-TRPO_FAST_SHARED_CODE constexpr Index grid_sums_elements(Index blocks) {
+TRPO_FAST_HOST_DEVICE constexpr Index grid_sums_elements(Index blocks) {
   return 2 * blocks * kGridSums;
 }
 
 // Row stride of a panel buffer: an odd number of 16-byte units keeps neighbouring rows in different
 // banks of shared memory.
-TRPO_FAST_SHARED_CODE constexpr int panel_stride(int columns) {
+TRPO_FAST_HOST_DEVICE constexpr int panel_stride(int columns) {
   return columns / 4 % 2 == 0 ? columns + 4 : columns;
 }
 
 // A block's small arrays in shared memory, in doubles: warps' sums, rows' gains, two log stds with
 // their inverses and the gradient; a variance [A] and warps' partial sums [kWarps][32] of the
 // element's type follow.
-TRPO_FAST_SHARED_CODE constexpr std::size_t scalar_doubles(int panel_rows, int actions) {
+TRPO_FAST_HOST_DEVICE constexpr std::size_t scalar_doubles(int panel_rows, int actions) {
   return std::size_t(round_up4(kWarps * kGridSums + panel_rows + 5 * actions));
 }
-TRPO_FAST_SHARED_CODE constexpr std::size_t scalar_elements(int actions) {
+TRPO_FAST_HOST_DEVICE constexpr std::size_t scalar_elements(int actions) {
   return std::size_t(round_up4(actions)) + kWarps * 32;
 }
 
 // Depth of a stage of a tile's product and the row stride of its operands in shared memory: with 8
 // more than a tile has, the lanes of a tensor core's fragment read 32 different banks.
-TRPO_FAST_SHARED_CODE constexpr int tile_depth(std::size_t element) {
+TRPO_FAST_HOST_DEVICE constexpr int tile_depth(std::size_t element) {
   return element == 4 ? 16 : 8;
 }
 constexpr int kTileStride = kTile + 8;
@@ -270,7 +265,7 @@ struct ProblemArgs {
   T *z, *rotated[2];     // M^-1 r and what is on the way to it; [packed]
   double* log_std_sums;  // [blocks][actions]
 
-  TRPO_FAST_SHARED_CODE Head head() const { return {head_kind, outputs, actions, nvec}; }
+  TRPO_FAST_MEMBER Head head() const { return {head_kind, outputs, actions, nvec}; }
 };
 
 static_assert(sizeof(ProblemArgs<double>) <= 4096, "a kernel's arguments");

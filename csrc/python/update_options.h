@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "common/trust_region.h"
+#include "common/update_options.h"
 
 namespace trpo_fast {
 

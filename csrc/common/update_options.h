@@ -1,9 +1,8 @@
-// What steers conjugate gradients and an update, how both end, and the rules that size a step and
-// take a candidate (Schulman et al. 2015, appendix C): the same on every device. The numbers are
-// part of the Python interface.
+// What steers conjugate gradients and an update, and how both end: the same on every device. The
+// numbers are part of the Python interface.
 #pragma once
 
-#include "common/activations.h"
+#include "common/host_device.h"
 
 namespace trpo_fast {
 
@@ -46,28 +45,6 @@ struct UpdateOptions {
   SolveOptions solve;
   double unit;  // a power of two that every loss is multiplied by
 };
-
-// Of x, which solves (F + damping I) x = g / |g|; quadratic: x'(F + damping I)x.
-TRPO_FAST_HOST_DEVICE double step_scale(const UpdateOptions& o, double gradient_norm,
-                                        double quadratic) {
-  // scale^2 x'(F + dI)x / 2 = max_kl
-  if (o.constraint == Constraint::hard) return std::sqrt(2 * o.max_kl / quadratic);
-  // maximises g.sx - beta s^2 x'(F + dI)x / 2
-  if (o.constraint == Constraint::penalty) return gradient_norm / o.beta;
-  return gradient_norm;  // theta + lr (F + dI)^-1 g
-}
-
-TRPO_FAST_HOST_DEVICE bool acceptable(const UpdateOptions& o, double improvement, double kl,
-                                      double expected) {
-  if (o.constraint == Constraint::none) return true;
-  if (kl < -o.max_kl) return false;  // negative beyond rounding: no KL
-  if (o.constraint == Constraint::penalty) {
-    improvement -= o.beta * kl;
-  } else if (kl > o.max_kl) {
-    return false;
-  }
-  return improvement > 0 && improvement >= o.accept_ratio * expected;
-}
 
 // How an update ends whose solve found no ascent.
 TRPO_FAST_HOST_DEVICE UpdateStatus failed_solve(SolveStatus status) {
