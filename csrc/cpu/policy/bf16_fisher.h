@@ -7,8 +7,8 @@
 // backend is the same in torch.
 #pragma once
 
-#include "cpu/network/gradient_block.h"
 #include "cpu/network/packed_network.h"
+#include "cpu/policy/gradient_block.h"
 
 namespace trpo_fast {
 

@@ -95,7 +95,10 @@ class Problem {
     const T* const read = shared_copy(W);
     __syncthreads();
     candidate_pass(panels, read, found);
+    // Before the sums' barrier: after it another thread may read the next candidate's scale.
+    const double shared = shared_kl(panels);
     sums(found);
+    found[1] += shared;
   }
 
   // The network's outputs [N, outputs] to args.result.

@@ -131,7 +131,10 @@ class TiledProblem {
       forward_chunk(chunk, W, false);
       panels.each(chunk, [&](Index first) { candidate_rows(panels, chunk, first, found); });
     });
+    // Before the sums' barrier: after it another thread may read the next candidate's scale.
+    const double shared = shared_kl(panels);
     sums(found);
+    found[1] += shared;
   }
 
   // The network's outputs [N, outputs] to args.result.
