@@ -26,17 +26,6 @@ class CudaLaunchArg {
  protected:
   explicit CudaLaunchArg(int device) : device_(device), limits_(cuda::device_limits(device)) {}
 
-  template <class Element>
-  static const Element* read(const py::object& arg, const char* name,
-                             std::initializer_list<Index> sizes) {
-    if (arg.is_none()) return nullptr;
-    const TensorArg tensor(arg, name, int(sizes.size()));
-    int dimension = 0;
-    for (const Index size : sizes) tensor.require_size(dimension++, size);
-    tensor.require_contiguous();
-    return tensor.data<const Element>();
-  }
-
   void read_products(int products) {
     a_.products = cuda::Products(products);
     if (a_.products == cuda::Products::exact) return;
@@ -73,7 +62,7 @@ class CudaLaunchArg {
       a_.network = cuda::network_plan(shapes, log_std, unused, tiled_);
     }
     a_.outputs = a_.network.last().out;
-    a_.map = read<int>(args["map"], "map", {a_.network.packed});
+    a_.map = contiguous_arg<const int>(args["map"], "map", {a_.network.packed});
     a_.theta = TensorArg(args["theta"], "theta", 1).data<const T>();
   }
 

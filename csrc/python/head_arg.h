@@ -44,6 +44,13 @@ struct HeadArg {
     }
   }
 
+  // [actions]; null of a head without one.
+  template <class T>
+  VectorView<const T> log_std(py::handle arg) const {
+    require_log_std(!arg.is_none());
+    return strided_arg<const T>(arg, "log_std", actions);
+  }
+
  private:
   static void require_within(const char* what, Index size, Index outputs) {
     if (size < 1 || size > outputs) {

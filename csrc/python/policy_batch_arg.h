@@ -16,38 +16,11 @@
 
 namespace trpo_fast {
 
-// [size], contiguous; null where None.
+// [slabs, rows, width], as slabs.h lays out a matrix [rows, columns].
 template <class T>
-const T* vector_arg(const py::object& arg, const char* name, Index size) {
-  if (arg.is_none()) return nullptr;
-  const TensorArg vector(arg, name, 1);
-  vector.require_size(0, size);
-  vector.require_contiguous();
-  return vector.data<const T>();
-}
-
-// [size, size], contiguous; null where None.
-template <class T>
-T* square_arg(const py::object& arg, Index size) {
-  if (arg.is_none()) return nullptr;
-  const TensorArg matrix(arg, "factor", 2);
-  matrix.require_size(0, size);
-  matrix.require_size(1, size);
-  matrix.require_contiguous();
-  return matrix.data<T>();
-}
-
-// [slabs, rows, width], as slabs.h lays out a matrix [rows, columns]; null where None.
-template <class T>
-const T* slabs_arg(const py::object& arg, Index rows, Index columns) {
-  if (arg.is_none()) return nullptr;
+const T* slabs_arg(py::handle arg, Index rows, Index columns) {
   const Slabs slabs(columns);
-  const TensorArg matrix(arg, "block", 3);
-  matrix.require_size(0, slabs.count);
-  matrix.require_size(1, rows);
-  matrix.require_size(2, slabs.width);
-  matrix.require_contiguous();
-  return matrix.data<const T>();
+  return contiguous_arg<const T>(arg, "block", {slabs.count, rows, slabs.width});
 }
 
 // `count` parameters at an offset of the flat vector [parameters]; -1: they have no place in it.
@@ -66,8 +39,9 @@ class PolicyBatchArg {
     batch_.parameters = args["parameters"].cast<Index>();
     read_offsets(py::cast<py::sequence>(args["offsets"]));
     read_head(args);
-    batch_.advantages = vector_arg<T>(args["advantages"], "advantages", rows());
-    batch_.old_log_prob = vector_arg<double>(args["old_log_prob"], "old_log_prob", rows());
+    batch_.advantages = optional_arg<const T>(args["advantages"], "advantages", {rows()});
+    batch_.old_log_prob =
+        optional_arg<const double>(args["old_log_prob"], "old_log_prob", {rows()});
     read_rows(args);
     read_actions(args["actions"]);
     batch_.kl_new_old = args["kl_new_old"].cast<bool>();
@@ -103,21 +77,11 @@ class PolicyBatchArg {
     batch_.head_kind = head.kind;
     batch_.actions = head.actions;
     batch_.nvec = head.nvec;
-    read_log_std(args);
-    head.require_log_std(batch_.log_std != nullptr);
-  }
-
-  void read_log_std(const py::kwargs& args) {
-    batch_.log_std = nullptr;
-    batch_.log_std_stride = 0;
     batch_.log_std_offset = args["log_std_offset"].cast<Index>();
     require_offset(batch_.log_std_offset, batch_.actions, batch_.parameters);
-    if (!args["log_std"].is_none()) {
-      const TensorArg log_std(args["log_std"], "log_std", 1);
-      log_std.require_size(0, batch_.actions);
-      batch_.log_std = log_std.data<const T>();
-      batch_.log_std_stride = log_std.stride(0);
-    }
+    const auto log_std = head.log_std<T>(args["log_std"]);
+    batch_.log_std = log_std.data;
+    batch_.log_std_stride = log_std.stride;
   }
 
   void read_actions(const py::object& arg) {
@@ -156,18 +120,10 @@ class PolicyBatchArg {
     batch_.fisher_rows = row_set(fisher_obs, args["fisher_weights"], args["fisher_action_mask"]);
   }
 
-  RowSet<T> row_set(const TensorArg& obs, const py::object& weights,
-                    const py::object& mask_arg) const {
-    const Index outputs = batch_.layers.back().out;
-    RowSet<T> set{obs.matrix<const T>(), vector_arg<T>(weights, "weights", obs.size(0)), nullptr,
-                  outputs};
-    if (mask_arg.is_none()) return set;
-    const TensorArg mask(mask_arg, "action_mask", 2);
-    mask.require_size(0, obs.size(0));
-    mask.require_size(1, outputs);
-    mask.require_contiguous();
-    set.mask = mask.data<const std::uint8_t>();
-    return set;
+  RowSet<T> row_set(const TensorArg& obs, py::handle weights, py::handle mask) const {
+    const Index rows = obs.size(0), outputs = batch_.layers.back().out;
+    return {obs.matrix<const T>(), optional_arg<const T>(weights, "weights", {rows}),
+            optional_arg<const std::uint8_t>(mask, "action_mask", {rows, outputs}), outputs};
   }
 
   void read_resources(const py::kwargs& args) {
@@ -198,15 +154,17 @@ KroneckerBlock<T> block_arg(py::handle item, Index parameters) {
   const Index columns = (weight >= 0 ? inputs : 0) + (bias >= 0 ? 1 : 0);
   if (inputs < 0 || out < 1 || columns < 1) throw py::value_error("a block has no entries");
   if (transposed.is_none() != scale.is_none()) throw py::value_error("a block lacks a part");
-  return {weight,
-          bias,
-          inputs,
-          columns,
-          out,
-          scale.is_none() ? slabs_arg<T>(left, out, out) : square_arg<T>(left, out),
-          slabs_arg<T>(right, columns, columns),
-          slabs_arg<T>(transposed, columns, columns),
-          slabs_arg<T>(scale, out, columns)};
+  const bool scaled = !scale.is_none();
+  return {
+      weight,
+      bias,
+      inputs,
+      columns,
+      out,
+      scaled ? contiguous_arg<const T>(left, "factor", {out, out}) : slabs_arg<T>(left, out, out),
+      slabs_arg<T>(right, columns, columns),
+      scaled ? slabs_arg<T>(transposed, columns, columns) : nullptr,
+      scaled ? slabs_arg<T>(scale, out, columns) : nullptr};
 }
 
 // (diagonal [P], blocks, work [size]), or None.
@@ -218,12 +176,10 @@ std::unique_ptr<const Preconditioner<T>> preconditioner_arg(const py::object& ar
   std::vector<KroneckerBlock<T>> blocks;
   for (const py::handle item : std::get<1>(parts))
     blocks.push_back(block_arg<T>(item, batch.parameters));
-  const TensorArg work(std::get<2>(parts), "work", 1);
-  work.require_size(0, Preconditioner<T>::work_size(blocks));
-  work.require_contiguous();
   return std::make_unique<const Preconditioner<T>>(
-      vector_arg<T>(std::get<0>(parts), "diagonal", batch.parameters), batch.parameters, blocks,
-      work.data<T>(), batch.threads);
+      contiguous_arg<const T>(std::get<0>(parts), "diagonal", {batch.parameters}), batch.parameters,
+      blocks, contiguous_arg<T>(std::get<2>(parts), "work", {Preconditioner<T>::work_size(blocks)}),
+      batch.threads);
 }
 
 }  // namespace trpo_fast

@@ -17,9 +17,8 @@ class BoundCudaForward : public CudaLaunchArg<T> {
     this->read_plan();
   }
 
-  void forward(const py::object& out, std::uintptr_t stream) {
-    a_.result =
-        const_cast<T*>(this->template read<T>(out, "out", {a_.rows.rows, Index(a_.outputs)}));
+  void forward(py::handle out, std::uintptr_t stream) {
+    a_.result = contiguous_arg<T>(out, "out", {a_.rows.rows, Index(a_.outputs)});
     this->launch(cuda::Task::forward, stream);
   }
 };

@@ -6,42 +6,25 @@
 namespace trpo_fast {
 namespace {
 
-struct Shape {
-  Index steps, envs;
-};
-
-// A contiguous [steps, envs]; null for None.
-template <class Element>
-Element* matrix(py::handle arg, const char* name, const Shape& shape) {
-  if (arg.is_none()) return nullptr;
-  const TensorArg tensor(arg, name, 2);
-  tensor.require_size(0, shape.steps);
-  tensor.require_size(1, shape.envs);
-  tensor.require_contiguous();
-  return tensor.data<Element>();
-}
-
 template <class T>
 void gae(py::handle rewards, py::handle values, py::handle terminated, py::handle truncated,
          py::handle last_values, py::handle final_values, py::handle advantages, py::handle returns,
          double gamma, double lam, int device, std::uintptr_t stream) {
   const TensorArg first(rewards, "rewards", 2);
-  const Shape shape{first.size(0), first.size(1)};
-  const TensorArg last(last_values, "last_values", 1);
-  last.require_size(0, shape.envs);
-  last.require_contiguous();
-  const cuda::GaeArgs<T> args{matrix<const T>(rewards, "rewards", shape),
-                              matrix<const T>(values, "values", shape),
-                              matrix<const std::uint8_t>(terminated, "terminated", shape),
-                              matrix<const std::uint8_t>(truncated, "truncated", shape),
-                              last.data<const T>(),
-                              matrix<const T>(final_values, "final_values", shape),
-                              matrix<T>(advantages, "advantages", shape),
-                              matrix<T>(returns, "returns", shape),
-                              shape.steps,
-                              shape.envs,
-                              gamma,
-                              gamma * lam};
+  const Index steps = first.size(0), envs = first.size(1);
+  const cuda::GaeArgs<T> args{
+      contiguous_arg<const T>(rewards, "rewards", {steps, envs}),
+      contiguous_arg<const T>(values, "values", {steps, envs}),
+      contiguous_arg<const std::uint8_t>(terminated, "terminated", {steps, envs}),
+      contiguous_arg<const std::uint8_t>(truncated, "truncated", {steps, envs}),
+      contiguous_arg<const T>(last_values, "last_values", {envs}),
+      optional_arg<const T>(final_values, "final_values", {steps, envs}),
+      contiguous_arg<T>(advantages, "advantages", {steps, envs}),
+      contiguous_arg<T>(returns, "returns", {steps, envs}),
+      steps,
+      envs,
+      gamma,
+      gamma * lam};
   const GilReleased released;
   cuda::launch(args, device, reinterpret_cast<void*>(stream));
 }

@@ -29,14 +29,14 @@ class BoundCudaProblem : public CudaLaunchArg<T> {
     a_.fisher_is_all = args["fisher_obs"].is_none();
     a_.fisher_rows = a_.fisher_is_all ? a_.rows : row_set(args, "fisher_");
     const Index rows = a_.rows.rows;
-    a_.advantages = this->template read<T>(args["advantages"], "advantages", {rows});
-    a_.old_log_prob = this->template read<double>(args["old_log_prob"], "old_log_prob", {rows});
+    a_.advantages = optional_arg<const T>(args["advantages"], "advantages", {rows});
+    a_.old_log_prob = optional_arg<const double>(args["old_log_prob"], "old_log_prob", {rows});
     const py::object actions = args["actions"];
     if (categories_) {
       a_.category_actions =
-          this->template read<std::int64_t>(actions, "actions", {rows, Index(a_.actions)});
+          optional_arg<const std::int64_t>(actions, "actions", {rows, Index(a_.actions)});
     } else {
-      a_.real_actions = this->template read<T>(actions, "actions", {rows, Index(a_.actions)});
+      a_.real_actions = optional_arg<const T>(actions, "actions", {rows, Index(a_.actions)});
     }
     a_.kl_new_old = args["kl_new_old"].cast<bool>();
     this->read_plan();
@@ -101,7 +101,7 @@ class BoundCudaProblem : public CudaLaunchArg<T> {
       m.eigen[l] = eigen;
     }
     m.matrices = matrices.data<const T>();
-    m.diagonal = this->template read<T>(fields[0], "diagonal", {a_.parameters});
+    m.diagonal = contiguous_arg<const T>(fields[0], "diagonal", {a_.parameters});
   }
 
   void read_head(const py::kwargs& args) {
@@ -109,6 +109,12 @@ class BoundCudaProblem : public CudaLaunchArg<T> {
                        args["nvec"].cast<std::vector<Index>>(), a_.outputs);
     if (head.nvec.size() > std::size_t(cuda::kMaxBlocks)) {
       throw py::value_error("nvec has too many blocks");
+    }
+    const Index log_std = args["log_std"].cast<Index>();  // how many
+    head.require_log_std(log_std != 0);
+    if (log_std != 0 && log_std != head.actions) {
+      throw py::value_error("there are " + std::to_string(log_std) + " log stds for " +
+                            std::to_string(head.actions) + " actions");
     }
     a_.head_kind = head.kind;
     a_.actions = int(head.actions);
@@ -120,14 +126,14 @@ class BoundCudaProblem : public CudaLaunchArg<T> {
   RowSet<T> row_set(const py::kwargs& args, const std::string& prefix) const {
     RowSet<T> set = this->observations(args[(prefix + "obs").c_str()]);
     const Index rows = set.rows;
-    set.weights = this->template read<T>(args[(prefix + "weights").c_str()], "weights", {rows});
+    set.weights = optional_arg<const T>(args[(prefix + "weights").c_str()], "weights", {rows});
     set.weight_sum =
-        this->template read<double>(args[(prefix + "weight_sum").c_str()], "weight_sum", {1});
+        optional_arg<const double>(args[(prefix + "weight_sum").c_str()], "weight_sum", {1});
     if ((set.weights == nullptr) != (set.weight_sum == nullptr)) {
       throw py::value_error("weights and weight_sum go together");
     }
-    set.mask = this->template read<std::uint8_t>(args[(prefix + "action_mask").c_str()],
-                                                 "action_mask", {rows, Index(a_.outputs)});
+    set.mask = optional_arg<const std::uint8_t>(args[(prefix + "action_mask").c_str()],
+                                                "action_mask", {rows, Index(a_.outputs)});
     return set;
   }
 
@@ -140,14 +146,9 @@ class BoundCudaProblem : public CudaLaunchArg<T> {
 
   void run(Task task, py::handle vector, py::handle result, py::handle figures,
            std::uintptr_t stream) {
-    const auto flat = [&](py::handle arg, const char* name) {
-      return const_cast<T*>(
-          this->template read<T>(py::reinterpret_borrow<py::object>(arg), name, {a_.parameters}));
-    };
-    a_.vector = flat(vector, "vector");
-    a_.result = flat(result, "result");
-    a_.figures = const_cast<double*>(this->template read<double>(
-        py::reinterpret_borrow<py::object>(figures), "figures", {cuda::kFigures}));
+    a_.vector = optional_arg<const T>(vector, "vector", {a_.parameters});
+    a_.result = optional_arg<T>(result, "result", {a_.parameters});
+    a_.figures = contiguous_arg<double>(figures, "figures", {cuda::kFigures});
     this->launch(task, stream);
   }
 

@@ -101,7 +101,8 @@ class BoundProblem {
       to.push_back({nullptr, false});
       if (item.is_none()) continue;
       const auto [A, bias] = item.cast<std::pair<py::object, bool>>();
-      to.back() = {square_arg<T>(A, batch_.layers[to.size() - 1].in + (bias ? 1 : 0)), bias};
+      const Index m = batch_.layers[to.size() - 1].in + (bias ? 1 : 0);
+      to.back() = {optional_arg<T>(A, "factor", {m, m}), bias};
     }
     to.resize(batch_.layers.size(), {nullptr, false});
     const GilReleased released;
@@ -130,8 +131,9 @@ class BoundProblem {
       if (to.size() == batch_.layers.size()) throw py::value_error("there are too many targets");
       const Layer<T>& layer = batch_.layers[to.size()];
       const bool bias = std::get<1>(parts);
-      to.push_back({square_arg<T>(std::get<0>(parts), layer.in + (bias ? 1 : 0)), bias,
-                    square_arg<T>(std::get<2>(parts), layer.out)});
+      const Index m = layer.in + (bias ? 1 : 0);
+      to.push_back({optional_arg<T>(std::get<0>(parts), "factor", {m, m}), bias,
+                    optional_arg<T>(std::get<2>(parts), "factor", {layer.out, layer.out})});
     }
     const GilReleased released;
     const KroneckerFactors<T> factors(batch_, rows, reinterpret_cast<void*>(workspace));
@@ -216,19 +218,12 @@ class BoundProblem {
 
   // [rows, P], contiguous.
   T* work_rows(py::handle arg, Index rows) const {
-    const TensorArg memory(arg, "work", 2);
-    memory.require_size(0, rows);
-    memory.require_size(1, batch_.parameters);
-    memory.require_contiguous();
-    return memory.data<T>();
+    return contiguous_arg<T>(arg, "work", {rows, batch_.parameters});
   }
 
   T* flat(py::handle arg, const char* name) const {
     if (problem_ == nullptr) throw py::value_error("bind() a workspace first");
-    const TensorArg vector(arg, name, 1);
-    vector.require_size(0, batch_.parameters);
-    vector.require_contiguous();
-    return vector.data<T>();
+    return contiguous_arg<T>(arg, name, {batch_.parameters});
   }
 
   bool has_actions_;

@@ -26,15 +26,9 @@ class BoundSampling {
     policy_.actions = head.actions;
     normal_noise_ = head.facts.normal_noise;
     policy_.threads = threads;
-    policy_.log_std = nullptr;
-    policy_.log_std_stride = 0;
-    if (!log_std.is_none()) {
-      const TensorArg arg(log_std, "log_std", 1);
-      arg.require_size(0, policy_.actions);
-      policy_.log_std = arg.data<const T>();
-      policy_.log_std_stride = arg.stride(0);
-    }
-    head.require_log_std(policy_.log_std != nullptr);
+    const auto parameter = head.log_std<T>(log_std);
+    policy_.log_std = parameter.data;
+    policy_.log_std_stride = parameter.stride;
   }
 
   std::size_t workspace_bytes() const { return Sampling<T>::workspace_bytes(policy_); }
@@ -119,24 +113,14 @@ class BoundSampling {
 
   template <class Element>
   static Element* vector(const py::dict& args, const char* name, Index size) {
-    if (args[name].is_none()) return nullptr;
-    const TensorArg arg(args[name], name, 1);
-    arg.require_size(0, size);
-    arg.require_contiguous();
-    return arg.data<Element>();
+    return optional_arg<Element>(args[name], name, {size});
   }
 
   // [T, B, width]
   template <class Element>
   static Element* rows(const py::dict& args, const char* name, const RolloutBuffers<T>& b,
                        Index width) {
-    if (args[name].is_none()) return nullptr;
-    const TensorArg arg(args[name], name, 3);
-    arg.require_size(0, b.steps);
-    arg.require_size(1, b.envs);
-    arg.require_size(2, width);
-    arg.require_contiguous();
-    return arg.data<Element>();
+    return optional_arg<Element>(args[name], name, {b.steps, b.envs, width});
   }
 
   SamplingPolicy<T> policy_;

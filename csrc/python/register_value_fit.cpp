@@ -17,13 +17,9 @@ std::vector<LayerTarget<T>> targets_arg(const py::sequence& arg) {
   for (const py::handle item : arg) {
     const auto fields = py::cast<py::tuple>(item);
     const TensorArg weight(fields[0], "weight", 2);
-    LayerTarget<T> target{weight.data<T>(), weight.stride(0), weight.stride(1), nullptr, 0};
-    if (!fields[1].is_none()) {
-      const TensorArg bias(fields[1], "bias", 1);
-      target.bias = bias.data<T>();
-      target.bias_stride = bias.stride(0);
-    }
-    targets.push_back(target);
+    const auto bias = strided_arg<T>(fields[1], "bias", weight.size(0));
+    targets.push_back(
+        {weight.data<T>(), weight.stride(0), weight.stride(1), bias.data, bias.stride});
   }
   return targets;
 }

@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <initializer_list>
 #include <string>
 
 #include "common/layers.h"
@@ -73,6 +74,37 @@ class TensorArg {
   Index sizes_[3] = {}, strides_[3] = {};
 };
 
+// Contiguous, of these sizes.
+template <class T>
+T* contiguous_arg(py::handle arg, const char* name, std::initializer_list<Index> sizes) {
+  const TensorArg tensor(arg, name, int(sizes.size()));
+  int dimension = 0;
+  for (const Index size : sizes) tensor.require_size(dimension++, size);
+  tensor.require_contiguous();
+  return tensor.data<T>();
+}
+
+// The same; null where None.
+template <class T>
+T* optional_arg(py::handle arg, const char* name, std::initializer_list<Index> sizes) {
+  return arg.is_none() ? nullptr : contiguous_arg<T>(arg, name, sizes);
+}
+
+template <class T>
+struct VectorView {
+  T* data;
+  Index stride;
+};
+
+// [size], any stride; null where None.
+template <class T>
+VectorView<T> strided_arg(py::handle arg, const char* name, Index size) {
+  if (arg.is_none()) return {nullptr, 0};
+  const TensorArg vector(arg, name, 1);
+  vector.require_size(0, size);
+  return {vector.data<T>(), vector.stride(0)};
+}
+
 // [(weight, bias or None, activation, parameter), ...] -> layers whose widths fit together.
 template <class T>
 Layers<T> layers_arg(const py::sequence& arg, Index input_width) {
@@ -87,17 +119,11 @@ Layers<T> layers_arg(const py::sequence& arg, Index input_width) {
       throw py::value_error("activation " + std::to_string(activation) +
                             " is not one the native module knows");
     }
-    Layer<T> layer{
-        weight.data<const T>(), weight.stride(0),       weight.stride(1),   nullptr, 0, width,
-        weight.size(0),         Activation(activation), fields[3].cast<T>()};
-    if (!fields[1].is_none()) {
-      const TensorArg bias(fields[1], "bias", 1);
-      bias.require_size(0, layer.out);
-      layer.bias = bias.data<const T>();
-      layer.bias_stride = bias.stride(0);
-    }
-    width = layer.out;
-    layers.push_back(layer);
+    const auto bias = strided_arg<const T>(fields[1], "bias", weight.size(0));
+    layers.push_back({weight.data<const T>(), weight.stride(0), weight.stride(1), bias.data,
+                      bias.stride, width, weight.size(0), Activation(activation),
+                      fields[3].cast<T>()});
+    width = weight.size(0);
   }
   if (layers.empty())
     throw py::value_error("layers is empty: a network has at least one Linear layer");

@@ -128,3 +128,10 @@ def test_a_head_that_does_not_fit_is_refused(
         action_dim = min(action_dim, 1 << 30)  # an int there
     with pytest.raises(ValueError, match=why):
         make(dtype, name, action_dim, nvec)
+
+
+@every_dtype
+@every_entry
+def test_a_gaussian_without_its_log_std_is_refused(make: Any, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="log_std belongs to the head whose log std is"):
+        make(dtype, "gaussian", 4, [])
