@@ -30,6 +30,7 @@ from trpo_fast.preconditioning.kfac import (
     eigen_block,
     factored_damping,
     input_moment,
+    input_rows,
     layer_rows,
     output_moment,
     too_wide,
@@ -240,7 +241,7 @@ class _TorchStatistics(KroneckerStatistics):
         self.fisher_fraction = fisher_fraction
 
     def input_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
-        found = layer_rows(self.network, _some(_share(self.batch, self.fisher_fraction), rows))
+        found = input_rows(self.network, _some(_share(self.batch, self.fisher_fraction), rows))
         return [
             input_moment(found[index], weight=at.weight is not None, bias=at.bias is not None)
             for index, at in places.items()

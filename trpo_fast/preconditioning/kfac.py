@@ -19,15 +19,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trpo_fast.networks.network import Network, linearise
+from trpo_fast.networks.network import Network, forward, linearise
 from trpo_fast.update.batch import Batch
 
 # Widest factor that is eigendecomposed: beyond, two Cholesky inverses are several times cheaper.
 EIGEN_WIDTH = 256
 
 
+class InputRows(NamedTuple):
+    """What a layer's ``A`` is made of, each row times the root of its share of the mean."""
+
+    inputs: Tensor  # a, [n, in]
+    ones: Tensor  # the bias's input, [n, 1]
+
+
 class LayerRows(NamedTuple):
-    """What a layer's block is made of, each row times the root of its share of the mean."""
+    """What a layer's block is made of, in the same measure."""
 
     inputs: Tensor  # a, [n, in]
     ones: Tensor  # the bias's input, [n, 1]
@@ -79,16 +86,31 @@ def signs_of(rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
     return (2 * bits - 1).to(dtype)
 
 
+def _share_roots(network: Network, batch: Batch) -> Tensor:
+    """``[n, 1]``: the root of each row's share of a mean."""
+    if batch.weights is None:
+        weight = network.layers[0].weight
+        return weight.new_full((batch.rows, 1), 1 / math.sqrt(batch.rows))
+    return (batch.weights / batch.weights.sum()).sqrt().unsqueeze(1)
+
+
+def input_rows(network: Network, batch: Batch) -> list[InputRows]:
+    """Every layer's inputs at theta_old, over the batch's rows: a forward pass alone."""
+    root, x = _share_roots(network, batch), batch.obs
+    found = [InputRows(x * root, root)]
+    for layer in network.layers[:-1]:
+        x = forward((layer,), x)
+        found.append(InputRows(x * root, root))
+    return found
+
+
 def layer_rows(network: Network, batch: Batch) -> list[LayerRows]:
     """One draw of every layer's inputs and output gradients at theta_old, over the batch's rows."""
     point = linearise(network.layers, batch.obs)
     outputs = point.outputs
     signs = signs_of(batch.rows, outputs.shape[1], outputs.dtype).to(outputs.device)
     delta = network.head.metric_root(network.at(outputs, batch.action_mask), signs)
-    if batch.weights is None:
-        root = outputs.new_full((batch.rows, 1), 1 / math.sqrt(batch.rows))
-    else:
-        root = (batch.weights / batch.weights.sum()).sqrt().unsqueeze(1)
+    root = _share_roots(network, batch)
     delta = delta * root
     found = []
     for index in reversed(range(len(network.layers))):
@@ -99,7 +121,7 @@ def layer_rows(network: Network, batch: Batch) -> list[LayerRows]:
     return found[::-1]
 
 
-def input_moment(rows: LayerRows, *, weight: bool, bias: bool) -> Tensor:
+def input_moment(rows: InputRows, *, weight: bool, bias: bool) -> Tensor:
     """``A``, of the parameters that are stepped, the weight's columns before the bias's."""
     parts = [rows.inputs] if weight else []
     parts += [rows.ones] if bias else []
