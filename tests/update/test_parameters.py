@@ -111,10 +111,14 @@ def test_writing_touches_the_used_parameters_alone(dtype: torch.dtype, turned: b
     if turned:
         tensors[0] = torch.nn.Parameter(torch.randn(4, 3, dtype=dtype).t())
     parameters = FlatParameters(tensors, [str(i) for i in range(len(tensors))])
-    parameters.used[2] = False
+    stranger = torch.randn(7)
+    parameters.use([*tensors[:2], stranger, *tensors[3:]])
     kept = tensors[2].detach().clone()
     theta = torch.randn(22, dtype=dtype)
     parameters.write(theta)
+    assert [parameters.offset_of(t) for t in tensors] == [0, 12, 13, 18, 18]
+    assert parameters.count == 22
+    assert parameters.offset_of(stranger) is None
     assert torch.equal(tensors[0].detach().flatten(), theta[:12])
     assert torch.equal(tensors[1].detach(), theta[12])
     assert torch.equal(tensors[2].detach(), kept)

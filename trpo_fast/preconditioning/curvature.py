@@ -293,15 +293,13 @@ def _layer_diagonal(rows: LayerRows, at: Place) -> Tensor:
 
 def _rest(network: Network, parameters: FlatParameters, damping: float) -> Tensor:
     """``M^-1`` ``[P]`` outside the layers: log_std's block of F is 2 I, that of others 0."""
-    size = sum(parameters.sizes)
     inverse = torch.full(
-        (size,),
+        (parameters.count,),
         min(1 / (damping or 1.0), torch.finfo(parameters.dtype).max),
         dtype=parameters.dtype,
         device=parameters.device,
     )
-    place = None if network.log_std is None else parameters.place.get(id(network.log_std))
-    if place is not None:
-        start = sum(parameters.sizes[:place])
-        inverse[start : start + parameters.sizes[place]] = 1 / (2 + damping)
+    start = parameters.offset_of(network.log_std)
+    if network.log_std is not None and start is not None:
+        inverse[start : start + network.log_std.numel()] = 1 / (2 + damping)
     return inverse

@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -104,16 +103,11 @@ class KroneckerStatistics(ABC):
 
 def places_of(network: Network, parameters: FlatParameters) -> dict[int, Place]:
     """The layers with stepped parameters, by their index."""
-    starts = [0, *accumulate(parameters.sizes)]
-
-    def start(tensor: Tensor | None) -> int | None:
-        place = None if tensor is None else parameters.place.get(id(tensor))
-        return None if place is None else starts[place]
-
     places = {}
     for index, layer in enumerate(network.layers):
         outputs, inputs = layer.weight.shape
-        at = Place(start(layer.weight), start(layer.bias), inputs, outputs)
+        weight, bias = parameters.offset_of(layer.weight), parameters.offset_of(layer.bias)
+        at = Place(weight, bias, inputs, outputs)
         if at.weight is not None or at.bias is not None:
             places[index] = at
     return places

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class FlatParameters:
 
     Attributes:
         start: ``read()`` at construction.
+        offsets: Where each parameter starts in the flat vector.
+        count: P.
     """
 
     def __init__(self, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -35,6 +38,7 @@ class FlatParameters:
         self.names = list(names)
         self.used = [True] * len(self.tensors)
         self.sizes = [t.numel() for t in self.tensors]
+        *self.offsets, self.count = accumulate(self.sizes, initial=0)
         self.place = {id(t): index for index, t in enumerate(self.tensors)}
         self.dtype = self.tensors[0].dtype
         self.device = self.tensors[0].device
@@ -44,6 +48,16 @@ class FlatParameters:
                 "memory with .to_empty(device=...) and load its weights first"
             )
         self.start = self.read()
+
+    def offset_of(self, tensor: Tensor | None) -> int | None:
+        """Where a parameter starts in the flat vector; None of a tensor that is none of them."""
+        index = self.place.get(id(tensor))
+        return None if index is None else self.offsets[index]
+
+    def use(self, tensors: Iterable[Tensor]) -> None:
+        """Have ``write`` touch the parameters among these tensors, and no others."""
+        indices = {self.place.get(id(t)) for t in tensors}
+        self.used = [index in indices for index in range(len(self.tensors))]
 
     def held(self, tensor: Tensor) -> Tensor:
         """The memory of a parameter, or of another tensor, for native code to read.
@@ -65,7 +79,7 @@ class FlatParameters:
     def read(self) -> Tensor:
         """A copy of the parameters ``[P]``, bit for bit."""
         if _native.core is not None and _plain(self.tensors):
-            found = torch.empty(sum(self.sizes), dtype=self.dtype, device="cpu")
+            found = torch.empty(self.count, dtype=self.dtype, device="cpu")
             held = [self.held(t) for t in self.tensors]
             places = [(t.data_ptr(), size) for t, size in zip(held, self.sizes, strict=True)]
             _native.core.copy_blocks(found.data_ptr(), places, found.itemsize, True)
@@ -77,7 +91,7 @@ class FlatParameters:
     def write(self, theta: Tensor) -> None:
         """Copy ``theta`` ``[P]`` into the used parameters, bit for bit, in place."""
         written = [t for t, used in zip(self.tensors, self.used, strict=True) if used]
-        whole = theta.dtype is self.dtype and theta.numel() == sum(self.sizes)
+        whole = theta.dtype is self.dtype and theta.numel() == self.count
         if _native.core is not None and whole and _plain([theta, *written]):
             held = [self.held(t) for t in self.tensors]
             places = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,16 +105,14 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
         self._layers = held_layers(network.layers, parameters.held)
         self._dtype = dtype = parameters.dtype
         self._tensors: list[Tensor] = []
-        starts = [0, *accumulate(parameters.sizes)]
-        self._size = starts[-1]
+        self._size = parameters.count
         self._rows, self._outputs = batch.rows, network.layers[-1].weight.shape[0]
 
         def place(tensor: Tensor | None) -> int:
-            index = None if tensor is None else parameters.place.get(id(tensor))
-            return -1 if index is None else starts[index]
+            start = parameters.offset_of(tensor)
+            return -1 if start is None else start
 
-        used = [parameters.place.get(id(t)) for t in network.tensors()]
-        parameters.used = [index in used for index in range(len(parameters.tensors))]
+        parameters.use(network.tensors())
         native = kernels.PolicyProblemF32 if dtype is torch.float32 else kernels.PolicyProblemF64
         head = network.head
         # A module may keep it [1, A]; the view has the parameter's own memory.

@@ -55,7 +55,7 @@ class ReferenceProblem:
         self.parameters, self.batch, self.options = parameters, batch, options
         self.module_network = network
         self.places = [parameters.place.get(id(t)) for t in network.tensors()]
-        parameters.used = [index in self.places for index in range(len(parameters.tensors))]
+        parameters.use(network.tensors())
         self.network = self._at(parameters.start)
         self.old: list[tuple[Distribution, Tensor]] = []  # a chunk's policy, log-probabilities
         self.fisher_batch = batch
