@@ -1,11 +1,11 @@
 # Types of the native CUDA module. A tensor crosses as ``(address, sizes, strides)``, contiguous, on
-# the device; ``trpo_fast.backends.cuda.problem`` makes these.
+# the device; ``trpo_fast.backends.cuda.layout`` makes these.
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 TensorArg: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
-
+LayerArg: TypeAlias = tuple[int, int, int, float]  # inputs, outputs, activation, its parameter
 PreconditionerArg: TypeAlias = tuple[TensorArg, TensorArg, list[tuple[int, bool]]]
 SolveOptions: TypeAlias = dict[str, float | PreconditionerArg | None]
 
@@ -14,7 +14,7 @@ architectures: str  # what it was compiled for: "80-real, 90"
 def facts() -> dict[str, Any]: ...
 def device_error(device: int) -> str: ...
 def plan(
-    layers: Sequence[tuple[int, int, int, float]],
+    layers: Sequence[LayerArg],
     log_std: int,
     unused: int,
     rows: int,

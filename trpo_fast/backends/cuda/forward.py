@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trpo_fast import _native
-from trpo_fast.backends.codes import ACTIVATION_CODES
 from trpo_fast.backends.cuda.layout import (
-    ALIGNMENT,
     MAX_LAYERS,
     PANEL_WIDTH,
-    TensorPlace,
+    appended,
+    bound_workspace,
+    layer_args,
+    layer_places,
     packed_map,
+    stream_of,
+    tensor_arg,
 )
 from trpo_fast.networks.network import Layer
-
-if TYPE_CHECKING:
-    from trpo_fast._core_cuda import TensorArg
-
-
-def stream_of(device: torch.device) -> int:
-    """Torch's current stream as the native module takes it."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def _arg(tensor: Tensor) -> TensorArg:
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def serves_forward(layers: Sequence[Layer]) -> bool:
@@ -59,30 +49,11 @@ class DeviceForward:
         found = core or _native.cuda()[0]
         assert found is not None  # noqa: S101
         self._core = found
-        start = 0
-        pieces: list[Tensor] = []
-        places: list[tuple[TensorPlace, TensorPlace | None]] = []
-        for layer in layers:
-            weight = (start, tuple(layer.weight.shape))
-            start += layer.weight.numel()
-            pieces.append(layer.weight.detach().reshape(-1))
-            bias = None
-            if layer.bias is not None:
-                bias = (start, tuple(layer.bias.shape))
-                start += layer.bias.numel()
-                pieces.append(layer.bias.detach().reshape(-1))
-            places.append((weight, bias))
+        tensors = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+        places, pieces = appended(tensors, 0)
         self._theta = torch.cat(pieces)
-        self._map = packed_map(tuple(places), None, (), self._device)
-        self._layers = [
-            (
-                layer.weight.shape[1],
-                layer.weight.shape[0],
-                ACTIVATION_CODES[layer.activation],
-                layer.parameter,
-            )
-            for layer in layers
-        ]
+        self._map = packed_map(layer_places(layers, places), None, (), self._device)
+        self._layers = layer_args(layers)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs ``[N, out]`` for ``x`` ``[N, in]``, no autograd.
@@ -102,16 +73,14 @@ class DeviceForward:
         x = x.detach().resolve_neg().contiguous()
         core, single = self._core, self._dtype is torch.float32
         native = (core.ForwardF32 if single else core.ForwardF64)(
-            obs=_arg(x),
+            obs=tensor_arg(x),
             layers=self._layers,
-            map=_arg(self._map),
-            theta=_arg(self._theta),
+            map=tensor_arg(self._map),
+            theta=tensor_arg(self._theta),
             tiled=max(width for _, width, *_ in self._layers) > PANEL_WIDTH,
             device=self._device.index or 0,
         )
-        memory = torch.empty(
-            native.workspace_bytes() + ALIGNMENT, dtype=torch.uint8, device=self._device
-        )
-        native.bind(-(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
-        native.forward(_arg(out), stream_of(self._device))
+        memory = bound_workspace(native, self._device)
+        native.forward(tensor_arg(out), stream_of(self._device))
+        del memory  # not before the launch: whom torch gives it to then comes later on the stream
         return out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _native
-from trpo_fast.backends.cuda.forward import _arg, stream_of
+from trpo_fast.backends.cuda.layout import stream_of, tensor_arg
 
 
 def gae(
@@ -56,14 +56,14 @@ def gae(
     advantages, returns = torch.empty_like(moved["rewards"]), torch.empty_like(moved["rewards"])
     native = core.gae_f32 if dtype is torch.float32 else core.gae_f64
     native(
-        _arg(moved["rewards"]),
-        _arg(moved["values"]),
-        _arg(ended["terminated"].view(torch.uint8)),
-        _arg(ended["truncated"].view(torch.uint8)),
-        _arg(moved["last_values"]),
-        None if final is None else _arg(final),
-        _arg(advantages),
-        _arg(returns),
+        tensor_arg(moved["rewards"]),
+        tensor_arg(moved["values"]),
+        tensor_arg(ended["terminated"].view(torch.uint8)),
+        tensor_arg(ended["truncated"].view(torch.uint8)),
+        tensor_arg(moved["last_values"]),
+        None if final is None else tensor_arg(final),
+        tensor_arg(advantages),
+        tensor_arg(returns),
         float(gamma),
         float(lam),
         rewards.device.index or 0,

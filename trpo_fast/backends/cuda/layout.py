@@ -1,22 +1,56 @@
-"""How vectors and preconditioners are laid out on a CUDA device."""
+"""How tensors, layers and preconditioners cross to a CUDA device, and in which layout."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trpo_fast.networks.network import Network
+from trpo_fast.backends.codes import ACTIVATION_CODES
+from trpo_fast.networks.network import Layer, Network
 from trpo_fast.preconditioning.kfac import Block
 from trpo_fast.preconditioning.preconditioner import Preconditioner
 from trpo_fast.update.parameters import FlatParameters
 
+if TYPE_CHECKING:
+    from trpo_fast._core_cuda import LayerArg, TensorArg
+
 # kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/plan.h.
 MAX_LAYERS, PANEL_WIDTH, MAX_BLOCKS = 32, 256, 64
 ALIGNMENT = 256  # of the workspace, as torch's allocator gives it
+
+
+def stream_of(device: torch.device) -> int:
+    """Torch's current stream as the native module takes it."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def tensor_arg(tensor: Tensor) -> TensorArg:
+    """How a tensor crosses to the native module: no copy, no cast, no check."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def layer_args(layers: Sequence[Layer]) -> list[LayerArg]:
+    """Inputs, outputs, activation and its parameter of each layer."""
+    return [
+        (
+            layer.weight.shape[1],
+            layer.weight.shape[0],
+            ACTIVATION_CODES[layer.activation],
+            layer.parameter,
+        )
+        for layer in layers
+    ]
+
+
+def bound_workspace(native: Any, device: torch.device) -> Tensor:
+    """The memory that ``native`` asks for, bound to it: it is read and written while that lives."""
+    memory = torch.empty(native.workspace_bytes() + ALIGNMENT, dtype=torch.uint8, device=device)
+    native.bind(-(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
+    return memory
 
 
 def padded(width: int) -> int:
@@ -26,11 +60,31 @@ def padded(width: int) -> int:
 
 # Where a tensor starts among (theta, frozen), and its shape.
 TensorPlace = tuple[int, tuple[int, ...]]
+LayerPlaces = tuple[tuple[TensorPlace, TensorPlace | None], ...]
+
+
+def appended(tensors: Iterable[Tensor], start: int) -> tuple[dict[int, TensorPlace], list[Tensor]]:
+    """The tensors flat, one after the other, and the place of each by its id, from ``start`` on."""
+    places: dict[int, TensorPlace] = {}
+    pieces = []
+    for tensor in tensors:
+        places[id(tensor)] = (start, tuple(tensor.shape))
+        pieces.append(tensor.detach().reshape(-1))
+        start += tensor.numel()
+    return places, pieces
+
+
+def layer_places(layers: Sequence[Layer], places: Mapping[int, TensorPlace]) -> LayerPlaces:
+    """Those of each layer's weight and bias."""
+    return tuple(
+        (places[id(layer.weight)], None if layer.bias is None else places[id(layer.bias)])
+        for layer in layers
+    )
 
 
 @lru_cache(maxsize=32)
 def packed_map(
-    layers: tuple[tuple[TensorPlace, TensorPlace | None], ...],
+    layers: LayerPlaces,
     log_std: TensorPlace | None,
     unused: tuple[tuple[int, int], ...],
     device: torch.device,
@@ -71,16 +125,12 @@ def packed_preconditioner(
     packed = found.packed
     if isinstance(packed, PackedPreconditioner):
         return packed
-    starts = [0, *accumulate(parameters.sizes)]
     by_start = {(at.weight, at.bias): block for at, block in found.blocks}
     pieces: list[Tensor] = []
     layers: list[tuple[int, bool]] = []
     size = 0
     for layer in network.layers:
-        weight, bias = (
-            None if t is None or id(t) not in parameters.place else starts[parameters.place[id(t)]]
-            for t in (layer.weight, layer.bias)
-        )
+        weight, bias = parameters.offset_of(layer.weight), parameters.offset_of(layer.bias)
         block = by_start.get((weight, bias))
         if block is None:
             layers.append((-1, False))

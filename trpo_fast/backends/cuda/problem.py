@@ -5,7 +5,6 @@ Importing this module touches neither the compiled part nor a driver; the first 
 
 from __future__ import annotations
 
-from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,19 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _native
-from trpo_fast.backends.codes import ACTIVATION_CODES, HEAD_CODES
+from trpo_fast.backends.codes import HEAD_CODES
 from trpo_fast.backends.cuda.layout import (
-    ALIGNMENT,
     MAX_BLOCKS,
     MAX_LAYERS,
     PANEL_WIDTH,
-    TensorPlace,
+    appended,
+    bound_workspace,
+    layer_args,
+    layer_places,
     packed_map,
     packed_preconditioner,
+    stream_of,
+    tensor_arg,
 )
 from trpo_fast.backends.native_update import (
     SOLVE_STATUS,
@@ -119,7 +122,7 @@ class CudaProblem(WholeUpdate):
         self.network, self.parameters, self.options = network, parameters, options
         self._dtype, self._device = parameters.dtype, parameters.device
         self._tensors: list[Tensor] = []
-        self._size = sum(parameters.sizes)
+        self._size = parameters.count
         head = network.head
         arguments = self._network_arguments()
         arguments |= self._rows(batch)
@@ -141,9 +144,7 @@ class CudaProblem(WholeUpdate):
         native = core.PolicyProblemF32 if self._dtype is torch.float32 else core.PolicyProblemF64
         self._native = native(**arguments)
         self.in_tiles = self._native.tiled()
-        workspace = self._native.workspace_bytes() + ALIGNMENT
-        self._memory = torch.empty(workspace, dtype=torch.uint8, device=self._device)
-        self._native.bind(-(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT)
+        self._memory = bound_workspace(self._native, self._device)
         self._figures = torch.zeros(FIGURES, dtype=torch.float64, device=self._device)
 
     def tiled(self, options: Options) -> bool:
@@ -218,9 +219,7 @@ class CudaProblem(WholeUpdate):
         return core
 
     def _stream(self) -> int:
-        if self._device.type != "cuda":
-            return 0
-        return torch.cuda.current_stream(self._device).cuda_stream
+        return stream_of(self._device)
 
     def _flat(self, tensor: Tensor) -> TensorArg:
         return self._tensor_arg(tensor, self._dtype)
@@ -239,7 +238,7 @@ class CudaProblem(WholeUpdate):
                 f"the CUDA backend reads {dtype} tensors on {self._device}, got {tensor.dtype} on "
                 f"{tensor.device}{', lazily negated' if tensor.is_neg() else ''}; convert it first"
             )
-        return tensor.data_ptr(), tensor.shape, tensor.stride()
+        return tensor_arg(tensor)
 
     def _arg(self, tensor: Tensor | None, dtype: torch.dtype) -> TensorArg | None:
         if tensor is None:
@@ -251,42 +250,25 @@ class CudaProblem(WholeUpdate):
     def _network_arguments(self) -> dict[str, Any]:
         """Layers, theta and where packed vectors find their elements; sets ``parameters.used``."""
         network, parameters = self.network, self.parameters
-        starts = [0, *accumulate(parameters.sizes)]
-        used: set[int] = set()
-        frozen: list[Tensor] = []
-        places: dict[int, TensorPlace] = {}
+        parameters.use(network.tensors())
+        frozen = [t for t in network.tensors() if id(t) not in parameters.place]
+        places, pieces = appended(frozen, self._size)
         for tensor in network.tensors():
-            index = parameters.place.get(id(tensor))
-            if index is None:
-                places[id(tensor)] = (
-                    self._size + sum(t.numel() for t in frozen),
-                    tuple(tensor.shape),
-                )
-                frozen.append(tensor.detach().reshape(-1))
-            else:
-                places[id(tensor)] = (starts[index], tuple(tensor.shape))
-                used.add(index)
-        parameters.used = [index in used for index in range(len(parameters.tensors))]
+            offset = parameters.offset_of(tensor)
+            if offset is not None:
+                places[id(tensor)] = (offset, tuple(tensor.shape))
         unused = tuple(
-            (starts[i], parameters.sizes[i]) for i, flag in enumerate(parameters.used) if not flag
-        )
-        layers = tuple(
-            (places[id(layer.weight)], None if layer.bias is None else places[id(layer.bias)])
-            for layer in network.layers
+            (offset, size)
+            for offset, size, used in zip(
+                parameters.offsets, parameters.sizes, parameters.used, strict=True
+            )
+            if not used
         )
         log_std = None if network.log_std is None else places[id(network.log_std)]
-        self._map = packed_map(layers, log_std, unused, self._device)
-        self._theta = torch.cat([parameters.start, *frozen]) if frozen else parameters.start
+        self._map = packed_map(layer_places(network.layers, places), log_std, unused, self._device)
+        self._theta = torch.cat([parameters.start, *pieces]) if pieces else parameters.start
         return {
-            "layers": [
-                (
-                    layer.weight.shape[1],
-                    layer.weight.shape[0],
-                    ACTIVATION_CODES[layer.activation],
-                    layer.parameter,
-                )
-                for layer in network.layers
-            ],
+            "layers": layer_args(network.layers),
             "log_std": 0 if network.log_std is None else network.log_std.numel(),
             "unused": sum(size for _, size in unused),
             "map": self._tensor_arg(self._map, torch.int32),
