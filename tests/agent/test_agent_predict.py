@@ -152,6 +152,7 @@ def test_a_missing_entry_of_a_nested_observation_is_named(observation):
         agent.predict(observation)
 
 
+@pytest.mark.reliability("evaluation_nan")
 def test_an_evaluation_names_the_episode_whose_observation_is_not_finite():
     with (
         small(Faulty, env_kwargs={"fault": "observation", "at": 3}) as agent,

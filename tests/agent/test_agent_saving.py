@@ -153,6 +153,7 @@ def test_saved_episodes_that_cannot_be_replayed_are_refused_in_words(tmp_path, k
         loaded.learn(64, progress_bar=False)
 
 
+@pytest.mark.reliability("relative_run_dir")
 def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
     """Whoever changes the working directory: the program, or an environment as it is reset."""
     (tmp_path / "elsewhere").mkdir()
@@ -171,6 +172,7 @@ def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "learning_curve.png").exists()
 
 
+@pytest.mark.reliability("tilde")
 def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -202,6 +204,7 @@ SPACES += [
 ]
 
 
+@pytest.mark.reliability("predict_only")
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_spaces_come_back_from_json(space):
     found = space_from_json(json.loads(json.dumps(space_to_json(space), allow_nan=False)))
@@ -229,6 +232,7 @@ def test_no_space_of_a_damaged_file_is_made(node):
         space_from_json(node)
 
 
+@pytest.mark.reliability("predict_only")
 @pytest.mark.parametrize("env", ["Pendulum-v1", "Gone-v0", Walk])
 def test_an_agent_predicts_where_its_environment_is_not(env, tmp_path, monkeypatch):
     if env == "Gone-v0":
@@ -260,6 +264,7 @@ def test_an_agent_predicts_where_its_environment_is_not(env, tmp_path, monkeypat
         TRPO.load(path, predict_only=True)
 
 
+@pytest.mark.reliability("pickled_agent")
 def test_an_agent_is_not_pickled_and_says_so():
     with small() as agent:
         for copier in (pickle.dumps, copy.deepcopy, copy.copy):

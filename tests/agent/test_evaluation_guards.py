@@ -38,6 +38,7 @@ class Endless(Scripted):
         return observation, 1.0, self.episode % 2 == 0 and self.time == 3, False, info
 
 
+@pytest.mark.reliability("endless_episodes")
 def test_an_episode_without_end_is_stopped_counted_and_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -53,6 +54,7 @@ def test_an_episode_without_end_is_stopped_counted_and_warned_of(
     assert "evaluating: 1 of 4 episodes, the longest running at step 7" in lines
 
 
+@pytest.mark.reliability("endless_episodes")
 def test_training_and_the_command_get_past_episodes_without_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +72,7 @@ def test_training_and_the_command_get_past_episodes_without_end(
     assert "1 of 2 evaluation episodes were stopped after 20" in capsys.readouterr().err
 
 
+@pytest.mark.reliability("endless_episodes")
 def test_ctrl_c_ends_an_evaluation_and_closes_its_environments() -> None:
     closed = []
 
@@ -87,6 +90,7 @@ def test_ctrl_c_ends_an_evaluation_and_closes_its_environments() -> None:
     assert len(closed) == 3
 
 
+@pytest.mark.reliability("evaluation_nan")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
 def test_a_reward_that_is_no_number_is_a_fault(value: float) -> None:
     def make() -> Any:
@@ -102,6 +106,7 @@ def test_a_reward_that_is_no_number_is_a_fault(value: float) -> None:
     assert result.dropped == 1
 
 
+@pytest.mark.reliability("evaluation_nan")
 def test_an_observation_that_is_no_number_is_a_fault_or_dropped() -> None:
     env = Scripted()
     policy = MlpPolicy(env.observation_space, env.action_space, (4,))
@@ -125,6 +130,7 @@ def test_an_observation_that_is_no_number_is_a_fault_or_dropped() -> None:
         run_episodes(act, lambda: Poisoned("reward", (0, 1)), 1, seed=0, on_fault="drop")
 
 
+@pytest.mark.reliability("best_evaluation")
 def test_a_nan_never_is_the_best_evaluation(tmp_path: Path) -> None:
     with small(
         lambda: Faulty("reward", at=130, length=20), eval_every=64, run_dir=tmp_path
@@ -138,6 +144,7 @@ def test_a_nan_never_is_the_best_evaluation(tmp_path: Path) -> None:
         assert math.isfinite(agent.progress.best_evaluation)
 
 
+@pytest.mark.reliability("evaluation_raises")
 @pytest.mark.parametrize("at", [0, 2])
 def test_an_environment_that_raises_is_named_with_episode_and_step(at: int) -> None:
     where = "reset" if at == 0 else "step"
@@ -149,6 +156,7 @@ def test_an_environment_that_raises_is_named_with_episode_and_step(at: int) -> N
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.reliability("evaluation_raises")
 def test_the_command_tells_of_it_without_a_traceback_of_ours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +172,11 @@ def test_the_command_tells_of_it_without_a_traceback_of_ours(
     said = capsys.readouterr().err
     assert "error: evaluation episode 0, step 2" in said
     assert "broken on purpose" in said
+    assert "faulty_environments.py" in said
+    # From the call of the environment on, not from the command on.
+    assert said.count("Traceback") == 1
+    assert "trpo_fast/command/" not in said
+    assert "run_episodes" not in said
 
 
 class Hinted(gym.Env[Any, Any]):
@@ -203,6 +216,7 @@ HINTS = {
 }
 
 
+@pytest.mark.reliability("mask_rule")
 @pytest.mark.parametrize("name", HINTS)
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 def test_masks_follow_one_rule_in_training_and_evaluation(name: str, vectorization: str) -> None:
@@ -212,6 +226,7 @@ def test_masks_follow_one_rule_in_training_and_evaluation(name: str, vectorizati
         agent.evaluate(3)
 
 
+@pytest.mark.reliability("mask_rule")
 def test_predict_takes_masks_by_the_same_rule() -> None:
     with small(lambda: Hinted(spaces.Discrete(3), [ONE])) as agent:
         two = np.zeros((2, 1), np.float32)
@@ -228,6 +243,7 @@ def test_predict_takes_masks_by_the_same_rule() -> None:
         agent.predict(np.zeros(2), action_masks=[True, False])
 
 
+@pytest.mark.reliability("normalising_wrapper")
 def test_a_normalising_wrapper_of_the_environments_own_is_warned_of() -> None:
     for wrapper, name in (
         (gym.wrappers.NormalizeObservation, "obs_rms"),
@@ -263,6 +279,7 @@ class Mine(gym.Wrapper[Any, Any, Any, Any]):
         self.held = held
 
 
+@pytest.mark.reliability("no_second_environment")
 @pytest.mark.parametrize("kind", ["one instance", "a wrapper", "no spec"])
 def test_an_environment_that_cannot_be_made_again_is_refused_before_training(kind: str) -> None:
     OnlyOne.alive = 0
@@ -277,6 +294,7 @@ def test_an_environment_that_cannot_be_made_again_is_refused_before_training(kin
         assert agent.num_timesteps == 0
 
 
+@pytest.mark.reliability("eval_envs")
 def test_an_evaluation_makes_no_more_environments_than_asked_for() -> None:
     made: list[int] = []
 
@@ -330,6 +348,7 @@ def videos(monkeypatch: pytest.MonkeyPatch) -> None:
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 
+@pytest.mark.reliability("render")
 @pytest.mark.usefixtures("videos")
 @pytest.mark.parametrize("own", [False, True], ids=["asked", "renders already"])
 def test_each_episode_is_a_file(tmp_path: Path, own: bool) -> None:
@@ -341,6 +360,7 @@ def test_each_episode_is_a_file(tmp_path: Path, own: bool) -> None:
     assert [file.read_text() for file in files] == ["4", "4"]
 
 
+@pytest.mark.reliability("render")
 @pytest.mark.usefixtures("videos")
 @pytest.mark.parametrize(
     ("frame", "text"),
@@ -357,6 +377,7 @@ def test_frames_that_make_no_video_are_named(tmp_path: Path, frame: Any, text: s
         run_episodes(zeros, make, 1, seed=0)
 
 
+@pytest.mark.reliability("render")
 @pytest.mark.usefixtures("videos")
 @pytest.mark.parametrize("mode", [None, "human", "ansi"])
 def test_what_renders_to_no_array_is_refused_at_once(tmp_path: Path, mode: str | None) -> None:

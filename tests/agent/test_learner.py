@@ -121,6 +121,7 @@ DISTANT = [
 ]
 
 
+@pytest.mark.reliability("distant_bounds")
 @pytest.mark.parametrize(("low", "high", "text"), DISTANT)
 @pytest.mark.parametrize("state_dependent_std", [False, True])
 def test_bounds_that_the_first_actions_hardly_meet_are_warned_of(

@@ -64,6 +64,7 @@ def identical(a: Any, b: Any) -> bool:
     return repr(a) == repr(b) if isinstance(a, float | complex) else bool(a == b)
 
 
+@pytest.mark.reliability("env_kwargs")
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_values_come_back_as_they_were(value: Any) -> None:
     text = json.dumps(to_json({"deep": [value]}, "env_kwargs"), allow_nan=False)
@@ -81,6 +82,7 @@ class Pair(NamedTuple):
     b: int
 
 
+@pytest.mark.reliability("env_kwargs_refused")
 @pytest.mark.parametrize(
     "value",
     [
@@ -133,6 +135,7 @@ class Told(Walk):
 gym.register("Told-v0", entry_point=Told)
 
 
+@pytest.mark.reliability("env_kwargs")
 @pytest.mark.parametrize(
     "value", [(0.7, math.inf), np.float32(0.1), Path("a"), np.arange(3)], ids=repr
 )
@@ -162,6 +165,7 @@ def test_load_eval_and_resume_make_the_same_environment(value: Any, tmp_path: Pa
     assert made_again()
 
 
+@pytest.mark.reliability("env_kwargs_refused")
 def test_what_no_file_can_hold_is_refused_when_the_run_begins(tmp_path: Path) -> None:
     kwargs = {"given": object()}
     with small("Told-v0", env_kwargs=kwargs) as agent:
@@ -187,6 +191,7 @@ def test_a_damaged_value_in_a_checkpoint_is_named(tmp_path: Path) -> None:
         TRPO.load(path)
 
 
+@pytest.mark.reliability("env_kwargs")
 def test_hoppers_own_range_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
     kwargs = {"healthy_z_range": (0.2, math.inf), "terminate_when_unhealthy": False}

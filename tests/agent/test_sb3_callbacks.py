@@ -21,6 +21,8 @@ sb3 = pytest.importorskip(
 from stable_baselines3.common import callbacks as theirs  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
+pytestmark = pytest.mark.reliability("sb3_callbacks")
+
 
 def learn(steps: int, callback: Any, **options: Any) -> TRPO:
     """Rollouts of 2 environments x 32 steps."""

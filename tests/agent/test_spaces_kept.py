@@ -48,6 +48,7 @@ class Foreign(nn.Module):
         return self.inner(obs)
 
 
+@pytest.mark.reliability("float64_bounds")
 @pytest.mark.parametrize("policy", ["native", "squashed", "foreign", "float64"])
 def test_actions_on_a_bound_stay_in_a_float64_box(policy: str) -> None:
     Strict.on_bound = 0

@@ -30,6 +30,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 KINDS = (torch.float32, torch.float64)
 
 
+@pytest.mark.reliability("saved_dtype")
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize(("saved", "loaded"), [KINDS, KINDS[::-1]])
 def test_an_agent_keeps_its_dtype_and_its_bits(
@@ -49,6 +50,7 @@ def test_an_agent_keeps_its_dtype_and_its_bits(
         assert torch.get_default_dtype() is loaded
 
 
+@pytest.mark.reliability("saved_dtype")
 def test_a_module_of_another_dtype_is_refused(tmp_path: Path) -> None:
     shown, taken = spaces.Box(-1, 1, (4,)), spaces.Discrete(2)
     with small(policy=MlpPolicy(shown, taken, (8,)).double()) as agent:
@@ -62,6 +64,7 @@ def test_a_module_of_another_dtype_is_refused(tmp_path: Path) -> None:
         assert next(again.value_function.parameters()).dtype is torch.float32
 
 
+@pytest.mark.reliability("default_device")
 @pytest.mark.parametrize("way", ["set_default_device", "with"])
 @pytest.mark.parametrize(
     ("env", "options"),

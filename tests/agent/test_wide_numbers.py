@@ -42,6 +42,7 @@ class Clock(gym.Env[Any, Any]):
         return self._shown(), reward, False, self.time >= 10, {}
 
 
+@pytest.mark.reliability("clock")
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 @pytest.mark.parametrize("nested", [False, True])
@@ -63,6 +64,7 @@ def test_a_clock_is_learnt_from_as_a_small_number_is(
             assert action == bit
 
 
+@pytest.mark.reliability("clock")
 def test_every_way_of_choosing_sees_the_same_clock(monkeypatch: Any) -> None:
     """Natively, in torch, and by a policy that samples for itself: the same statistics."""
     from trpo_fast.rollouts import samplers
@@ -99,6 +101,7 @@ class Bandit(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), self.base + 10.0 * int(action), True, False, {}
 
 
+@pytest.mark.reliability("large_rewards")
 def test_small_differences_of_large_rewards_are_learnt_from() -> None:
     """float32 holds multiples of 64 there."""
     with small(Bandit, normalize_rewards=False, critic_epochs=0) as agent:

@@ -37,6 +37,7 @@ class TwoNumbers(Walk):
         return tuple(super().reset(**keywords)[0])
 
 
+@pytest.mark.reliability("old_gym")
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize(
     ("env", "text"),
@@ -57,6 +58,7 @@ def test_the_interface_of_old_gym_is_named(env: Any, text: str, vectorization: s
         agent.evaluate(1, env=env)
 
 
+@pytest.mark.reliability("all_of_reset")
 def test_predict_names_what_is_not_an_observation() -> None:
     with small() as agent:
         env = gym.make("CartPole-v1")
@@ -71,6 +73,7 @@ def test_predict_names_what_is_not_an_observation() -> None:
         agent.predict((np.zeros(2), 1))
 
 
+@pytest.mark.reliability("option_in_env_kwargs")
 @pytest.mark.parametrize("name", ["num_envs", "seed"])
 @pytest.mark.parametrize("env", ["CartPole-v1", Walk])
 def test_an_option_of_the_agent_among_env_kwargs_is_named(env: Any, name: str) -> None:
@@ -78,6 +81,7 @@ def test_an_option_of_the_agent_among_env_kwargs_is_named(env: Any, name: str) -
         small(env, env_kwargs={name: 3})
 
 
+@pytest.mark.reliability("huge_reward")
 def test_a_reward_beyond_float32_is_told_with_its_value() -> None:
     class Huge(Walk):
         def step(self, action: Any) -> Any:
@@ -88,6 +92,7 @@ def test_a_reward_beyond_float32_is_told_with_its_value() -> None:
         agent.learn(64, progress_bar=False)
 
 
+@pytest.mark.reliability("learn_after_close")
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 def test_learning_after_close_goes_on_where_it_was(vectorization: str) -> None:
     found = []

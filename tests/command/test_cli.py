@@ -367,6 +367,7 @@ def test_an_instruction_set_that_is_none_is_a_mistake(command):
     assert not Path("runs").exists()
 
 
+@pytest.mark.reliability("module_beside_the_user")
 @pytest.mark.parametrize("program", ["trpo-fast", "-m"])
 def test_a_module_in_the_working_directory_is_found(program: str, tmp_path: Path) -> None:
     (tmp_path / "mymodule.py").write_text(

@@ -258,6 +258,7 @@ def test_mistakes_are_named(pools: list[Pool]) -> None:
         make_vector_env(lambda: None, vectorization="envpool")
 
 
+@pytest.mark.reliability("envpool_ids")
 def test_an_id_of_envpools_own_is_evaluated_by_envpool(
     pools: list[Pool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ def drive(env: SeededEpisodes, steps: int, rng: np.random.Generator) -> list[Any
     return heard
 
 
+@pytest.mark.reliability("c_int_seeds")
 def test_every_episode_has_a_seed_of_its_own() -> None:
     seeds = {episode_seed(s, i, e) for s in range(4) for i in range(8) for e in range(16)}
     assert len(seeds) == 4 * 8 * 16

@@ -386,6 +386,7 @@ def test_walks_differ_between_environments_and_episodes() -> None:
     assert len(np.unique(starts, axis=0)) == len(starts)
 
 
+@pytest.mark.reliability("old_or_foreign_id")
 @pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "text"),

@@ -42,6 +42,7 @@ CASES: dict[str, tuple[Any, Any, Any, str]] = {
 }
 
 
+@pytest.mark.reliability("outside_its_space")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_a_space_cannot_hold_is_named(name: str, nested: bool) -> None:
@@ -69,6 +70,7 @@ def test_floating_point_spaces_round_what_they_are_given() -> None:
             check([0, 0, 0])
 
 
+@pytest.mark.reliability("outside_its_space")
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(("at", "where"), [(0, "reset"), (2, "step 2"), (3, "step 3")])
@@ -82,6 +84,7 @@ def test_training_is_told_of_fractions(
         agent.learn(64, progress_bar=False)
 
 
+@pytest.mark.reliability("outside_its_space")
 @pytest.mark.parametrize("nested", [False, True])
 def test_evaluation_and_predict_are_told_too(nested: bool) -> None:
     with small(lambda: Fractions(2, 0, nested)) as agent:
@@ -93,6 +96,7 @@ def test_evaluation_and_predict_are_told_too(nested: bool) -> None:
                 agent.predict({"a": shown} if nested else shown)
 
 
+@pytest.mark.reliability("outside_its_space")
 def test_whole_numbers_of_another_type_are_as_good() -> None:
     """What float arrays of whole numbers lead to is what integers do, to the bit."""
 
@@ -113,6 +117,7 @@ def test_whole_numbers_of_another_type_are_as_good() -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.reliability("outside_its_space")
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("at", [0, 2])
@@ -168,6 +173,7 @@ ODD = {
 }
 
 
+@pytest.mark.reliability("blame")
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("at", [0, 1, 3])
 @pytest.mark.parametrize("given", [False, True], ids=["made here", "given"])

@@ -44,6 +44,7 @@ def undeclared(mode: AutoresetMode, **keywords: Any) -> SyncVectorEnv:
     return vector
 
 
+@pytest.mark.reliability("undeclared_autoreset")
 @pytest.mark.filterwarnings("ignore:.*autoreset_mode")
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
 def test_final_observations_tell_the_convention(mode: AutoresetMode) -> None:
@@ -61,6 +62,7 @@ def test_final_observations_tell_the_convention(mode: AutoresetMode) -> None:
     assert any(masked) == (mode is AutoresetMode.NEXT_STEP)
 
 
+@pytest.mark.reliability("late_mask")
 def test_a_mask_that_comes_after_the_first_action_is_refused() -> None:
     vector = SyncVectorEnv([lambda: Counter(late_mask=True)] * 2)
     env = make_vector_env(vector, seed=0)

@@ -99,6 +99,7 @@ class ThirdHalves(Fractions):
         return super().reset(seed=seed, options=options)
 
 
+@pytest.mark.reliability("outside_its_space", "blame")
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(("at", "where"), [(0, "reset"), (2, "step"), (3, "step")])

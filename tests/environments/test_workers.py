@@ -96,6 +96,7 @@ class Clock(Walk):
         return (self._shown(position), *rest)
 
 
+@pytest.mark.reliability("clock")
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])  # 1: the others are in this process's own share
 def test_wide_numbers_keep_the_digits_of_sync(nested: bool, workers: int) -> None:

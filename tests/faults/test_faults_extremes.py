@@ -273,6 +273,7 @@ def test_a_million_rows_in_bounded_memory(backend: str, run_python: Any) -> None
     assert float(log_prob) > -10.85  # -(3^2) - log(2 pi) = -10.84 before
 
 
+@pytest.mark.reliability("no_curvature")
 @every_backend
 @pytest.mark.parametrize("preconditioner", ["none", "diagonal", "kfac"])
 @pytest.mark.parametrize("log_std", [20.0, 40.0, 44.0, 45.0, 60.0])

@@ -224,6 +224,7 @@ def test_the_fallback_is_said_once() -> None:
     assert any("NeverSeen" in text for text in _said)
 
 
+@pytest.mark.reliability("membership")
 @every_backend
 @pytest.mark.parametrize("how", ["layer", "assign"])
 def test_a_parameter_that_was_replaced_is_named(backend: str, how: str) -> None:

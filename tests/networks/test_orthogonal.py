@@ -69,6 +69,7 @@ print(hashlib.sha256(bits).hexdigest())
 """
 
 
+@pytest.mark.reliability("initial_weights")
 def test_a_seed_means_the_same_with_any_number_of_threads(
     run_python: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
+@pytest.mark.reliability("initial_weights")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_makes_a_policy(run_python: Any) -> None:
     done = run_python(FORKED)

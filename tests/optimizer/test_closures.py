@@ -80,6 +80,7 @@ STALE = [
 ]
 
 
+@pytest.mark.reliability("stale_closure")
 @pytest.mark.parametrize("make", STALE, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("by_module", [False, True])
 @pytest.mark.parametrize("constraint", ["hard", "penalty"])
@@ -104,6 +105,7 @@ def test_what_was_made_before_the_step_is_refused(
     assert result_of(optimizer).kl > 0
 
 
+@pytest.mark.reliability("stale_closure")
 def test_a_forward_that_answers_from_memory_is_refused() -> None:
     class Remembering(Gaussian):
         made: Any = None
@@ -123,6 +125,7 @@ def test_a_forward_that_answers_from_memory_is_refused() -> None:
     assert same_bits(policy, before)
 
 
+@pytest.mark.reliability("stale_closure")
 def test_a_distribution_of_a_parameter_itself_is_no_stale_one() -> None:
     mean, scale = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
     optimizer = TRPOOptimizer([mean, scale])
@@ -136,6 +139,7 @@ def test_a_distribution_of_a_parameter_itself_is_no_stale_one() -> None:
     assert result_of(optimizer).kl > 0
 
 
+@pytest.mark.reliability("stale_closure")
 def test_a_policy_that_has_nothing_to_gain_beside_a_value_function() -> None:
     policy, value = Gaussian(), nn.Linear(3, 1)
     optimizer = TRPOOptimizer([*policy.parameters(), *value.parameters()], damping=1e-3)
@@ -148,6 +152,7 @@ def test_a_policy_that_has_nothing_to_gain_beside_a_value_function() -> None:
     assert result_of(optimizer).kl == 0.0
 
 
+@pytest.mark.reliability("stale_closure")
 @pytest.mark.parametrize("step", [1e-30, 1e-12, 1e-9, 1e-6])
 def test_steps_so_small_that_nothing_is_measured_end_in_a_status(step: float) -> None:
     policy = Gaussian()
@@ -158,6 +163,7 @@ def test_steps_so_small_that_nothing_is_measured_end_in_a_status(step: float) ->
         assert 0 <= result_of(optimizer).kl <= optimizer.param_groups[0]["max_kl"]
 
 
+@pytest.mark.reliability("backward_in_closure")
 @pytest.mark.parametrize("retain", [False, True])
 def test_backward_in_a_closure_is_named(retain: bool) -> None:
     policy = nn.Linear(3, 2)

@@ -62,6 +62,7 @@ CHANGES: list[tuple[Callable[[Any], None], str]] = [
 ]
 
 
+@pytest.mark.reliability("membership")
 @pytest.mark.parametrize("path", [*BACKENDS, "closure"])
 @pytest.mark.parametrize(
     ("change", "words"), CHANGES, ids=lambda item: getattr(item, "__name__", "")
@@ -85,6 +86,7 @@ def test_it_is_named_on_every_path(path: str, change: Callable[[Any], None], wor
     assert same_bits(policy, before)
 
 
+@pytest.mark.reliability("membership")
 @pytest.mark.parametrize("path", BACKENDS)
 def test_frozen_additions_and_frozen_losses_are_no_matter(path: str) -> None:
     policy, data, _ = setting(path)

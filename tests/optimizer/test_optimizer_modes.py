@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
 
 class TestModes:
+    @pytest.mark.reliability("default_device")
     @pytest.mark.parametrize("backend", ["auto", "reference", "generic"])
     @pytest.mark.parametrize("preconditioner", ["none", "kfac"])
     def test_another_default_device_changes_nothing(

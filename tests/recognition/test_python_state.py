@@ -19,7 +19,10 @@ from trpo_fast.networks.network import Network
 from trpo_fast.recognition.python_state import MOST_ITEMS, python_state
 from trpo_fast.recognition.recognizer import network_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
+pytestmark = [
+    pytest.mark.reliability("python_state"),
+    pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning"),
+]
 
 
 class TestForwardThatKeepsState:

@@ -24,7 +24,10 @@ from trpo_fast import TRPOOptimizer, fisher_vector_product
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import layers_of, network_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
+pytestmark = [
+    pytest.mark.reliability("rows"),
+    pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning"),
+]
 
 
 class Large(Policy):

@@ -31,7 +31,10 @@ from trpo_fast.networks.network import Network
 from trpo_fast.recognition.python_state import global_modes
 from trpo_fast.recognition.recognizer import CHECKED_EACH, network_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
+pytestmark = [
+    pytest.mark.reliability("python_state"),
+    pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning"),
+]
 
 SWITCH = {"on": False}
 

@@ -240,6 +240,7 @@ def test_an_environment_that_raises_leaves_the_last_state_usable() -> None:
     assert collect(resumed, 1).observations[0].tolist() == [[0, 0, 2], [0, 0, 2]]
 
 
+@pytest.mark.reliability("c_int_seeds")
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 @pytest.mark.parametrize("place", ["info", "observation"])
 def test_a_run_of_32_bit_seeds_goes_on_in_new_episodes(place: str, vectorization: str) -> None:
@@ -263,6 +264,7 @@ def test_a_run_of_32_bit_seeds_goes_on_in_new_episodes(place: str, vectorization
     after.env.close()
 
 
+@pytest.mark.reliability("c_int_seeds")
 @pytest.mark.parametrize("seed", [2**31 + 5, 2**62])
 def test_a_users_vector_environment_gets_seeds_that_fit_a_c_int(seed: int) -> None:
     vector = SyncVectorEnv([Scripted] * 3)

@@ -174,6 +174,7 @@ def test_the_native_step_serves_every_gaussian(options: dict[str, Any]) -> None:
     compare(both("box", torch.float32, 8, masked=False, **options), "box", torch.float32)
 
 
+@pytest.mark.reliability("clock")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("envs", [1, 8, 100])
 def test_the_native_step_takes_the_mean_off_before_it_narrows(

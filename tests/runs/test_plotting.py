@@ -50,6 +50,7 @@ def test_one_run_and_several_runs_become_pictures(tmp_path):
         assert imread(out).std() > 0.01
 
 
+@pytest.mark.reliability("one_point")
 @pytest.mark.parametrize("gap", [False, True])
 def test_a_point_without_neighbours_is_a_dot(tmp_path, gap):
     """A run of one row, or a row between two whose return is no number."""

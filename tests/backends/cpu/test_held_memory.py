@@ -22,7 +22,10 @@ from trpo_fast.recognition.recognizer import layers_of, network_of
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 
-pytestmark = pytest.mark.skipif(_native.core is None, reason="the native module is not built")
+pytestmark = [
+    pytest.mark.reliability("swapped_storage"),
+    pytest.mark.skipif(_native.core is None, reason="the native module is not built"),
+]
 
 
 def watched(module: nn.Module) -> list[weakref.ref[Any]]:

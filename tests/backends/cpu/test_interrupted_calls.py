@@ -17,7 +17,10 @@ from trpo_fast.backends.forward import forward_function
 from trpo_fast.networks.mlp import ValueFunction
 from trpo_fast.recognition.recognizer import layers_of
 
-pytestmark = pytest.mark.skipif(_native.core is None, reason="the native module is not built")
+pytestmark = [
+    pytest.mark.reliability("long_native_call"),
+    pytest.mark.skipif(_native.core is None, reason="the native module is not built"),
+]
 
 ROWS, WIDTH = 12_000, 1024
 AFTER = 0.3  # seconds until the signal; one gradient takes longer on one thread
