@@ -219,6 +219,11 @@ ROWS = {
             "Ctrl-C within one native call over a large batch and a wide network",
             "It is answered within a product, and no parameter has moved",
         ),
+        "signal_at_the_picture": Row(
+            "Ctrl-C or SIGTERM while the learning curve is drawn",
+            "The picture, the rows and the checkpoint are written, and the exit code is 130; a "
+            "second signal ends the process at once",
+        ),
         "initial_weights": Row(
             "The same seed with another number of threads; a network made in a forked child",
             "The same initial weights; the child does not hang",

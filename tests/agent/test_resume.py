@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 from training_process import (
     Training,
     assert_identical,
@@ -20,6 +22,7 @@ from training_process import (
 from trpo_fast import TRPO, cli
 from trpo_fast.agent.state import state_of
 from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
+from trpo_fast.runs import recorder
 from trpo_fast.runs.checkpoint import load_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.logger import ProgressFileError
@@ -250,8 +253,6 @@ def test_two_interrupts_stop_at_once_and_leave_a_good_checkpoint(tmp_path):
 @pytest.mark.parametrize("phase", ["rollout", "solve", "critic", "evaluation", "save", "row"])
 def test_an_interrupt_in_any_phase_leaves_a_whole_update(tmp_path, monkeypatch, phase):
     """The signal arrives deep inside each phase of the third update."""
-    import os
-
     from trpo_fast.backends.cpu.value_fit import AdamFit
 
     options = {"num_envs": 2, "rollout_steps": 32, "hidden_sizes": (8,), "seed": 0}
@@ -294,6 +295,28 @@ def test_an_interrupt_in_any_phase_leaves_a_whole_update(tmp_path, monkeypatch, 
     agent.learn(320 - agent.num_timesteps, progress_bar=False)
     agent.close()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.reliability("signal_at_the_picture")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_the_picture_is_drawn_leaves_all_written(
+    tmp_path, monkeypatch, capsys, number
+):
+    draw = recorder.plot_runs
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+        return draw(*arguments)
+
+    monkeypatch.setattr(recorder, "plot_runs", interrupted)
+    assert train(tmp_path, 128) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert imread(RunDirectory(tmp_path).picture_file).size
+    assert saved_updates(tmp_path) == len(rows_of(tmp_path)) == 2
+    assert not list(tmp_path.rglob(".*.tmp"))
+    monkeypatch.undo()
+    assert train(tmp_path, 128) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_two_trainings_in_one_directory_are_refused_and_plotting_is_not(tmp_path, capsys):

@@ -102,6 +102,7 @@ def test_other_threads_are_left_alone():
     assert not errors
 
 
+@pytest.mark.reliability("signal_at_the_picture")
 def test_a_second_signal_on_the_command_line_ends_the_process_at_once():
     child = os.fork()
     if not child:
