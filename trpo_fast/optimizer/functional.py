@@ -133,7 +133,7 @@ class _Places:
                 f"{name} is a {type(vector).__name__}, expected a tensor like the parameters: "
                 f"torch.as_tensor(..., dtype={self.all.dtype})"
             )
-        count = sum(self.all.sizes)
+        count = self.all.count
         if tuple(vector.shape) != (count,):
             raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected ({count},)")
         if vector.dtype != self.all.dtype or vector.device != self.all.device:
