@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
@@ -150,7 +149,7 @@ class AutomaticEnvironments:
             self.choice = f"{workers.choice}, since the environments here would not come back"
         self._undecided = False
         workers.start_timeout = None
-        _close(self._local if self._env is workers else workers)
+        (self._local if self._env is workers else workers).close()
 
     def _leads_to(
         self, where: VectorEnvironment | Workers, origin: VectorEnvironment | Workers, out: Rows
@@ -174,13 +173,13 @@ class AutomaticEnvironments:
             if self._local.mask_source is not None:
                 workers.take_masks(self._local.mask_source)
         except EnvironmentFault as error:
-            _close(workers)
+            workers.close()
             return f"workers could not enter the running episodes ({error})"
         except BaseException:
-            _close(workers)
+            workers.close()
             raise
         if not same:
-            _close(workers)
+            workers.close()
             return "the environments do not depend on their seeds and actions alone"
         return workers
 
@@ -204,19 +203,7 @@ class AutomaticEnvironments:
         """Release the environments."""
         self._env.close()
         if self._undecided and self._env is not self._local:
-            _close(self._local)
-
-
-def _close(env: Environments) -> None:
-    """Close what the run goes on without, whatever its environments make of that."""
-    try:
-        env.close()
-    except Exception as error:  # noqa: BLE001
-        warnings.warn(
-            f"{env.name} raised {type(error).__name__} in close(): {error}. The run goes on in "
-            "other copies of it.",
-            stacklevel=2,
-        )
+            self._local.close()
 
 
 def _alike(one: Any, other: Any) -> bool:

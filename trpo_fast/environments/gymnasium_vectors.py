@@ -1,22 +1,21 @@
-"""gymnasium's vectors of environments, in this process and in one process each."""
+"""gymnasium's vector of environments in this process, and whom of any vector to blame."""
 
 from __future__ import annotations
 
 import copy
 import select
-import signal
 import traceback
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from types import TracebackType
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import concatenate, iterate
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.observation_check import ObservationCheck
+from trpo_fast.environments.processes import closed
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 
 
@@ -70,52 +69,11 @@ class LocalEnvironments(SyncVectorEnv):
             self._observations = batch
         return batch, rewards.copy(), terminations.copy(), truncations.copy(), infos
 
-
-class WorkerEnvironments(AsyncVectorEnv):
-    """gymnasium's vector of processes, with :func:`guarded_worker` and quiet error reports.
-
-    gymnasium announces each worker's traceback in a warning; here the exception carries it.
-    """
-
-    def __init__(self, factories: Sequence[Callable[[], SeededEpisodes]], mode: AutoresetMode):
-        super().__init__(factories, copy=False, autoreset_mode=mode, worker=guarded_worker)
-
-    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        failed = sum(1 for success in successes if not success)
-        if not failed:
-            return
-        reports = [self.error_queue.get() for _ in range(failed)]
-        self._state = AsyncState.DEFAULT
-        index, kind, value, trace = min(reports, key=lambda report: report[0])
-        if isinstance(value, EnvironmentFault):
-            raise value
-        raise EnvironmentFault(
-            f"the process of environment {index} raised {kind.__name__}: {value}",
-            env_index=index,
-            trace=trace,
-        )
-
-
-def guarded_worker(
-    index: int, env_fn: Callable[[], Any], pipe: Any, parent_pipe: Any, *rest: Any
-) -> None:
-    """The process of one environment: gymnasium's worker, made safe at its edges.
-
-    Ctrl-C reaches the whole process group: the parent decides what it means, so workers ignore
-    it. A handler for SIGTERM inherited through `fork` would keep `terminate()` from working. An
-    exception in the constructor is reported like one in `step`, not as a closed pipe.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        env = created(index, env_fn)
-    except EnvironmentFault as fault:
-        error_queue = rest[1]
-        error_queue.put((index, EnvironmentFault, fault, fault.traceback))
-        pipe.recv()
-        pipe.send((None, False))
-        return
-    _async_worker(index, lambda: env, pipe, parent_pipe, *rest)
+    def close_extras(self, **_: Any) -> None:
+        """Close every environment; EnvironmentFault with what some of them raised."""
+        told = [text for text in (closed(env.close) for env in self.envs) if text]
+        if told:
+            raise EnvironmentFault("; ".join(told))
 
 
 def created(index: int, make: Callable[[], SeededEpisodes]) -> SeededEpisodes:
@@ -130,7 +88,7 @@ def created(index: int, make: Callable[[], SeededEpisodes]) -> SeededEpisodes:
         ) from error
 
 
-def blamed_environment(vector: Any, error: Exception) -> int | None:
+def blamed_environment(vector: Any, error: BaseException) -> int | None:
     """Which environment of a vector not made here raised."""
     if isinstance(vector, AsyncVectorEnv):
         pipes: list[Any] = vector.parent_pipes

@@ -23,10 +23,11 @@ from trpo_fast.base.spaces import check_action_space
 from trpo_fast.environments import env_pool
 from trpo_fast.environments.automatic import AutomaticEnvironments, why_not_workers
 from trpo_fast.environments.flattening import ObservationFlattener
-from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, WorkerEnvironments
+from trpo_fast.environments.gymnasium_vectors import LocalEnvironments
 from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 from trpo_fast.environments.origins import is_importable, newest_version, registering_package
+from trpo_fast.environments.process_vector import WorkerEnvironments
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.vectorization import VECTORIZATIONS
@@ -65,7 +66,8 @@ def make_vector_env(
             None draws one (kept in ``.seed``).
         env_kwargs: keyword arguments of the environment's constructor.
         num_workers: processes of "workers" besides this one; 0: as many as there are other cores.
-        step_timeout: seconds after which a step or a reset in a worker is taken to hang; 0: never.
+        step_timeout: seconds after which a step or a reset in another process is taken to hang; 0:
+            never.
 
     Raises:
         EnvironmentSetupError: the environment cannot be made or served; its kinds are
@@ -100,9 +102,8 @@ def make_vector_env(
     if vectorization == "workers":
         return _workers(factories, num_workers, step_timeout)
     local = vectorization if vectorization == "async" else "sync"
-    vector = VectorEnvironment(
-        _vector(factories, local), name=name, seed=seed, remake=lambda: _vector(factories, local)
-    )
+    make = partial(_vector, factories, local, step_timeout)
+    vector = VectorEnvironment(make(), name=name, seed=seed, remake=make)
     if vectorization != "auto":
         return vector
     reason = why_not_workers(num_envs, num_workers)
@@ -214,7 +215,10 @@ def _workers(
     start_timeout: float | None = None,
 ) -> Workers:
     first = _first(factories)
-    first.close()
+    if start_timeout is None:
+        first.close()
+    else:
+        first.env.close()  # whose exception keeps `auto` from it: it closes copies amid a run
     return Workers(
         factories,
         first.observation_space,
@@ -227,7 +231,9 @@ def _workers(
     )
 
 
-def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any, Any, Any]:
+def _vector(
+    factories: Sequence[_Factory], vectorization: str, step_timeout: float
+) -> VectorEnv[Any, Any, Any]:
     first = _first(factories)
     # SAME_STEP spends no step on resetting, and leaves nothing pending between two steps that
     # a checkpoint would have to keep.
@@ -236,7 +242,7 @@ def _vector(factories: Sequence[_Factory], vectorization: str) -> VectorEnv[Any,
         return LocalEnvironments([lambda: first, *factories[1:]])
     first.close()
     try:
-        return WorkerEnvironments(factories, mode)
+        return WorkerEnvironments(factories, mode, factories[0].name, step_timeout)
     except EnvironmentFault as fault:
         # the frames of the traceback keep the half-made vector, and with it its processes, alive
         raise fault.with_traceback(None) from None

@@ -118,6 +118,14 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         except Exception as error:
             raise self._fault(error, "step()", np.array(action)) from error
 
+    def close(self) -> None:
+        """Close the environment; of one that was made to tell its spaces, whatever it raises."""
+        try:
+            self.env.close()
+        except Exception as error:
+            if self.episode >= 0:
+                raise self._fault(error, "close()", None) from error
+
     def _steps(self) -> int:
         return sum(len(part) for part in self._packed) + len(self._newest)
 

@@ -30,6 +30,8 @@ from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
 from trpo_fast.environments.interface import Bool, Rows, Transition
 from trpo_fast.environments.observation_check import ObservationCheck
+from trpo_fast.environments.process_vector import end_processes
+from trpo_fast.environments.processes import closed, death, warn_of_closing
 from trpo_fast.environments.seeded_episodes import restart_seed
 from trpo_fast.environments.vector_masks import VectorMasks, merged_masks
 
@@ -64,6 +66,7 @@ class VectorEnvironment:
         self.name = name
         self.seed = seed
         self._closed = False
+        self._unanswered = False
         self.num_envs = int(vector.num_envs)
         self.action_space = vector.single_action_space
         check_action_space(self.action_space)
@@ -102,8 +105,8 @@ class VectorEnvironment:
 
     @property
     def ended(self) -> bool:
-        """Whether processes were ended, so that episodes must be entered anew before a step."""
-        return self._closed and isinstance(self.vector.unwrapped, AsyncVectorEnv)
+        """Whether it was closed, so that episodes must be entered anew before a step."""
+        return self._closed
 
     @property
     def resumable(self) -> bool:
@@ -254,6 +257,8 @@ class VectorEnvironment:
         """Number and actions so far of each running episode; [] where not resumable."""
         if not self._seeded:
             return []
+        if self._lost:
+            raise EnvironmentFault(f"the processes of {self.name} were ended or interrupted.")
         return list(self._guard(self.vector.call, "running_episode"))
 
     def plain_states(self) -> list[dict[str, Any]]:
@@ -288,58 +293,66 @@ class VectorEnvironment:
 
     def _guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the vector environment; whatever it raises leaves as EnvironmentFault."""
+        self._unanswered = True
         try:
-            return call(*args, **kwargs)
+            returned = call(*args, **kwargs)
         except EnvironmentFault as fault:
             if fault.__cause__ is None and fault.traceback:
                 fault.add_note(f"In the environment's process:\n{fault.traceback}")
-            self._terminate_workers()
+            self._end_processes()
             raise
         except Exception as error:
-            blamed = blamed_environment(self.vector.unwrapped, error)
-            env = None if blamed is None else self.first + blamed
-            self._terminate_workers()
-            who = self.name if env is None else f"environment {env} of {self.name}"
-            text = str(error) or "its process died"
-            raise EnvironmentFault(
-                f"{who} raised {type(error).__name__}: {text}",
-                env_index=env,
-                trace="".join(traceback.format_exception(error)),
-            ) from error
+            told = self._fault(error)
+            self._end_processes()
+            raise told from error
+        self._unanswered = False
+        return returned
+
+    def _fault(self, error: Exception) -> EnvironmentFault:
+        """What an exception of the vector is in words."""
+        inner = self.vector.unwrapped
+        blamed = blamed_environment(inner, error)
+        env = None if blamed is None else self.first + blamed
+        who = self.name if env is None else f"environment {env} of {self.name}"
+        what = f" raised {type(error).__name__}: {error}"
+        if blamed is not None and isinstance(error, (EOFError, ConnectionError)):
+            what = f": {death(inner.processes[blamed])}"
+        trace = "".join(traceback.format_exception(error))
+        return EnvironmentFault(f"{who}{what}", env_index=env, trace=trace)
+
+    @property
+    def _lost(self) -> bool:
+        """Whether there are processes of which no answer can be had, or none that fits."""
+        inner = self.vector.unwrapped
+        return isinstance(inner, AsyncVectorEnv) and (inner.closed or self._unanswered)
 
     def _revive(self) -> None:
-        """Replace worker processes that a fault ended, or an interrupt left with answers unread."""
-        inner = self.vector.unwrapped
-        if self._remake is None or not isinstance(inner, AsyncVectorEnv):
-            return
-        if inner.closed or inner._state.value != "default":
-            self._terminate_workers()
+        """Make the vector anew where it was closed, or its processes ended or owe answers."""
+        if self._remake is not None and (self._lost or self._closed):
+            self._end_processes()
             self.vector = self._remake()
             self._closed = False
+        elif self._lost:
+            raise EnvironmentFault(
+                f"the processes of {self.name} were ended or interrupted, and a vector environment "
+                "that was given whole cannot be made again here: save the agent, and load it with "
+                "a new one (env=)."
+            )
 
-    def _terminate_workers(self) -> None:
+    def _end_processes(self) -> None:
         inner = self.vector.unwrapped
-        if not isinstance(inner, AsyncVectorEnv) or inner.closed:
-            return
-        for process in inner.processes:
-            process.terminate()
-        for process in inner.processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        for pipe in inner.parent_pipes:
-            if pipe is not None:
-                pipe.close()
-        inner.closed = True
+        if isinstance(inner, AsyncVectorEnv) and not inner.closed:
+            end_processes(inner)
 
     def close(self) -> None:
-        """Release the environments; processes end even if one of them is stuck in a call."""
+        """Release the environments; processes end even if one of them is stuck in a call.
+
+        What an environment raises in close(), or that it does not return, is a warning.
+        """
         self._closed = True
-        inner = self.vector.unwrapped
-        if isinstance(inner, AsyncVectorEnv) and inner._state.value != "default":
-            self._terminate_workers()
-        self.vector.close()
+        if self._unanswered:
+            self._end_processes()
+        warn_of_closing(self.name, [closed(self.vector.close)])
 
 
 _NO_ENVS: npt.NDArray[np.int64] = np.empty(0, np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -13,7 +12,10 @@ import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.environments import silence
 from trpo_fast.environments.board import Bell, Board, Gone, Hung
+from trpo_fast.environments.processes import death, made_in_main_thread
+from trpo_fast.environments.silence import Silence
 from trpo_fast.environments.worker_process import (
     ANSWER,
     ANSWERED,
@@ -28,17 +30,17 @@ from trpo_fast.environments.worker_process import (
     serve,
 )
 
-# Seconds that processes have to end once they were asked to, before they are killed.
-LAST_WORDS = 1.0
-
 
 class Worker:
     """One process, seen from the trainer."""
 
-    def __init__(self, number: int, board: Board, source: Source, look: float) -> None:
+    def __init__(
+        self, number: int, board: Board, source: Source, look: float, silence: Silence
+    ) -> None:
         self.number = number
         self.source = source
         self._look = look
+        self._silence = silence
         self._board = board
         self._words = board.words[number].data
         self._words[UNDER_WAY] = NOBODY
@@ -57,7 +59,10 @@ class Worker:
         source: Any = CloudpickleWrapper(given)  # for functions that pickle cannot send
         process = context.Process(
             target=_serve,
-            args=(self.number, self._board, source, self.bells, theirs, inherited, self._look),
+            args=(
+                *(self.number, self._board, source, self.bells, theirs, inherited, self._look),
+                made_in_main_thread(),
+            ),
             name=f"trpo_fast-worker-{self.number}",
             daemon=True,
         )
@@ -94,7 +99,7 @@ class Worker:
             EnvironmentSetupError: it sent one.
         """
         try:
-            self._wait(limit, NOBODY if when else self.source.first)
+            self._wait(limit, when)
             answer: int = self._words[ANSWER]
             if answer != SPOKEN:
                 return answer
@@ -102,71 +107,72 @@ class Worker:
         except Hung:
             raise self._fault(f"its process did not answer within {limit:g} s", when) from None
         except (Gone, EOFError, OSError):
-            join([self.process], LAST_WORDS)
-            cause = _cause(self.process.exitcode)
-            raise self._fault(f"its process died{cause}", when) from None
+            raise self._fault(death(self.process), when) from None
         if isinstance(spoken, EnvironmentFault) and spoken.traceback:
             spoken.add_note(f"In the environment's process:\n{spoken.traceback}")
         if isinstance(spoken, Exception):
             raise spoken
         return spoken
 
-    def _wait(self, limit: float | None, under_way: int) -> None:
+    def _wait(self, limit: float | None, when: str) -> None:
         """Wait for an answer; Hung where the same environment is under way for so many seconds."""
+        under_way, began = NOBODY if when else self.source.first, time.monotonic()
+        since = began  # the environment under way was seen to be
         while True:
+            left = silence.SILENCE
+            if limit is not None:
+                left = min(left, since + limit - time.monotonic())
             try:
-                self._answered.wait(self._look, limit)
+                self._answered.wait(self._look, left)
             except Hung:
                 before, under_way = under_way, self._words[UNDER_WAY]
-                if under_way == before:
+                now = time.monotonic()
+                if under_way != before:
+                    since = now
+                elif limit is not None and now >= since + limit:
                     raise
+                self._silence.since(began, self.who, f" {when}" if when else self._where())
             else:
                 return
 
+    @property
+    def who(self) -> str:
+        """The environment under way, or all of the share, in words."""
+        env, rows = self._words[UNDER_WAY], self.source.rows
+        named = environments(rows.start, rows.stop) if env == NOBODY else f"environment {env}"
+        return f"{named} of {self.source.name}"
+
+    def _where(self) -> str:
+        """What the environment under way is at, in words."""
+        env = self._words[UNDER_WAY]
+        if env == NOBODY:
+            return ""
+        step, action = int(self._board.steps[env]) + 1, self._board.actions[env].tolist()
+        return f" in step() (step {step}, action {action})"
+
     def _fault(self, what: str, when: str) -> EnvironmentFault:
         """The fault of a process that does not answer."""
-        env, source = self._words[UNDER_WAY], self.source
+        env, rows = self._words[UNDER_WAY], self.source.rows
         if env == NOBODY:
-            rows = source.rows
             only = rows.start if rows.stop - rows.start == 1 else None
-            who = environments(rows.start, rows.stop)
-            return EnvironmentFault(f"{who} of {source.name}: {what} {when}", env_index=only)
-        step, action = int(self._board.steps[env]) + 1, np.array(self._board.actions[env])
+            text = f"{self.who}: {what} {when}".rstrip()
+            return EnvironmentFault(text, env_index=only)
         return EnvironmentFault(
-            f"environment {env} of {source.name}: {what} in step() "
-            f"(step {step}, action {action.tolist()})",
+            f"{self.who}: {what}{self._where()}",
             env_index=env,
-            step=step,
-            action=action,
+            step=int(self._board.steps[env]) + 1,
+            action=np.array(self._board.actions[env]),
         )
 
     def close(self) -> None:
         """Give back what its process no longer needs."""
         for bell in self.bells:
             bell.close()
-        if self.process is not None:
+        process, self.process = self.process, None
+        if process is not None:
             self.pipe.close()
-            self.process.close()
-            self.process = None
+            process.close()
 
 
 def _serve(number: int, board: Board, source: Any, *rest: Any) -> None:
     serve(number, board, source.fn, *rest)
-
-
-def _cause(code: int | None) -> str:
-    """Why a process ended, as far as its exit code tells."""
-    if code is None:
-        return ""
-    if code >= 0:
-        return f" (exit code {code})"
-    with contextlib.suppress(ValueError):
-        return f" ({signal.Signals(-code).name})"
-    return f" (signal {-code})"
-
-
-def join(processes: Sequence[Any], seconds: float | None) -> None:
-    """Wait until all have ended, or for so long altogether."""
-    end = None if seconds is None else time.monotonic() + seconds
-    for process in processes:
-        process.join(None if end is None else max(0.0, end - time.monotonic()))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import select
 import signal
-import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.board import Bell, Board, Gone
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, created
 from trpo_fast.environments.interface import Bool, Episode
+from trpo_fast.environments.processes import close_for, end_with_trainer
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
 
@@ -146,8 +144,12 @@ class Share:
             self._masks[:] = masks
 
     def close(self) -> None:
-        """Close the environments."""
-        self._env.close()
+        """Close the environments.
+
+        Raises:
+            EnvironmentFault: one of them raised; all were asked.
+        """
+        self._env.vector.close()
 
 
 def _itself(env: SeededEpisodes) -> SeededEpisodes:
@@ -162,6 +164,7 @@ def serve(
     pipe: Connection,
     inherited: Sequence[Connection],
     look: float,
+    in_main: bool,
 ) -> None:
     """The life of worker ``number``, until it is told to end or its trainer does.
 
@@ -173,6 +176,7 @@ def serve(
         pipe: for whatever is not a step.
         inherited: the trainer's ends of pipes, which a forked process has too.
         look: seconds to look at a bell before sleeping.
+        in_main: whether the trainer's main thread made this process.
     """
     for end in inherited:
         end.close()
@@ -180,7 +184,7 @@ def serve(
     # handler for SIGTERM would keep `terminate` from working.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_trainer, args=(pipe,), daemon=True).start()
+    end_with_trainer(pipe, by_signal=in_main)
     # Threads of torch do not survive a fork, and the cores have workers of their own.
     torch.set_num_threads(1)
     words = board.words[number]
@@ -213,7 +217,8 @@ class _Worker:
         with np.errstate(over="ignore"):  # as in a rollout of this process
             while self._answer(share, source):
                 pass
-        share.close()
+        self._pipe.send("")  # it was heard; the environments may take their time
+        close_for(self._pipe, share.close)
 
     def _answer(self, share: Share, source: Source) -> bool:
         """Wait for a request and do it; False for the last one."""
@@ -266,12 +271,3 @@ def _sendable(error: Exception, source: Source) -> Exception:
 def environments(first: int, stop: int) -> str:
     """`environment 3`, or `environments 3 to 5`."""
     return f"environment {first}" if stop - first == 1 else f"environments {first} to {stop - 1}"
-
-
-def _end_with_trainer(pipe: Connection) -> None:
-    """End this process when the other end of its pipe closes, even amid a step."""
-    poller = select.poll()
-    poller.register(pipe, 0)
-    poller.poll()
-    sys.stderr.flush()
-    os._exit(1)

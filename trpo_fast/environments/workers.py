@@ -24,9 +24,11 @@ from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Bool, Episode, Rows, Transition
+from trpo_fast.environments.processes import closed, dismiss, end, warn_of_closing
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
+from trpo_fast.environments.silence import Silence
 from trpo_fast.environments.vector_masks import without_mask
-from trpo_fast.environments.worker_handle import LAST_WORDS, Worker, join
+from trpo_fast.environments.worker_handle import Worker
 from trpo_fast.environments.worker_process import END, LOUD, STEP, Share, Source
 
 
@@ -89,6 +91,7 @@ class Workers:
         self._nowhere = np.zeros(self.num_envs, bool)
         self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
         self._unanswered = False
+        self._silence = Silence()
         self._begin()
 
     @property
@@ -128,7 +131,7 @@ class Workers:
         context = multiprocessing.get_context()
         try:
             for number, source in enumerate(self._sources[: self.num_workers]):
-                worker = Worker(number, board, source, look)
+                worker = Worker(number, board, source, look, self._silence)
                 self._workers.append(worker)
                 worker.start(context, [other.pipe for other in self._workers[:-1]])
             for source in self._sources[self.num_workers :]:
@@ -161,23 +164,30 @@ class Workers:
             self._begin()
 
     def close(self) -> None:
-        """Release the environments; processes end even if one of them is stuck in a step."""
-        if self._workers and not self._unanswered:
-            for worker in self._workers:
+        """Release the environments; processes end even if one of them is stuck.
+
+        What an environment raises in close(), or that it does not return, is a warning.
+        """
+        workers, own, told = self._workers, self._own, list[str]()
+        if workers and not self._unanswered:
+            self._unanswered = True  # whatever interrupts it, these are not asked again
+            for worker in workers:
                 worker.ask(END)
-            join([worker.process for worker in self._workers], 5 * LAST_WORDS)
+            told = dismiss(
+                [worker.process for worker in workers],
+                [worker.pipe for worker in workers],
+                [worker.who for worker in workers],
+            )
+            if own is not None:
+                self._own = None
+                told.append(closed(own.close))
         self._end()
+        warn_of_closing(self.name, told)
 
     def _end(self) -> None:
         """End the processes, all at once, whatever they are at."""
-        processes = [worker.process for worker in self._workers if worker.process is not None]
-        for process in processes:
-            process.terminate()
-        join(processes, LAST_WORDS)
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-        join(processes, None)
+        self._unanswered = True  # an interrupt from here on leaves what cannot be asked
+        end([worker.process for worker in self._workers if worker.process is not None])
         for worker in self._workers:
             worker.close()
         self._workers = []
