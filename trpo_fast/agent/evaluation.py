@@ -24,6 +24,7 @@ from trpo_fast.environments import seeded_episodes
 from trpo_fast.environments.action_masks import MaskReader
 from trpo_fast.environments.gymnasium_api import described_error, reset_result, step_result
 from trpo_fast.environments.observation_check import ObservationCheck
+from trpo_fast.environments.processes import closed, warn_of_closing
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 # (raw observations of n environments, their action masks or None) -> n actions for env.step.
@@ -111,8 +112,8 @@ def run_episodes(
             player.begin()
         _play(act, players, on_fault, report)
     finally:
-        for player in players:
-            player.env.close()
+        told = [closed(player.env.close) for player in players]
+        warn_of_closing("the evaluation's environments", told)
     return _result([episode for player in players for episode in player.done], max_steps)
 
 

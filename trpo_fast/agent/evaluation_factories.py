@@ -17,6 +17,7 @@ from trpo_fast.base.errors import EnvironmentSetupError, MissingExtraError
 from trpo_fast.environments.env_pool import PoolOfOne, only_here
 from trpo_fast.environments.make import environment_name, setup_error
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
+from trpo_fast.environments.processes import closed
 
 ARRAY_MODES = ("rgb_array", "rgb_array_list")
 
@@ -70,12 +71,13 @@ def require_another(make_env: EnvFactory) -> None:
     Raises EnvironmentSetupError with the ways out.
     """
     try:
-        make_env().close()
+        made = make_env()
     except EnvironmentSetupError as error:
         raise EnvironmentSetupError(
             f"eval_every needs an environment beside those of the training, and none can be made: "
             f"{error} Give TRPO an id or a function that makes one, or leave eval_every at 0."
         ) from error
+    closed(made.close)  # what that raises, each evaluation will tell
 
 
 def recording_factory(env: Any, env_kwargs: Mapping[str, Any], directory: Path) -> EnvFactory:
@@ -90,6 +92,15 @@ def recording_factory(env: Any, env_kwargs: Mapping[str, Any], directory: Path) 
             if self.recorded_frames:
                 super().stop_recording()  # type: ignore[no-untyped-call]
             self.recording = False  # without a warning where the first frame was refused
+
+        def close(self) -> None:
+            try:
+                self.stop_recording()
+            except Exception as error:
+                raise EnvironmentSetupError(
+                    f"the video of {name} could not be written: {type(error).__name__}: {error}"
+                ) from error
+            super().close()  # type: ignore[no-untyped-call]
 
     make = _rendering_factory(env, env_kwargs)
     name = environment_name(env)

@@ -9,6 +9,7 @@ import numpy as np
 
 from trpo_fast.agent.evaluation import Evaluation
 from trpo_fast.agent.state import Training
+from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.rollouts.rollout import Rollout
 from trpo_fast.runs.checkpoint import CheckpointError
@@ -34,6 +35,8 @@ def enter_environments(training: Training) -> None:
         return
     try:
         training.collector.restore(training.pending_collector)
+    except EnvironmentSetupError:
+        raise  # in words, and of no saved episode
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"the saved episodes cannot be replayed: {error}") from error
     training.pending_collector = None

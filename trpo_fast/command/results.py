@@ -9,6 +9,7 @@ from typing import Any
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.base.output import say
+from trpo_fast.command.last_resort import LastResort
 from trpo_fast.command.options import (
     check_instruction_set,
     look_beside_the_user,
@@ -52,13 +53,17 @@ def _eval(options: argparse.Namespace) -> int:
     changes: dict[str, Any] = {"num_envs": 1, "vectorization": "envpool" if pooled else "sync"}
     if options.seed is not None:
         changes["seed"] = options.seed
-    with TRPO.load(path, options.env, **changes) as agent:
+    with (
+        LastResort(str(env)) as last_resort,
+        TRPO.load(path, options.env, **changes) as agent,
+    ):
         if options.video is None:
             mean, std = agent.evaluate(options.episodes)
         else:
             mean, std = agent.record(options.episodes, options.video)
             say(f"videos in {options.video}")
-    say(f"{path}: return {mean:.2f} +- {std:.2f} over {options.episodes} episodes")
+        say(f"{path}: return {mean:.2f} +- {std:.2f} over {options.episodes} episodes")
+        last_resort.ready(0)
     return 0
 
 

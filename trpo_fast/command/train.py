@@ -11,6 +11,7 @@ from trpo_fast.agent.config import ConfigError, differences
 from trpo_fast.agent.state import recipe
 from trpo_fast.base.output import say
 from trpo_fast.base.time_budget import budget_table
+from trpo_fast.command.last_resort import LastResort
 from trpo_fast.command.options import (
     add_agent_options,
     agent_options,
@@ -69,7 +70,7 @@ def _train(options: argparse.Namespace) -> int:
         agent = _fresh(options, given)
     directory = agent.run.directory
     assert directory is not None  # noqa: S101 (both ways of making the agent set it)
-    with agent:
+    with LastResort(options.env_id) as last_resort, agent:
         left = options.total_steps - agent.num_timesteps
         if left <= 0:
             say(f"{directory.path} already has {agent.num_timesteps} steps: nothing to do")
@@ -80,9 +81,10 @@ def _train(options: argparse.Namespace) -> int:
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"Go on with: {_resume_line(options, directory)}")
             raise
-    code = _report(agent, directory)
-    if options.profile:
-        say(f"time in this call\n{budget_table(agent.time_budget)}")
+        code = _report(agent, directory)
+        if options.profile:
+            say(f"time in this call\n{budget_table(agent.time_budget)}")
+        last_resort.ready(code)
     return code
 
 

@@ -71,6 +71,7 @@ class LocalEnvironments(SyncVectorEnv):
 
     def close_extras(self, **_: Any) -> None:
         """Close every environment; EnvironmentFault with what some of them raised."""
+        self.closed = True
         told = [text for text in (closed(env.close) for env in self.envs) if text]
         if told:
             raise EnvironmentFault("; ".join(told))

@@ -118,7 +118,6 @@ class WorkerEnvironments(AsyncVectorEnv):
             EnvironmentFault: close() raised, or did not return. The processes have ended then.
         """
         del timeout
-        self.closed = True
         told: list[str] = []
         if not terminate and self._state is AsyncState.DEFAULT:
             for pipe in self.parent_pipes:

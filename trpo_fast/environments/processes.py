@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 
 # Seconds in which processes that are told to end must show that they heard it, and in which they
 # must have obeyed SIGTERM before they are killed: all of them together.
@@ -70,6 +70,8 @@ def closed(close: Callable[[], Any]) -> str:
     """Close environments, and return what they raised in words: nothing is lost by it any more."""
     try:
         close()
+    except EnvironmentSetupError:
+        raise  # a video that could not be written is lost
     except EnvironmentFault as fault:
         return str(fault)
     except Exception as error:  # noqa: BLE001

@@ -331,7 +331,7 @@ class VectorEnvironment:
         if self._remake is not None and (self._lost or self._closed):
             self._end_processes()
             self.vector = self._remake()
-            self._closed = False
+            self._closed = self._unanswered = False
         elif self._lost:
             raise EnvironmentFault(
                 f"the processes of {self.name} were ended or interrupted, and a vector environment "
@@ -352,6 +352,7 @@ class VectorEnvironment:
         self._closed = True
         if self._unanswered:
             self._end_processes()
+        self._unanswered = True  # whatever interrupts it, processes are not asked again
         warn_of_closing(self.name, [closed(self.vector.close)])
 
 

@@ -1,0 +1,255 @@
+"""Agents whose environments were closed, killed or interrupted: they save, act and learn on."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import gymnasium.vector
+import numpy as np
+import pytest
+import torch
+from agent_cases import small, weights
+from patience import wait_until
+from toy_environments import Walk
+from training_process import runs
+
+import trpo_fast
+from trpo_fast.agent.agent import TRPO
+from trpo_fast.base.errors import EnvironmentFault
+
+KINDS = ["sync", "async", "workers", "auto"]
+WATCHED = tuple(
+    str(Path(m.__file__).parent) for m in (trpo_fast, gymnasium.vector, multiprocessing)
+)
+BATCH = 3 * 8
+TOTAL = 3 * BATCH
+
+
+def agent_of(vectorization: str) -> TRPO:
+    workers = {"num_workers": 2} if vectorization in ("workers", "auto") else {}
+    options = {"num_envs": 3, "rollout_steps": 8, "critic_epochs": 1, **workers}
+    return small(Walk, vectorization=vectorization, **options)
+
+
+def learn(agent: TRPO) -> None:
+    """Up to the end of the training."""
+    agent.learn(TOTAL - agent.num_timesteps, progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> torch.Tensor:
+    with agent_of("sync") as agent:
+        learn(agent)
+        return weights(agent)
+
+
+def processes_of(agent: TRPO) -> list[Any]:
+    env: Any = getattr(agent.env, "current", agent.env)
+    return list(env.processes if hasattr(env, "processes") else env.vector.processes)
+
+
+def assert_alive(agent: TRPO, path: Path) -> None:
+    """All but learning."""
+    agent.predict(np.zeros(2))
+    agent.evaluate(1, progress_bar=False)
+    with TRPO.load(agent.save(path), Walk) as again:
+        assert torch.equal(weights(again), weights(agent))
+        assert again.num_timesteps == agent.num_timesteps
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+@pytest.mark.parametrize("vectorization", KINDS)
+def test_a_closed_agent_saves_and_learns_on(
+    tmp_path: Path, undisturbed: torch.Tensor, vectorization: str, updates: int
+) -> None:
+    agent = agent_of(vectorization)
+    agent.learn(updates * BATCH, progress_bar=False)
+    agent.close()
+    assert_alive(agent, tmp_path / "closed")
+    learn(agent)
+    agent.close()
+    assert torch.equal(weights(agent), undisturbed)
+
+
+def test_an_environment_that_cannot_be_stepped_once_closed_is_made_anew(
+    undisturbed: torch.Tensor,
+) -> None:
+    class Viewer(Walk):
+        closed = False
+
+        def step(self, action: Any) -> Any:
+            assert not self.closed
+            return super().step(action)
+
+        def close(self) -> None:
+            self.closed = True
+
+    agent = small(Viewer, num_envs=3, rollout_steps=8, critic_epochs=1)
+    agent.learn(BATCH, progress_bar=False)
+    agent.close()
+    learn(agent)
+    agent.close()
+    assert torch.equal(weights(agent), undisturbed)
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+@pytest.mark.parametrize("vectorization", ["async", "workers"])
+def test_a_process_that_was_killed_between_two_calls_is_named_and_replaced(
+    tmp_path: Path, undisturbed: torch.Tensor, vectorization: str, updates: int
+) -> None:
+    agent = agent_of(vectorization)
+    agent.learn(updates * BATCH, progress_bar=False)
+    killed = processes_of(agent)[1]
+    os.kill(killed.pid, signal.SIGKILL)
+    wait_until(lambda: not runs(killed.pid))
+    assert_alive(agent, tmp_path / "killed")
+    with pytest.raises(EnvironmentFault, match=r"environment \d.*: its process died \(SIGKILL\)"):
+        learn(agent)
+    assert_alive(agent, tmp_path / "after")
+    learn(agent)
+    agent.close()
+    assert torch.equal(weights(agent), undisturbed)
+
+
+@pytest.mark.parametrize("vectorization", ["async", "workers"])
+def test_closing_after_a_process_was_killed_is_quiet(vectorization: str) -> None:
+    agent = agent_of(vectorization)
+    processes = processes_of(agent)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    agent.close()
+    assert not multiprocessing.active_children()
+
+
+class Moment:
+    """Does something when so many lines of ours and of what steps environments have been run."""
+
+    def __init__(self, at: int, act: Callable[[], Any]) -> None:
+        self.at, self.act, self.lines = at, act, 0
+
+    def __enter__(self) -> Self:
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _enter(self, frame: FrameType, event: str, _: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(WATCHED) else None
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                self.act()
+        return self._line
+
+
+@cache
+def lines_of(vectorization: str) -> int:
+    """How many a whole training has."""
+    with agent_of(vectorization) as agent, Moment(0, lambda: None) as counted:
+        learn(agent)
+    return counted.lines
+
+
+def disturbed(vectorization: str, act: Callable[[TRPO], Any], seed: int) -> tuple[TRPO, list[Any]]:
+    """A training in which something is done at two moments, and what it raised."""
+    rng = np.random.default_rng(seed)
+    lines = lines_of(vectorization)
+    agent, raised = agent_of(vectorization), []
+    for _ in range(2):
+        try:
+            with Moment(int(rng.integers(1, lines)), lambda: act(agent)):
+                learn(agent)
+        except (KeyboardInterrupt, EnvironmentFault) as error:
+            raised.append(error)
+    return agent, raised
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("vectorization", KINDS)
+def test_an_interrupt_at_any_moment_changes_no_bit(
+    tmp_path: Path, undisturbed: torch.Tensor, vectorization: str, seed: int
+) -> None:
+    agent, raised = disturbed(vectorization, lambda _: os.kill(os.getpid(), signal.SIGINT), seed)
+    assert raised
+    agent.predict(np.zeros(2))
+    agent.save(tmp_path / "interrupted")
+    learn(agent)
+    agent.close()
+    assert torch.equal(weights(agent), undisturbed)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("vectorization", ["async", "workers"])
+def test_a_process_killed_at_any_moment_is_named_and_changes_no_bit(
+    tmp_path: Path, undisturbed: torch.Tensor, vectorization: str, seed: int
+) -> None:
+    def kill(agent: TRPO) -> None:
+        processes = processes_of(agent)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            if processes and processes[-1].pid is not None:
+                os.kill(processes[-1].pid, signal.SIGKILL)
+
+    agent, raised = disturbed(vectorization, kill, seed)
+    assert all("its process died (SIGKILL)" in str(error) for error in raised)
+    agent.save(tmp_path / "killed")
+    learn(agent)
+    agent.close()
+    assert torch.equal(weights(agent), undisturbed)
+
+
+def test_a_vector_given_whole_that_was_interrupted_says_what_is_lost(tmp_path: Path) -> None:
+    vector = gymnasium.vector.AsyncVectorEnv([Walk, Walk])
+    agent = TRPO(vector, rollout_steps=8, seed=0, hidden_sizes=(8,))
+    agent.learn(16, progress_bar=False)
+    wait, calls = vector.step_wait, []
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return wait(*given, **named)
+
+    vector.step_wait = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(16, progress_bar=False)
+    with pytest.raises(EnvironmentFault, match=r"given whole .* load it with a new one \(env=\)"):
+        agent.learn(16, progress_bar=False)
+    path = agent.save(tmp_path / "saved")
+    agent.close()
+    with TRPO.load(path, gymnasium.vector.AsyncVectorEnv([Walk, Walk])) as again:
+        again.learn(16, progress_bar=False)
+
+
+@pytest.mark.parametrize("method", ["reset_async", "step_async", "call_async"])
+def test_an_interrupt_while_async_asks_its_processes_leaves_no_stray_answer(
+    monkeypatch: pytest.MonkeyPatch, undisturbed: torch.Tensor, method: str
+) -> None:
+    """gymnasium notes what it waits for once all are asked: until then, some owe answers."""
+    agent = agent_of("async")
+    ask = getattr(gymnasium.vector.AsyncVectorEnv, method)
+
+    def interrupted(vector: Any, *given: Any, **named: Any) -> None:
+        state = vector._state
+        ask(vector, *given, **named)
+        vector._state = state
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gymnasium.vector.AsyncVectorEnv, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(agent)
+    learn(agent)
+    agent.close()
+    assert torch.equal(weights(agent), undisturbed)

@@ -1,0 +1,75 @@
+"""Environments that are bad at ending: what is done is told, and the command ends all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from patience import wait_until
+from training_process import Training, final_state
+
+KINDS = ["sync", "async", "workers"]
+
+
+def options(vectorization: str, instead: str, *more: str) -> tuple[str, ...]:
+    return ("--vectorization", vectorization, "--env-kwargs", f"instead={instead}", *more)
+
+
+@pytest.mark.parametrize("vectorization", KINDS)
+def test_a_training_whose_environment_cannot_be_closed_is_done_and_says_so(
+    tmp_path: Path, vectorization: str
+) -> None:
+    training = Training(
+        tmp_path, 128, *options(vectorization, "raise"), env="unclosable_environment:Unclosable-v0"
+    )
+    code, out, err = training.finish()
+    assert code == 0, err
+    assert "done: 128 steps" in out
+    assert "Traceback" not in err
+    assert "warning:" in err
+    assert "environment 0 raised ZeroDivisionError: no way out in close()" in err
+    assert final_state(tmp_path)["progress"]["num_timesteps"] == 128
+    assert training.group_is_gone()
+
+
+@pytest.mark.parametrize("vectorization", KINDS)
+def test_a_training_whose_environment_hangs_in_closing_is_done_and_says_so(
+    tmp_path: Path, vectorization: str
+) -> None:
+    training = Training(
+        tmp_path, 128, *options(vectorization, "hang"), env="unclosable_environment:Unclosable-v0"
+    )
+    code, out, err = training.finish()
+    assert code == 0, err
+    assert "done: 128 steps" in out
+    assert "did not return from close()" in err
+    assert final_state(tmp_path)["progress"]["num_timesteps"] == 128
+    assert training.group_is_gone()
+
+
+@pytest.mark.parametrize("vectorization", ["workers", "async"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_two_signals_leave_no_orphans(tmp_path: Path, vectorization: str, stopped: bool) -> None:
+    marker = tmp_path / "marker"
+    training = Training(
+        tmp_path / "run",
+        10_000_000,
+        *("--vectorization", vectorization, "--env-kwargs", f"marker={marker}", "at=70"),
+        env="slow_environment:Stuck-v0",
+    )
+    training.wait_for_file(marker)
+    if stopped:
+        for pid in children_of(training.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+    training.send(signal.SIGINT)
+    training.send(signal.SIGINT)
+    code, _, err = training.finish()
+    assert code == 130, err
+    assert "Traceback" not in err
+    wait_until(training.group_is_gone, training.kill)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
