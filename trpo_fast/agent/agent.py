@@ -223,7 +223,8 @@ class TRPO:
                     with guard.shielded():
                         recorder.finish(boundary, self.num_timesteps)
             except BaseException as error:
-                agent_state.load_into(self.training, boundary)
+                with guard.shielded(against_all=True):
+                    agent_state.load_into(self.training, boundary)
                 self.run.save_after(error, boundary, self.num_timesteps)
                 raise
         return self

@@ -50,7 +50,8 @@ class Config(SharedOptions):
     step_timeout: float = option(
         0.0,
         "environment",
-        "seconds after which a step of an environment in workers is taken to hang (0: never)",
+        "seconds after which a step of an environment in another process is taken to hang (0: "
+        "never)",
         minimum=0.0,
     )
     env_kwargs: dict[str, Any] = option(  # noqa: RUF009 (a field, as the others)

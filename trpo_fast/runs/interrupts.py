@@ -23,17 +23,23 @@ class InterruptGuard:
     def __init__(self, *, exit_at_second: bool) -> None:
         self._exit_at_second = exit_at_second
         self._received = 0
-        self._depth = 0
+        self._depth = self._against_all = 0
         self._held = False
 
     @contextlib.contextmanager
-    def shielded(self) -> Iterator[None]:
-        """A section that the first signal interrupts only at its end."""
+    def shielded(self, *, against_all: bool = False) -> Iterator[None]:
+        """A section that the first signal interrupts only at its end.
+
+        Args:
+            against_all: later signals, too. For what takes no time, and would be left half done.
+        """
         self._depth += 1
+        self._against_all += against_all
         try:
             yield
         finally:
             self._depth -= 1
+            self._against_all -= against_all
         if self._held and not self._depth:
             self._held = False
             raise KeyboardInterrupt
@@ -43,7 +49,7 @@ class InterruptGuard:
         self._received += 1
         if self._received > 1 and self._exit_at_second:
             os._exit(INTERRUPTED)
-        if self._depth and self._received == 1:
+        if self._depth and (self._received == 1 or self._against_all):
             self._held = True
             return
         raise KeyboardInterrupt
