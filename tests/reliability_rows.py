@@ -202,6 +202,37 @@ ROWS = {
             "The parameter is named on every path, and nothing has moved",
         ),
     },
+    "An agent outlives its environments": {
+        "closed_agent": Row(
+            "`close()`, and then `save()` or `learn()`",
+            "Both work; the environments are made anew, and the bits are those of an agent that "
+            "was not closed",
+        ),
+        "killed_process": Row(
+            "An environment's process is killed: between two calls of `learn`, or at any moment "
+            "of one",
+            "It is named with its signal and replaced at the next `learn`, which gives the bits of "
+            "a run without a break",
+        ),
+        "interrupted_learn": Row(
+            "Ctrl-C in `learn`, at any moment of it, and `learn` again",
+            "The same bits as without it, in the first rollout too; of a vector given whole what "
+            "is lost is said",
+        ),
+        "orphans": Row(
+            "Two signals while processes are busy or stopped; the trainer is killed",
+            "All end together, and nothing is left of them: no process, no shared memory",
+        ),
+        "hung_environment": Row(
+            "A step or a reset in another process that does not come back",
+            "A line says so after half a minute; with `--step-timeout` it is an error that names "
+            "the environment",
+        ),
+        "bad_close": Row(
+            "`env.close()` raises or hangs",
+            "What is done and saved stays so and is said; a warning, and exit code 0",
+        ),
+    },
     "Conventions and numbers": {
         "undeclared_autoreset": Row(
             "A vector environment that does not declare its `autoreset_mode`",

@@ -66,6 +66,7 @@ def assert_alive(agent: TRPO, path: Path) -> None:
         assert again.num_timesteps == agent.num_timesteps
 
 
+@pytest.mark.reliability("closed_agent")
 @pytest.mark.parametrize("updates", [0, 1])
 @pytest.mark.parametrize("vectorization", KINDS)
 def test_a_closed_agent_saves_and_learns_on(
@@ -80,6 +81,7 @@ def test_a_closed_agent_saves_and_learns_on(
     assert torch.equal(weights(agent), undisturbed)
 
 
+@pytest.mark.reliability("closed_agent")
 def test_an_environment_that_cannot_be_stepped_once_closed_is_made_anew(
     undisturbed: torch.Tensor,
 ) -> None:
@@ -101,6 +103,7 @@ def test_an_environment_that_cannot_be_stepped_once_closed_is_made_anew(
     assert torch.equal(weights(agent), undisturbed)
 
 
+@pytest.mark.reliability("killed_process")
 @pytest.mark.parametrize("updates", [0, 1])
 @pytest.mark.parametrize("vectorization", ["async", "workers"])
 def test_a_process_that_was_killed_between_two_calls_is_named_and_replaced(
@@ -176,6 +179,7 @@ def disturbed(vectorization: str, act: Callable[[TRPO], Any], seed: int) -> tupl
 
 
 # Python drops an exception that a signal raises in a finalizer: then nothing was interrupted.
+@pytest.mark.reliability("interrupted_learn")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("vectorization", KINDS)
@@ -198,6 +202,7 @@ def test_an_interrupt_at_any_moment_changes_no_bit(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.reliability("killed_process")
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("vectorization", ["async", "workers"])
 def test_a_process_killed_at_any_moment_is_named_and_changes_no_bit(
@@ -217,6 +222,7 @@ def test_a_process_killed_at_any_moment_is_named_and_changes_no_bit(
     assert torch.equal(weights(agent), undisturbed)
 
 
+@pytest.mark.reliability("interrupted_learn")
 def test_a_vector_given_whole_that_was_interrupted_says_what_is_lost(tmp_path: Path) -> None:
     vector = gymnasium.vector.AsyncVectorEnv([Walk, Walk])
     agent = TRPO(vector, rollout_steps=8, seed=0, hidden_sizes=(8,))
@@ -240,6 +246,7 @@ def test_a_vector_given_whole_that_was_interrupted_says_what_is_lost(tmp_path: P
         again.learn(16, progress_bar=False)
 
 
+@pytest.mark.reliability("interrupted_learn")
 @pytest.mark.parametrize("method", ["reset_async", "step_async", "call_async"])
 def test_an_interrupt_while_async_asks_its_processes_leaves_no_stray_answer(
     monkeypatch: pytest.MonkeyPatch, undisturbed: torch.Tensor, method: str
@@ -263,6 +270,7 @@ def test_an_interrupt_while_async_asks_its_processes_leaves_no_stray_answer(
     assert torch.equal(weights(agent), undisturbed)
 
 
+@pytest.mark.reliability("interrupted_learn")
 def test_a_second_interrupt_leaves_no_half_of_an_update(
     monkeypatch: pytest.MonkeyPatch, undisturbed: torch.Tensor
 ) -> None:

@@ -17,6 +17,7 @@ def options(vectorization: str, instead: str, *more: str) -> tuple[str, ...]:
     return ("--vectorization", vectorization, "--env-kwargs", f"instead={instead}", *more)
 
 
+@pytest.mark.reliability("bad_close")
 @pytest.mark.parametrize("vectorization", KINDS)
 def test_a_training_whose_environment_cannot_be_closed_is_done_and_says_so(
     tmp_path: Path, vectorization: str
@@ -34,6 +35,7 @@ def test_a_training_whose_environment_cannot_be_closed_is_done_and_says_so(
     assert training.group_is_gone()
 
 
+@pytest.mark.reliability("bad_close")
 @pytest.mark.parametrize("vectorization", KINDS)
 def test_a_training_whose_environment_hangs_in_closing_is_done_and_says_so(
     tmp_path: Path, vectorization: str
@@ -49,6 +51,7 @@ def test_a_training_whose_environment_hangs_in_closing_is_done_and_says_so(
     assert training.group_is_gone()
 
 
+@pytest.mark.reliability("orphans")
 @pytest.mark.parametrize("vectorization", ["workers", "async"])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_two_signals_leave_no_orphans(tmp_path: Path, vectorization: str, stopped: bool) -> None:

@@ -44,6 +44,7 @@ def step(env: Any) -> None:
     env.step(np.zeros(env.num_envs, np.int64), np.empty((env.num_envs, 3), np.float32))
 
 
+@pytest.mark.reliability("orphans")
 @pytest.mark.parametrize("vectorization", IN_PROCESSES)
 def test_stopped_processes_are_ended_together(vectorization: str) -> None:
     env = vector_of(Scripted, vectorization, num_envs=6)
@@ -74,6 +75,7 @@ class Unclosable(Scripted):
             self.instead()
 
 
+@pytest.mark.reliability("bad_close")
 @pytest.mark.parametrize("vectorization", ["sync", "async", "workers"])
 def test_what_close_raises_is_a_warning_with_its_environment(
     vectorization: str, tmp_path: Path
@@ -94,6 +96,7 @@ def test_what_close_raises_is_a_warning_with_its_environment(
     env.close()  # and no second warning
 
 
+@pytest.mark.reliability("bad_close")
 @pytest.mark.parametrize("vectorization", IN_PROCESSES)
 def test_a_close_that_hangs_is_ended_with_a_warning(
     vectorization: str, monkeypatch: pytest.MonkeyPatch
@@ -130,6 +133,7 @@ class Slow(Scripted):
         return super().step(action)
 
 
+@pytest.mark.reliability("hung_environment")
 @pytest.mark.parametrize("vectorization", IN_PROCESSES)
 def test_a_silent_step_is_told_of_and_then_ever_more_rarely(
     vectorization: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -189,6 +193,7 @@ def test_a_limit_longer_than_the_silence_is_kept(
         (lambda: os._exit(7), r"its process died \(exit code 7\)"),
     ],
 )
+@pytest.mark.reliability("killed_process")
 @pytest.mark.parametrize("vectorization", IN_PROCESSES)
 def test_a_process_that_dies_says_by_what(vectorization: str, doom: Any, words: str) -> None:
     class Dying(Scripted):
@@ -246,6 +251,7 @@ else:
 """
 
 
+@pytest.mark.reliability("orphans")
 @pytest.mark.parametrize("state", ["busy", "stopped", "of a thread"])
 @pytest.mark.parametrize("vectorization", IN_PROCESSES)
 def test_no_busy_or_stopped_process_outlives_a_killed_trainer(

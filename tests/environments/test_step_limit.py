@@ -62,6 +62,7 @@ def test_slow_environments_of_a_share_are_not_taken_to_hang_together() -> None:
     env.close()
 
 
+@pytest.mark.reliability("hung_environment")
 @pytest.mark.parametrize("hung", [0, 3])
 def test_the_one_of_a_share_that_hangs_is_named(hung: int) -> None:
     """The first one, and one after slow ones that together took longer than the limit."""

@@ -17,6 +17,7 @@ from trpo_fast.environments.make import make_vector_env
 from trpo_fast.environments.seeded_episodes import episode_seed
 
 
+@pytest.mark.reliability("killed_process")
 @pytest.mark.parametrize(
     ("doom", "words"),
     [
@@ -44,6 +45,7 @@ def test_the_environment_under_way_is_named_among_those_of_its_worker() -> None:
     assert caught.value.env_index == 2
 
 
+@pytest.mark.reliability("hung_environment")
 def test_a_worker_that_hangs_is_named_with_step_and_action() -> None:
     env = workers_of(lambda: Doomed(lambda: time.sleep(FOREVER)), step_timeout=1.0)
     processes = env.processes
@@ -61,6 +63,7 @@ class SlowToBegin(Scripted):
         return super().reset(seed=seed, options=options)
 
 
+@pytest.mark.reliability("hung_environment")
 def test_a_reset_that_hangs_is_named() -> None:
     env = workers_of(SlowToBegin, step_timeout=1.0)
     with pytest.raises(EnvironmentFault, match=r"environment 1 of .* 1 s in reset\(\)") as caught:

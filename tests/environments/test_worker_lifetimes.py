@@ -175,6 +175,7 @@ if COUNT:
 """
 
 
+@pytest.mark.reliability("orphans")
 @pytest.mark.parametrize("stuck", [0, 3])
 def test_nothing_outlives_a_killed_trainer(
     run_python: Callable[..., Any], tmp_path: Path, stuck: int
