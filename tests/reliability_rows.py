@@ -250,6 +250,10 @@ ROWS = {
             "Ctrl-C within one native call over a large batch and a wide network",
             "It is answered within a product, and no parameter has moved",
         ),
+        "signal_at_the_start": Row(
+            "Ctrl-C or SIGTERM while the program still imports torch",
+            "Exit code 130 at once, and no traceback",
+        ),
         "signal_at_the_picture": Row(
             "Ctrl-C or SIGTERM while the learning curve is drawn",
             "The picture, the rows and the checkpoint are written, and the exit code is 130; a "

@@ -1,4 +1,4 @@
-"""Ctrl-C while the program is still importing: exit status 130, at once and without a traceback.
+"""Ctrl-C or SIGTERM while the program still imports: exit status 130, at once, no traceback.
 
 `trpo-fast` and `python -m trpo_fast` both import the package, and with it torch, for a second or
 more before a line of their own runs; so the package imports this module first. Where it is imported
@@ -31,9 +31,9 @@ def is_program(arguments: Sequence[str], original: Sequence[str]) -> bool:
     return bool(arguments) and PurePath(arguments[0]).name == COMMAND
 
 
-if is_program(sys.argv, sys.orig_argv) and (
-    signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    with contextlib.suppress(ValueError):  # not in the main thread
-        # Nothing is open yet, and once `main` is done, nothing is open any more.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+if is_program(sys.argv, sys.orig_argv):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                # Nothing is open yet, and once `main` is done, nothing is open any more.
+                signal.signal(number, lambda *_: os._exit(INTERRUPTED))

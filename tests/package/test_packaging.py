@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -63,10 +64,14 @@ def test_package_is_marked_as_typed() -> None:
     assert (package / "_core.pyi").is_file()
 
 
+@pytest.mark.reliability("signal_at_the_start")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("start", ["-m trpo_fast", "trpo-fast", "-c import trpo_fast"])
-def test_ctrl_c_while_the_program_imports_torch_ends_it_quietly(tmp_path: Path, start: str) -> None:
+def test_a_signal_while_the_program_imports_torch_ends_it_quietly(
+    tmp_path: Path, start: str, number: signal.Signals
+) -> None:
     (tmp_path / "torch.py").write_text(
-        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('went on')\n"
+        f"import os, signal\nos.kill(os.getpid(), {number:d})\nraise SystemExit('went on')\n"
     )
     option, *rest = start.split(" ", 1)
     script = Path(sys.executable).parent / option
@@ -80,7 +85,8 @@ def test_ctrl_c_while_the_program_imports_torch_ends_it_quietly(tmp_path: Path, 
         check=False,
     )
     if start.startswith("-c"):  # a program of somebody else's
-        assert "KeyboardInterrupt" in result.stderr
+        ends = number == signal.SIGTERM
+        assert (result.returncode == -number) if ends else ("KeyboardInterrupt" in result.stderr)
     else:
         assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
