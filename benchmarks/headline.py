@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trpo_fast.runs.checkpoint import write_atomically
 from trpo_fast.runs.directory import RunDirectory
+from trpo_fast.runs.files import write_atomically
 from trpo_fast.runs.logger import TIMESTEPS, read_progress
 
 ROOT = Path(__file__).resolve().parent.parent

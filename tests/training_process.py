@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +30,11 @@ def train(directory: Path, steps: int, *arguments: str, env: str = "CartPole-v1"
     """Train in this process, resuming where there is something to resume."""
     common = ["--total-steps", str(steps), "--run-dir", str(directory), "--resume", "--quiet"]
     return cli.main(["train", env, *TINY, *common, *arguments])
+
+
+def limit_file_size() -> None:
+    """No file of the process may grow beyond this: a real I/O error, for root too."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
 
 class Training:

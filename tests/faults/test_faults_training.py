@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 
 import pytest
@@ -11,7 +10,15 @@ import torch
 from faulty_environments import Faulty
 from memory import held
 from patience import wait_until
-from training_process import Training, assert_identical, final_state, iterations, rows_of, train
+from training_process import (
+    Training,
+    assert_identical,
+    final_state,
+    iterations,
+    limit_file_size,
+    rows_of,
+    train,
+)
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.base.errors import EnvironmentFault
@@ -113,11 +120,6 @@ def test_killing_the_trainer_leaves_no_orphans(tmp_path, vectorization):
 
 
 # disks
-
-
-def limit_file_size() -> None:
-    """No file of the process may grow beyond this: a real I/O error, for root too."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
 
 def test_a_full_disk_does_not_end_the_training_and_the_exit_code_tells(tmp_path):

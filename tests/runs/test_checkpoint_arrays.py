@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trpo_fast.runs import checkpoint
+from trpo_fast.runs.arrays import checksum
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 TORCH = [
@@ -193,5 +194,5 @@ def test_a_file_of_nothing_but_empty_arrays_keeps_to_the_bounds(tmp_path, monkey
 
 def test_empty_arrays_are_told_apart_by_their_checksums():
     kinds = [torch.empty(s, dtype=d) for s in SHAPES if 0 in s for d in TORCH]
-    sums = [checkpoint._checksum(kind) for kind in kinds]
+    sums = [checksum(kind) for kind in kinds]
     assert len(set(sums)) == len(sums)

@@ -76,7 +76,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
 def test_leftovers_of_a_killed_writer_are_removed_on_resume(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.claim().release()
-    leftover = directory.checkpoints / ".step-000000000001.safetensors.99.tmp"
+    leftover = directory.checkpoints / f".trpo_fast-{'0f' * 16}.tmp"
     leftover.write_bytes(b"half")
     directory.claim(resume=True).release()
     assert not leftover.exists()
@@ -85,7 +85,7 @@ def test_leftovers_of_a_killed_writer_are_removed_on_resume(tmp_path):
 def test_a_directory_in_use_is_refused_and_its_files_are_left_alone(tmp_path):
     directory = RunDirectory(tmp_path)
     lock = directory.claim()
-    being_written = directory.checkpoints / ".step-000000000001.safetensors.99.tmp"
+    being_written = directory.checkpoints / f".trpo_fast-{'0f' * 16}.tmp"
     being_written.write_bytes(b"half")
     owner = f"{tmp_path} is in use by another training .process {os.getpid()} on "
     for resume in (False, True):

@@ -35,6 +35,7 @@ from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
+from trpo_fast.runs.files import given_path
 from trpo_fast.runs.interrupts import interrupt_guard
 from trpo_fast.runs.progress import ProgressDisplay
 
@@ -300,8 +301,9 @@ class TRPO:
         Raises MissingExtraError without the packages that write videos, EnvironmentSetupError
         for an environment that cannot be rendered.
         """
+        place = given_path(directory, "the videos' directory").absolute()
         make_env = evaluation_factories.recording_factory(
-            self.env_source, self.config.env_kwargs, Path(directory).expanduser().absolute()
+            self.env_source, self.config.env_kwargs, place
         )
         result = self._run_evaluation(episodes, make_env, parallel=1, report=remark)
         return result.mean, result.std
@@ -394,8 +396,7 @@ class TRPO:
             agent.training.env_id = state["agent"].get("environment")
             # The running episodes are for an environment to come, too.
             agent.training.pending_collector = state["collector"]
-        if path.parent.name == "checkpoints":
-            agent.run.goes_on(path.parent.parent)
+        agent.run.goes_on(path.parent)
         return agent
 
     def __reduce__(self) -> Any:
@@ -431,7 +432,7 @@ def _options_out_of_place(env_kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _with_suffix(path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = given_path(path, "the checkpoint's path")
     return path if path.suffix else path.with_name(path.name + ".safetensors")
 
 

@@ -18,6 +18,7 @@ from trpo_fast.environments.env_pool import PoolOfOne, only_here
 from trpo_fast.environments.make import environment_name, setup_error
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 from trpo_fast.environments.processes import closed
+from trpo_fast.runs.files import refusal
 
 ARRAY_MODES = ("rgb_array", "rgb_array_list")
 
@@ -119,6 +120,10 @@ def recording_factory(env: Any, env_kwargs: Mapping[str, Any], directory: Path) 
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             text = "recording videos needs more packages: pip install 'trpo-fast[video]'"
             raise MissingExtraError(f"{text} ({error})") from error
+        except OSError as error:
+            raise EnvironmentSetupError(
+                f"no video can be written to {directory}: {refusal(error)}"
+            ) from error
         except (ValueError, TypeError, gymnasium.error.Error) as error:
             raise EnvironmentSetupError(f"{name} cannot be recorded: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ class RunOnDisk:
     def __init__(self, directory: RunDirectory | None) -> None:
         self.directory = directory
         self.recorder: RunRecorder | None = None
-        self._own: Path | None = None  # whose contents are this agent's past
+        self._own: Path | None = None  # checkpoints/ of the run that is this agent's past
 
-    def goes_on(self, directory: Path) -> None:
-        """What lies in that run directory is this agent's own past, and may be added to."""
-        self._own = directory.resolve()
+    def goes_on(self, checkpoints: Path) -> None:
+        """The run with these checkpoints is this agent's own past, and may be added to."""
+        self._own = _identity(checkpoints)
 
     @contextlib.contextmanager
     def recording(self, training: Training, boundary: State) -> Iterator[RunRecorder | None]:
@@ -56,7 +57,7 @@ class RunOnDisk:
         if directory is None:
             return None
         agent_state.require_portable(training)
-        place = directory.path.resolve()
+        place = _identity(directory.checkpoints)
         lock = directory.claim(resume=self._own == place)
         self._own = place
         config, done = training.config, training.progress
@@ -77,3 +78,8 @@ class RunOnDisk:
         path = None if self.recorder is None else self.recorder.save(boundary, steps)
         if path is not None:
             error.add_note(f"The last whole update is saved in {path}")
+
+
+def _identity(directory: Path) -> Path:
+    """The directory by its one name without links; not Path.resolve, which raises for a loop."""
+    return Path(os.path.realpath(directory))

@@ -140,6 +140,7 @@ def look_beside_the_user(env_id: str | None) -> None:
 
     `python -m trpo_fast` does so by itself, a console script does not.
     """
-    here = str(Path.cwd())
-    if env_id is not None and ":" in env_id and not {"", here} & set(sys.path):
-        sys.path.insert(0, here)
+    if env_id is not None and ":" in env_id:
+        here = str(Path.cwd())
+        if not {"", here} & set(sys.path):
+            sys.path.insert(0, here)

@@ -20,6 +20,7 @@ from trpo_fast.command.output import complain
 from trpo_fast.environments import env_pool, mujoco_warnings
 from trpo_fast.runs.checkpoint import load_checkpoint
 from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
+from trpo_fast.runs.files import DISK_TROUBLE, given_path, refusal
 from trpo_fast.runs.plotting import plot_runs
 
 
@@ -28,9 +29,9 @@ def add_eval(commands: Any) -> None:
     command = commands.add_parser(
         "eval", help="play episodes with a trained agent", allow_abbrev=False
     )
-    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="or a checkpoint file")
+    command.add_argument("run_dir", metavar="RUN_DIR", help="or a checkpoint file")
     command.add_argument("--episodes", type=positive, default=20, metavar="K", help="(default 20)")
-    command.add_argument("--video", type=Path, metavar="DIR", help="record each episode there")
+    command.add_argument("--video", metavar="DIR", help="record each episode there")
     command.add_argument(
         "--best", action="store_true", help="the best checkpoint instead of the newest"
     )
@@ -67,21 +68,25 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
-def _found(state: Mapping[str, Any], part: str, name: str) -> Any:
-    """A value in a part of a checkpoint; None where there is none, for `load` to complain of."""
+def _found(state: Mapping[str, Any], part: str, name: str) -> str | None:
+    """A word in a part of a checkpoint; None where there is none, for `load` to complain of."""
     held = state.get(part)
-    return held.get(name) if isinstance(held, Mapping) else None
+    found = held.get(name) if isinstance(held, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
-def _checkpoint_of(path: Path, *, best: bool) -> Path:
-    path = path.expanduser()
-    if path.is_file():
-        return path
-    directory = RunDirectory(path)
-    if best:
-        if not directory.best_file.exists():
-            raise RunDirectoryError(f"{path} has no best checkpoint: train with --eval-every")
-        return directory.best_file
+def _checkpoint_of(given: str, *, best: bool) -> Path:
+    path = given_path(given, "RUN_DIR")
+    try:
+        if path.is_file():
+            return path
+        directory = RunDirectory(path)
+        if best:
+            if not directory.best_file.exists():
+                raise RunDirectoryError(f"{path} has no best checkpoint: train with --eval-every")
+            return directory.best_file
+    except OSError as error:
+        raise RunDirectoryError(f"cannot read {path}: {refusal(error)}") from error
     found = directory.latest()
     if found is None:
         raise RunDirectoryError(f"{path} holds no checkpoint: name a run directory or a file")
@@ -91,8 +96,8 @@ def _checkpoint_of(path: Path, *, best: bool) -> Path:
 def add_plot(commands: Any) -> None:
     """Add `plot` to the commands of a parser."""
     command = commands.add_parser("plot", help="draw learning curves", allow_abbrev=False)
-    command.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
-    command.add_argument("--out", metavar="FILE.png", type=Path, required=True, help="the picture")
+    command.add_argument("run_dirs", metavar="RUN_DIR", nargs="+")
+    command.add_argument("--out", metavar="FILE.png", required=True, help="the picture")
     command.set_defaults(run=_plot, parser=command)
 
 
@@ -101,6 +106,7 @@ def _plot(options: argparse.Namespace) -> int:
         out = plot_runs(options.run_dirs, options.out)
     except OSError as error:
         complain(f"error: cannot write {options.out}: {error.strerror or error}")
-        return 1
+        # Where no file can be, another place is to be named; a disk can have room again.
+        return 1 if error.errno in DISK_TROUBLE else 2
     say(f"picture    {out}")
     return 0

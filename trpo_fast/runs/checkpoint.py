@@ -1,21 +1,20 @@
 """Checkpoints: one safetensors file whose header carries the rest as JSON.
 
-Reading one never runs code and never allocates more than the file's own size; there is no pickle
-and no fallback to it. Writing replaces the old file only when the new one is whole on disk. The
-JSON and every array carry a CRC-32: bytes that a disk changed are refused, not trained on.
+Reading one never runs code and never allocates more than the file's own size, which its header must
+account for; there is no pickle and no fallback to it. Writing replaces the old file only when the
+new one is whole on disk. The JSON and every array carry a CRC-32: bytes that a disk changed are
+refused, not trained on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,8 @@ import torch
 from torch import Tensor
 
 from trpo_fast.base.errors import UserError
+from trpo_fast.runs.arrays import DTYPES, Entry, Header, checksum, read_array, read_header
+from trpo_fast.runs.files import open_to_read, refusal, write_atomically
 
 FORMAT = 2
 HEADER_KEY = "trpo_fast"
@@ -62,61 +63,57 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises CheckpointError for a file that is missing, cut short, foreign, oversized, or whose bytes
     are not those that were written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     path = Path(path)
-    data = _read_bounded(path)
-    packed = _document(path, data)
     try:
-        state = _unpack(packed, load(data))
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        # torch adds frames of its own to what it says of an impossible shape
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} is damaged: {reason}") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no state")
+        with open_to_read(path) as file:
+            header = read_header(file, MAX_FILE_BYTES, MAX_HEADER_BYTES)
+            packed = _document(header)
+            _refuse_strays(packed, header.entries)
+            state: dict[str, Any] = _unpack(packed, file, header.entries)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {refusal(error)}") from None
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of trpo_fast, or damaged: {error}"
+        ) from None
+    except (MemoryError, RuntimeError) as error:  # torch has the latter for the former
+        reason = str(error).partition("\n")[0] or "the memory does not suffice"
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from None
     return state
 
 
-def _document(path: Path, data: bytes) -> Any:
-    """The packed state in a file's bytes."""
-    try:
-        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
-        document = json.loads(header["__metadata__"][HEADER_KEY])
-        version, packed = document["format"], document["state"]
-        whole = document.get(CHECKSUM) == zlib.crc32(_plain(packed))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of trpo_fast: {error!r}") from None
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {version!r}; this version reads {FORMAT}"
-        )
-    if not whole:
-        raise CheckpointError(f"{path} is damaged: the checksum of its description does not match")
+def _document(header: Header) -> dict[str, Any]:
+    """The packed state in a file's header."""
+    document = json.loads(header.metadata.get(HEADER_KEY, "null"))
+    if not isinstance(document, dict) or not {"format", "state"} <= set(document):
+        raise ValueError("it is another program's")
+    if document["format"] != FORMAT:
+        raise ValueError(f"it has format {document['format']!r}; this version reads {FORMAT}")
+    packed = document["state"]
+    if document.get(CHECKSUM) != zlib.crc32(_plain(packed)):
+        raise ValueError("the checksum of its description does not match")
+    if not isinstance(packed, dict) or TENSOR in packed:
+        raise ValueError("it holds no state")
     return packed
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: temporary file beside it, fsync, rename, fsync of the directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+def _refuse_strays(packed: Any, entries: Mapping[str, Entry]) -> None:
+    """ValueError unless the state names each array of the file, and once.
+
+    Of one that is named often, often as much memory as the file has would be taken.
+    """
+    named = list(_named(packed))
+    if len(named) != len(entries) or set(named) != set(entries):
+        odd = sorted(set(named) ^ set(entries)) or ["one of them"]
+        raise ValueError(f"its {len(entries)} arrays are not those of its state: {odd[0][:80]!r}")
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Delete temporary files that a killed process left in `directory`."""
-    for leftover in directory.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def _named(value: Any) -> Iterator[str]:
+    if isinstance(value, list) or (isinstance(value, dict) and TENSOR not in value):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _named(item)
+    elif isinstance(value, dict):
+        yield str(value[TENSOR])
 
 
 def state_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -144,7 +141,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {
             TENSOR: name,
             "numpy": isinstance(value, np.ndarray),
-            CHECKSUM: _checksum(copy),
+            CHECKSUM: checksum(copy),
         }
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) and key != TENSOR for key in value):
@@ -177,69 +174,30 @@ def _plain_copy(value: Tensor | npt.NDArray[Any], name: str) -> Tensor:
 
 @cache
 def _is_storable(dtype: torch.dtype) -> bool:
-    """Whether the installed safetensors writes and reads that type."""
+    """Whether the installed safetensors writes that type, and it is one that is read here."""
     from safetensors import SafetensorError
-    from safetensors.torch import load, save
+    from safetensors.torch import save
 
+    if dtype not in DTYPES.values():
+        return False
     try:
-        return load(save({"": torch.empty(1, dtype=dtype)}))[""].dtype == dtype
+        save({"": torch.empty(1, dtype=dtype)})
     except (KeyError, RuntimeError, SafetensorError):
         return False
+    return True
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(value: Any, file: BinaryIO, entries: Mapping[str, Entry]) -> Any:
     if isinstance(value, dict):
         if TENSOR in value:
-            tensor = tensors[value[TENSOR]]
-            if value.get(CHECKSUM) != _checksum(tensor):
-                raise ValueError(f"the checksum of {value[TENSOR]} does not match")
+            tensor = read_array(file, entries[value[TENSOR]], value.get(CHECKSUM))
             return tensor.numpy() if value.get("numpy") else tensor
-        return {key: _unpack(item, tensors) for key, item in value.items()}
+        return {key: _unpack(item, file, entries) for key, item in value.items()}
     if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
+        return [_unpack(item, file, entries) for item in value]
     return value
 
 
 def _plain(document: Any) -> bytes:
     """The JSON text; reading it and writing it again gives the same text."""
     return json.dumps(document, separators=(",", ":")).encode()
-
-
-def _checksum(tensor: Tensor) -> int:
-    """Of an array's type, shape and bytes, laid out plainly."""
-    kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    if not tensor.numel():
-        return kind  # an array without elements has no bytes to view
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, kind)
-
-
-def _read_bounded(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise CheckpointError(f"{path} is not a file")
-        if not 8 <= size <= MAX_FILE_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes: not a checkpoint of trpo_fast")
-        with path.open("rb") as file:
-            (header,) = struct.unpack("<Q", file.read(8))
-            if header > min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{path} is cut short or damaged (header of {header} bytes)")
-            file.seek(0)
-            return file.read(size)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable, where the file system lets a directory be synced."""
-    try:
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -6,21 +6,17 @@ training learning_curve.png.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trpo_fast.base.errors import UserError
-from trpo_fast.runs.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-    write_atomically,
-)
+from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trpo_fast.runs.files import NO_ROOM, given_path, refusal, remove_leftovers, write_atomically
 from trpo_fast.runs.lock import LockedError, RunLock
 
 ROOT = Path("runs")
@@ -32,14 +28,25 @@ class RunDirectoryError(UserError):
     """The directory cannot be used as asked; the text names the way out."""
 
 
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """A RunDirectoryError that begins so in place of what the disk refuses within."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(f"{what}: {refusal(error)}") from error
+
+
 class RunDirectory:
     """Paths and files of one run. Creating the object touches nothing on disk.
 
     A relative path is one below the working directory of now: an environment may change that.
+    Raises PathError for an empty one.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        with _in_words("the working directory is gone"):
+            self.path = given_path(path, "the run directory (--run-dir, run_dir=)").absolute()
         self.config_file = self.path / "config.json"
         self.progress_file = self.path / "progress.csv"
         self.picture_file = self.path / "learning_curve.png"
@@ -48,9 +55,10 @@ class RunDirectory:
         self.lock_file = self.path / ".lock"
 
     def is_used(self) -> bool:
-        """Whether a run already wrote here."""
+        """Whether a run already wrote here; RunDirectoryError where that cannot be told."""
         files = (self.config_file, self.progress_file, self.best_file)
-        return any(file.exists() for file in files) or bool(self.rolling())
+        with _in_words(f"cannot read {self.path}"):
+            return any(file.exists() for file in files) or bool(self.rolling())
 
     def refuse_if_used(self) -> None:
         """RunDirectoryError with the way out, when a run already wrote here."""
@@ -67,33 +75,76 @@ class RunDirectory:
         """
         if not resume:
             self.refuse_if_used()
-        try:
+        with _in_words(f"cannot write to {self.path}"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            # First: the leftovers below may be what another training is writing just now.
-            lock = RunLock(self.lock_file)
-            remove_leftovers(self.path)
-            remove_leftovers(self.checkpoints)
-        except LockedError as error:
-            raise RunDirectoryError(
-                f"{self.path} is in use by another training ({error}): wait for its end or stop "
-                "it, or choose another --run-dir (run_dir=)"
-            ) from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunDirectoryError(f"cannot write to {self.path}: {reason}") from error
+            try:
+                # First: the leftovers below may be what another training is writing just now.
+                lock = RunLock(self.lock_file)
+            except LockedError as error:
+                raise RunDirectoryError(
+                    f"{self.path} is in use by another training ({error}): wait for its end or "
+                    "stop it, or choose another --run-dir (run_dir=)"
+                ) from None
+            try:
+                remove_leftovers(self.path)
+                remove_leftovers(self.checkpoints)
+            except BaseException:
+                lock.release()
+                raise
         return lock
 
     def rolling(self) -> list[Path]:
-        """The rolling checkpoints, oldest first."""
-        files = self.checkpoints.glob("step-*.safetensors")
+        """The rolling checkpoints, oldest first.
+
+        RunDirectoryError where the directory cannot be read: to go on as if it held none would
+        begin the run anew.
+        """
+        with _in_words(f"cannot read {self.checkpoints}"):
+            try:
+                files = list(self.checkpoints.iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
         return sorted((file for file in files if ROLLING.fullmatch(file.name)), key=_steps_of)
 
     def save(self, state: Mapping[str, Any], num_timesteps: int, keep: int) -> Path:
         """Write a rolling checkpoint and drop all but the newest `keep`. Raises OSError."""
-        path = save_checkpoint(self._rolling_file(num_timesteps), state)
+        file = self._rolling_file(num_timesteps)
+        path = self.with_room(lambda: save_checkpoint(file, state))
         for old in [file for file in self.rolling() if file != path][: -(keep - 1) or None]:
             old.unlink(missing_ok=True)
         return path
+
+    def with_room(self, write: Callable[[], Path]) -> Path:
+        """What `write` gives; on a full disk, older rolling checkpoints make room, one by one.
+
+        The newest that loads is never among them: until the new one is whole, it is the run.
+        Raises OSError where none is left to remove, or the disk refuses for another reason.
+        """
+        spare: list[Path] | None = None
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                spare = self._before_newest() if spare is None else spare
+                if not spare:
+                    raise
+                oldest, reason = spare.pop(0), refusal(error)
+            oldest.unlink(missing_ok=True)
+            warnings.warn(
+                f"cannot write to {self.path}: {reason}; {oldest.name} is removed to make room",
+                stacklevel=2,
+            )
+
+    def _before_newest(self) -> list[Path]:
+        """The rolling checkpoints that are older than the newest that loads, oldest first."""
+        files = self.rolling()
+        while files:
+            with contextlib.suppress(CheckpointError):
+                load_checkpoint(files.pop())
+                break
+        return files
 
     def newer_than(self, num_timesteps: int) -> list[Path]:
         """The rolling checkpoints of more steps than that, oldest first."""
@@ -104,7 +155,8 @@ class RunDirectory:
 
         A resume would go on from them, and `save` drop its own before theirs. Raises OSError.
         """
-        save_checkpoint(self._rolling_file(num_timesteps), state)
+        file = self._rolling_file(num_timesteps)
+        self.with_room(lambda: save_checkpoint(file, state))
         newer = self.newer_than(num_timesteps)
         # The newest last: killed in between, this leaves the run as it was.
         for file in newer:
@@ -142,17 +194,17 @@ class RunDirectory:
 def new_run_directory(env_name: str, seed: int, root: Path = ROOT) -> RunDirectory:
     """Create runs/ENV-sSEED-K with the first free K, safely beside other processes."""
     number = max(_numbers(env_name, seed, root), default=0) + 1
+    with _in_words(f"cannot create {root}"):
+        root.mkdir(parents=True, exist_ok=True)
     while True:
         directory = RunDirectory(root / f"{_prefix(env_name, seed)}{number}")
-        try:
-            directory.path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunDirectoryError(f"cannot create {directory.path}: {reason}") from error
-        else:
-            return directory
+        with _in_words(f"cannot create {directory.path}"):
+            try:
+                directory.path.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return directory
 
 
 def last_run_directory(env_name: str, seed: int, root: Path = ROOT) -> RunDirectory | None:
@@ -173,7 +225,7 @@ def _prefix(env_name: str, seed: int) -> str:
 
 def _numbers(env_name: str, seed: int, root: Path) -> list[int]:
     prefix = _prefix(env_name, seed)
-    if not root.is_dir():
-        return []
-    rests = (p.name.removeprefix(prefix) for p in root.iterdir() if p.name.startswith(prefix))
+    with _in_words(f"cannot read {root}"):
+        names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    rests = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
     return [int(rest) for rest in rests if rest.isdecimal() and rest.isascii()]

@@ -7,17 +7,23 @@ there is no flock (Windows, some network file systems) nothing is locked.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import weakref
 from pathlib import Path
 from typing import Any
 
+from trpo_fast.runs.files import open_to_change
+
 fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+OWNER = b"process "
 
 
 class LockedError(ValueError):
@@ -28,12 +34,13 @@ class RunLock:
     """Holds the file `path` locked until `release`, or until the process ends.
 
     The file stays behind: were it removed, two others could each lock a file of that name. Raises
-    LockedError, or OSError where the file cannot be made.
+    LockedError, or OSError where the file cannot be made or is none of ours.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = str(path)
         # Without a buffer: what a full disk refuses must not come up again when it is closed.
-        self._file = path.open("a+b", buffering=0)
+        self._file = open_to_change(path, buffering=0)
         try:
             self._take()
         except BaseException:
@@ -64,9 +71,14 @@ class RunLock:
             raise LockedError(owner or "of an unknown process") from None
         except OSError:
             return  # a file system without locks
+        held = self._file.read(len(OWNER))
+        if held != OWNER[: len(held)]:
+            # By this name, or by a hard link of it, it could be anything of the user's.
+            raise OSError(errno.EEXIST, "it is no lock of a training: move it away", self._path)
         with contextlib.suppress(OSError):
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(OWNER + f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()

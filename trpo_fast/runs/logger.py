@@ -18,7 +18,7 @@ from typing import Any
 
 from trpo_fast.base.errors import UserError
 from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
-from trpo_fast.runs.checkpoint import write_atomically
+from trpo_fast.runs.files import open_to_change, open_to_read, write_atomically
 from trpo_fast.runs.tensorboard import EventFile
 
 ITERATION = "time/iterations"
@@ -106,9 +106,8 @@ class RunLogger:
             self._events = None
 
     def _append(self, data: bytes) -> None:
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        with os.fdopen(handle, "r+b") as file:
-            if os.fstat(handle).st_size < self._end:
+        with open_to_change(self._path) as file:
+            if os.fstat(file.fileno()).st_size < self._end:
                 # Deleted or cut by somebody: to go on at its old end would leave a hole of zeros.
                 warnings.warn(f"{self._path} has lost its rows: it begins anew", stacklevel=4)
                 self._end = 0
@@ -160,10 +159,12 @@ def reason_of(error: Exception) -> str:
 def read_progress(path: Path) -> list[dict[str, str]]:
     """The whole rows of a progress.csv in order, each update once; [] without a file.
 
-    Raises ProgressFileError where a row that others follow is none, or the text is no text.
+    Raises ProgressFileError where a row that others follow is none, or the text is no text;
+    OSError for what is no file.
     """
     try:
-        data = path.read_bytes()
+        with open_to_read(path) as file:
+            data = file.read()
     except FileNotFoundError:
         return []
     # A killed process can leave half a line: only what a newline ends counts.

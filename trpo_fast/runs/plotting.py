@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trpo_fast.base.errors import UserError
-from trpo_fast.runs.checkpoint import write_atomically
+from trpo_fast.runs.files import given_path, write_atomically
 from trpo_fast.runs.logger import TIMESTEPS, ProgressFileError, read_progress
 
 Series = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -32,7 +33,9 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     PlotError for a directory without finished episodes or whose rows cannot be read, OSError when
     the picture cannot be written.
     """
-    runs = {str(Path(d)): _rows(Path(d).expanduser() / "progress.csv") for d in directories}
+    paths = {str(d): given_path(d, "a run directory") for d in directories}
+    out = given_path(out, "the picture")
+    runs = {name: _rows(path / "progress.csv") for name, path in paths.items()}
     for name, rows in runs.items():
         if not column(rows, "rollout/ep_rew_mean")[0].size:
             raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
@@ -54,7 +57,7 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     axes[-1].set_xlabel("environment steps")
     if len(axes[0].lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
-    return save_figure(figure, Path(out).expanduser())
+    return save_figure(figure, out)
 
 
 def _curve(axis: Any, series: Series, **style: Any) -> None:
@@ -138,7 +141,8 @@ def save_figure(figure: Any, out: Path) -> Path:
 
 def _names(paths: Sequence[str]) -> list[str]:
     """Directory names, or whole paths where those alone would not tell the runs apart."""
-    short = [_printable(Path(path).resolve().name) for path in paths]
+    # Not Path.resolve, which raises where links form a loop.
+    short = [_printable(Path(os.path.realpath(path)).name) for path in paths]
     return short if len(set(short)) == len(short) else [_printable(path) for path in paths]
 
 

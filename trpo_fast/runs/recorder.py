@@ -15,6 +15,7 @@ from typing import Any
 
 from trpo_fast.runs.checkpoint import save_checkpoint
 from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
+from trpo_fast.runs.files import refusal
 from trpo_fast.runs.lock import RunLock
 from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress, reason_of
 from trpo_fast.runs.plotting import PlotError, plot_runs
@@ -88,9 +89,10 @@ class RunRecorder:
             directory.write_config(document)
         except OSError as error:
             # Before the first update nothing is lost by saying so.
-            reason = error.strerror or error
             lock.release()
-            raise RunDirectoryError(f"cannot write to {directory.path}: {reason}") from error
+            raise RunDirectoryError(
+                f"cannot write to {directory.path}: {refusal(error)}"
+            ) from error
         except BaseException:
             lock.release()
             raise
@@ -136,7 +138,7 @@ class RunRecorder:
         self._saved_at = num_timesteps
 
     def _save_best(self, state: State) -> None:
-        save_checkpoint(self.directory.best_file, state)
+        self.directory.with_room(lambda: save_checkpoint(self.directory.best_file, state))
 
     def _draw(self) -> None:
         try:

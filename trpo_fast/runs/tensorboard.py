@@ -30,7 +30,8 @@ class EventFile:
 
         # TensorBoard reads the files of one second in the order of their names.
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
-        self._writer: Any = RecordWriter((directory / f"events.out.tfevents.{name}").open("wb"))
+        # "x": whatever somebody put at that name beforehand is not written to.
+        self._writer: Any = RecordWriter((directory / f"events.out.tfevents.{name}").open("xb"))
         self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
