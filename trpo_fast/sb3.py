@@ -55,6 +55,8 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
     either loads what the other saved. What is not recognised as a perceptron (images, dict
     observations with extractors, gSDE) takes the generic path, or sb3-contrib's own code.
 
+    ``load`` runs pickled code, as Stable-Baselines3's format does: load files of people you trust.
+
     Attributes:
         parity: True delegates everything to sb3-contrib: its result, bit for bit, at its speed.
         kl_definition: "joint" (default): ``target_kl`` bounds the KL(old, new) of the joint action.

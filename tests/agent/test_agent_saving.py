@@ -149,8 +149,8 @@ def test_saved_episodes_that_cannot_be_replayed_are_refused_in_words(tmp_path, k
     else:
         state["collector"][key] = value
     path = save_checkpoint(tmp_path / "bad.safetensors", state)
-    with TRPO.load(path) as loaded, pytest.raises(CheckpointError, match="cannot be replayed"):
-        loaded.learn(64, progress_bar=False)
+    with pytest.raises(CheckpointError, match="collector/"):
+        TRPO.load(path)
 
 
 @pytest.mark.reliability("relative_run_dir")

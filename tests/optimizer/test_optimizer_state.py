@@ -94,6 +94,11 @@ class TestTorchContract:
             (lambda s: s["state"][1].update(preconditioner_age=1.5), "preconditioner_age 1.5"),
             (lambda s: s["state"].update({1: "x"}), "is a str"),
             (lambda s: s["state"][1]["kfac_G"].fill_(torch.nan), "infinity in kfac_G"),
+            (lambda s: s["state"][1]["kfac_G"].fill_(-1), "kfac_G with -1"),
+            (lambda s: s["state"][1]["kfac_pi"].fill_(0), "kfac_pi with 0"),
+            (lambda s: s["state"][1].update(kfac_pi=torch.ones(3)), "kfac_pi of shape"),
+            (lambda s: s["state"][1].update(kfac_G=None), "kfac_G as a NoneType"),
+            (lambda s: s["state"][1].update(kfac_G="x"), "kfac_G as a str"),
         ],
     )
     def test_a_state_dict_that_cannot_be_used_changes_nothing(

@@ -51,7 +51,8 @@ class CriticResult:
 class Critic:
     """A value function and its optimiser.
 
-    `path` says how the last fit was done: "fused" (native) or "generic" (torch).
+    `path` says how the last fit was done: "fused" (native) or "generic" (torch); `parameters` are
+    those that it moves.
 
     Args:
         value_function: module with forward(observations [N, O]) -> values [N].
@@ -81,12 +82,12 @@ class Critic:
         self.method = method
         self.path = "generic"
         left = {id(parameter) for parameter in leave}
-        self._parameters = [
+        self.parameters = [
             p for p in value_function.parameters() if p.requires_grad and id(p) not in left
         ]
-        if not self._parameters:
+        if not self.parameters:
             raise ValueError("the value function has no parameter of its own to fit")
-        self._adam = _Adam(self._parameters, lr=learning_rate, eps=1e-5, fused=True)
+        self._adam = _Adam(self.parameters, lr=learning_rate, eps=1e-5, fused=True)
 
     def fit(self, observations: Tensor, returns: Tensor, rng: np.random.Generator) -> CriticResult:
         """Regress the returns [N] on the observations [N, O], both as the networks see them.
@@ -129,7 +130,7 @@ class Critic:
                 "critic_method='gauss_newton' serves value functions that are a chain of Linear "
                 f"layers and activations, with one output: {layers}. Use 'adam'."
             )
-        movable = {id(parameter) for parameter in self._parameters}
+        movable = {id(parameter) for parameter in self.parameters}
         own = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
         if any(id(parameter) not in movable for parameter in own):
             raise ValueError(
@@ -173,7 +174,7 @@ class Critic:
         layers = layers_of(self.value_function, observations)
         if isinstance(layers, str):
             return None
-        return AdamFit.of(layers, self._adam, self._parameters, self.batch_size)
+        return AdamFit.of(layers, self._adam, self.parameters, self.batch_size)
 
     def _epoch(self, observations: Tensor, returns: Tensor) -> tuple[float, int]:
         """One pass; returns the summed squared error and the rows whose step was refused."""
@@ -184,7 +185,7 @@ class Critic:
         for batch, targets in batches:
             loss = (self.value_function(batch) - targets).square().mean()
             found: list[Tensor | None] = list(
-                torch.autograd.grad(loss, self._parameters, allow_unused=True)
+                torch.autograd.grad(loss, self.parameters, allow_unused=True)
             )
             gradients = [gradient for gradient in found if gradient is not None]
             # One number that is finite only if the loss and every gradient are.
@@ -192,7 +193,7 @@ class Critic:
             if not bool(torch.isfinite(norm)):
                 refused += len(targets)
                 continue
-            for parameter, gradient in zip(self._parameters, found, strict=True):
+            for parameter, gradient in zip(self.parameters, found, strict=True):
                 parameter.grad = gradient
             self._adam.step()
             total += float(loss.detach()) * len(targets)
@@ -207,9 +208,9 @@ class Critic:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave. ValueError when the shapes are those of another net."""
         for index, entry in state.items():
-            if not (index.isdecimal() and int(index) < len(self._parameters)):
+            if not (index.isdecimal() and int(index) < len(self.parameters)):
                 raise ValueError(f"critic state: no parameter {index!r}")
-            shape = self._parameters[int(index)].shape
+            shape = self.parameters[int(index)].shape
             for key in ("exp_avg", "exp_avg_sq"):
                 if key not in entry or entry[key].shape != shape:
                     raise ValueError(f"critic state: {key} of parameter {index} is not {shape}")

@@ -23,6 +23,7 @@ from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
+from trpo_fast.agent.saved_state import check_outline, check_sizes, check_values
 from trpo_fast.environments.vectorization import same_episodes
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
@@ -142,12 +143,9 @@ def description(training: Training) -> dict[str, Any]:
 def check_fits(training: Training, state: State) -> None:
     """CheckpointError when the state cannot be this agent's.
 
-    It lists the differences from another kind of agent, or names a parameter that is not finite or
-    of another dtype.
+    It lists the differences from another kind of agent, or the values that none could go on from.
     """
-    saved, here = state.get("agent"), description(training)
-    if not isinstance(saved, Mapping):
-        raise CheckpointError("the checkpoint does not describe an agent of trpo_fast")
+    saved, here = state["agent"], description(training)
     if training.env_id is None or saved.get("environment") is None:
         # An environment given as an object is the user's word that it is the right one.
         saved = {**saved, "environment": None}
@@ -156,26 +154,7 @@ def check_fits(training: Training, state: State) -> None:
     if lines:
         listed = "\n  ".join(lines)
         raise CheckpointError(f"the checkpoint is of another agent:\n  {listed}")
-    _check_parameters(training.learner.policy, "policy", state)
-    _check_parameters(training.learner.value_function, "value_function", state)
-
-
-def _check_parameters(module: nn.Module, name: str, state: State) -> None:
-    learner = state.get("learner")
-    saved = learner.get(name) if isinstance(learner, Mapping) else None
-    for key, parameter in module.named_parameters():
-        value = saved.get(key) if isinstance(saved, Mapping) else None
-        if not isinstance(value, Tensor):
-            continue
-        if value.dtype != parameter.dtype:
-            raise CheckpointError(
-                f"in the checkpoint {key} of the {name} is {value.dtype}, here it is "
-                f"{parameter.dtype}: give the {name} as it was saved ({name}.to({value.dtype}))"
-            )
-        if not bool(value.isfinite().all()):
-            raise CheckpointError(
-                f"in the checkpoint {key} of the {name} holds a NaN or an infinity: load another"
-            )
+    check_values(training.learner, training.collector.env, state)
 
 
 def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:
@@ -192,9 +171,9 @@ def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:
 
 def saved_dtype(state: State) -> torch.dtype | None:
     """Of the parameters of a checkpoint's networks that were made here; None where none were."""
-    learner, own = state.get("learner"), state.get("custom_networks", [])
+    learner, own = state["learner"], state.get("custom_networks", [])
     for name in ("policy", "value_function"):
-        saved = learner.get(name) if isinstance(learner, Mapping) and name not in own else None
+        saved = learner.get(name) if name not in own else None
         for value in saved.values() if isinstance(saved, Mapping) else ():
             if isinstance(value, Tensor) and value.is_floating_point():
                 return value.dtype
@@ -209,9 +188,8 @@ def recipe(
     Returns the environment, the options, and the names of those that differ from the saved ones.
     Raises CheckpointError when the file does not say, or when it would import code.
     """
-    saved = state.get("config")
-    if not isinstance(saved, Mapping):
-        raise CheckpointError(f"{path} holds no configuration")
+    check_outline(state, Progress, EPISODE_WINDOW)
+    saved = state["config"]
     try:
         kwargs = from_json(saved.get("env_kwargs", {}))
         config = Config.from_options({**saved, "env_kwargs": kwargs})
@@ -219,6 +197,7 @@ def recipe(
         raise CheckpointError(
             f"{path} holds a configuration that cannot be used: {error}"
         ) from None
+    check_sizes(state, config)
     wanted = config.replace(**changes)
     if predict_only:
         try:
@@ -236,8 +215,7 @@ def saved_environment(state: State, path: Path) -> str:
 
     gymnasium imports the module before a colon in an id: a file is never reason enough to.
     """
-    described = state.get("agent")
-    name = described.get("environment") if isinstance(described, Mapping) else None
+    name = state["agent"].get("environment")
     if not isinstance(name, str):
         raise CheckpointError(
             f"{path} does not name its environment (it was given as an object or a function): "

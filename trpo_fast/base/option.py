@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# What counts and sizes are kept in.
+GREATEST_WHOLE = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Option:
@@ -156,7 +159,7 @@ def _whole(row: Option, value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         return None
     number = int(value)
-    return number if row.holds(number) else None
+    return number if abs(number) <= GREATEST_WHOLE and row.holds(number) else None
 
 
 def _real(row: Option, value: Any) -> float | None:

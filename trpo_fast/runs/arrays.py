@@ -88,7 +88,7 @@ def read_header(file: BinaryIO, max_bytes: int, max_header_bytes: int) -> Header
     else:
         if end == size:
             return Header(metadata, entries)
-    raise ValueError(f"its header is of {end} bytes of arrays without a gap, its size is {size}")
+    raise ValueError(f"its header accounts for {end} bytes, it has {size}")
 
 
 def _entry(name: str, node: Any, start: int) -> Entry:
