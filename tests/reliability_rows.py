@@ -233,6 +233,32 @@ ROWS = {
             "What is done and saved stays so and is said; a warning, and exit code 0",
         ),
     },
+    "Files": {
+        "planted_names": Row(
+            "Several threads or processes save to one path; a link or a file lies at a name that "
+            "is written meanwhile",
+            "Each file is whole, under a temporary name that nobody can know beforehand; no link "
+            "is followed, nothing of the user's is overwritten or removed",
+        ),
+        "odd_places": Row(
+            "An empty, too long or forbidden path, links in a ring, a FIFO or a directory where a "
+            "file belongs",
+            "One line that names the path and the reason, and exit code 2; `checkpoints/` and "
+            "files behind links resume",
+        ),
+        "full_disk": Row(
+            "The disk is full at a save",
+            "Old rolling checkpoints make room one by one; the newest whole one and the best stay",
+        ),
+        "sizes": Row(
+            "A checkpoint whose header or options speak of more than the file has",
+            "It is refused before memory is taken",
+        ),
+        "odd_values": Row(
+            "A well-formed checkpoint with a value of a wrong type, or one that cannot be",
+            "All such are listed when it is loaded; none is met in `learn`",
+        ),
+    },
     "Conventions and numbers": {
         "undeclared_autoreset": Row(
             "A vector environment that does not declare its `autoreset_mode`",

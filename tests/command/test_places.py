@@ -87,6 +87,7 @@ def open_run(run: Path) -> Iterator[Path]:
     shutil.rmtree(root)
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_name_is_refused(capsys, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -94,6 +95,7 @@ def test_an_empty_name_is_refused(capsys, tmp_path, monkeypatch, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.reliability("odd_places")
 def test_an_empty_name_of_an_output_is_refused(capsys, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_refused(capsys, ["plot", str(run), "--out", ""], "is empty")
@@ -101,6 +103,7 @@ def test_an_empty_name_of_an_output_is_refused(capsys, run, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == [run]
 
 
+@pytest.mark.reliability("odd_places")
 def test_an_empty_name_is_refused_in_python(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     newest = RunDirectory(run).rolling()[-1]
@@ -116,11 +119,13 @@ def test_an_empty_name_is_refused_in_python(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [run]
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_too_long_is_refused(capsys, tmp_path, name):
     assert_refused(capsys, commands(tmp_path / LONG, tmp_path / "x.png")[name], "name too long")
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("name", NAMES)
 def test_links_in_a_ring_are_refused(capsys, tmp_path, name):
     (tmp_path / "a").symlink_to(tmp_path / "b")
@@ -129,6 +134,7 @@ def test_links_in_a_ring_are_refused(capsys, tmp_path, name):
         assert_refused(capsys, commands(place, tmp_path / "x.png")[name], "links")
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -147,6 +153,7 @@ def test_without_permission_nothing_is_begun(capsys, open_run, name, part):
         assert iterations(open_run) == [1, 2]
 
 
+@pytest.mark.reliability("odd_places")
 def test_an_unreadable_directory_of_checkpoints_is_named(capsys, open_run):
     for name in ("train", "resume", "eval"):
         with as_nobody(open_run):
@@ -156,6 +163,7 @@ def test_an_unreadable_directory_of_checkpoints_is_named(capsys, open_run):
             assert_refused(capsys, commands(open_run, "")[name], f"cannot read {open_run}")
 
 
+@pytest.mark.reliability("odd_places")
 def test_a_directory_that_cannot_be_written_to_is_refused(capsys, open_run):
     with as_nobody(open_run):
         open_run.chmod(0o555)
@@ -168,6 +176,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused(capsys, open_run):
         )
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("kind", ["fifo", "directory", "device"])
 @pytest.mark.parametrize("name", ["train", "resume", "plot"])
 def test_a_progress_file_that_is_none_is_refused(capsys, run, tmp_path, name, kind):
@@ -182,6 +191,7 @@ def test_a_progress_file_that_is_none_is_refused(capsys, run, tmp_path, name, ki
     assert_refused(capsys, commands(run, tmp_path / "x.png")[name], words)
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("kind", ["fifo", "directory", "ring"])
 def test_a_newest_checkpoint_that_is_none_is_passed_over(capsys, run, tmp_path, kind):
     newest = RunDirectory(run).rolling()[-1]
@@ -198,6 +208,7 @@ def test_a_newest_checkpoint_that_is_none_is_passed_over(capsys, run, tmp_path, 
         assert_refused(capsys, commands(run, "")[name], f"checkpoint {newest} cannot be read")
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("kind", ["fifo", "directory"])
 def test_a_best_checkpoint_or_a_named_file_that_is_none_is_refused(capsys, run, kind):
     best = RunDirectory(run).best_file
@@ -207,6 +218,7 @@ def test_a_best_checkpoint_or_a_named_file_that_is_none_is_refused(capsys, run, 
     assert_refused(capsys, ["eval", str(best)], "holds no checkpoint")
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("out", ["taken/x.png", "directory.png", f"{LONG}.png", "ring/x.png"])
 def test_a_picture_where_none_can_be_is_refused(capsys, run, tmp_path, out):
     (tmp_path / "taken").write_text("")
@@ -216,6 +228,7 @@ def test_a_picture_where_none_can_be_is_refused(capsys, run, tmp_path, out):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.reliability("odd_places")
 def test_checkpoints_behind_links_resume(run, tmp_path, capsys):
     """A linked directory of them, and a newest one that is a link itself."""
     elsewhere = tmp_path / "elsewhere"
@@ -238,6 +251,7 @@ def test_checkpoints_behind_links_resume(run, tmp_path, capsys):
     assert iterations(run) == [1, 2, 3, 4]
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("root", ["dangling", "ring", "file", "fifo"])
 @pytest.mark.parametrize("resume", [(), ("--resume",)])
 def test_a_place_for_runs_that_is_none_is_refused(capsys, tmp_path, monkeypatch, root, resume):

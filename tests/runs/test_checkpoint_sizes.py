@@ -47,6 +47,7 @@ def written(path: Any, shape: list[int], crc32: int, bytes_in_file: int) -> None
         file.truncate(8 + len(text) + bytes_in_file)
 
 
+@pytest.mark.reliability("sizes")
 @pytest.mark.parametrize(
     ("shape", "held", "words"),
     [
@@ -65,6 +66,7 @@ def test_a_size_that_is_a_claim_or_a_hole_is_refused(tmp_path, run_python, shape
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.reliability("sizes")
 def test_a_real_array_that_the_memory_does_not_hold_is_refused_in_words(tmp_path, run_python):
     shape = [125_000_000]
     checksum = zlib.crc32(f"torch.float32 {tuple(shape)}".encode())
@@ -79,6 +81,7 @@ def test_a_real_array_that_the_memory_does_not_hold_is_refused_in_words(tmp_path
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.reliability("sizes")
 def test_a_hole_behind_a_real_checkpoint_and_one_of_nothing_are_refused(tmp_path, run_python):
     path = save_checkpoint(tmp_path / "c", {"n": 1})
     with path.open("r+b") as file:
@@ -92,6 +95,7 @@ def test_a_hole_behind_a_real_checkpoint_and_one_of_nothing_are_refused(tmp_path
         assert f"{each} is no checkpoint of trpo_fast, or damaged" in done.stdout
 
 
+@pytest.mark.reliability("sizes")
 @pytest.mark.parametrize("names", [["x", "x"], []])
 def test_an_array_that_is_named_twice_or_not_at_all_is_refused(tmp_path, names):
     path = tmp_path / "c"

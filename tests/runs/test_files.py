@@ -34,6 +34,7 @@ def fixed_names(monkeypatch: pytest.MonkeyPatch) -> str:
     return f".trpo_fast-{'0f' * 16}.tmp"
 
 
+@pytest.mark.reliability("planted_names")
 def test_threads_that_save_to_one_path_each_write_a_whole_file(tmp_path):
     path = tmp_path / "c.safetensors"
     errors: list[BaseException] = []
@@ -64,6 +65,7 @@ def test_threads_that_save_to_one_path_each_write_a_whole_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.reliability("planted_names")
 def test_temporary_names_are_never_the_same_twice(tmp_path, monkeypatch):
     seen = []
     real = os.open
@@ -79,6 +81,7 @@ def test_temporary_names_are_never_the_same_twice(tmp_path, monkeypatch):
     assert len(set(temporary)) == 20
 
 
+@pytest.mark.reliability("planted_names")
 @pytest.mark.parametrize("kind", ["link", "dangling", "file", "directory", "fifo"])
 def test_what_lies_at_a_temporary_name_is_left_alone(tmp_path, fixed_names, kind):
     target, planted = tmp_path / "target", tmp_path / fixed_names
@@ -98,6 +101,7 @@ def test_what_lies_at_a_temporary_name_is_left_alone(tmp_path, fixed_names, kind
     assert kind == "dangling" or target.read_text() == "mine"
 
 
+@pytest.mark.reliability("planted_names")
 def test_a_link_at_the_name_itself_is_replaced_and_not_followed(tmp_path):
     target, path = tmp_path / "target", tmp_path / "c"
     target.write_text("mine")
@@ -131,6 +135,7 @@ def test_a_write_that_a_limit_breaks_off_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.reliability("planted_names")
 def test_only_our_own_leftovers_are_removed(tmp_path):
     own = tmp_path / f".trpo_fast-{'0a' * 16}.tmp"
     others = [
@@ -151,6 +156,7 @@ def test_only_our_own_leftovers_are_removed(tmp_path):
     assert all(path.exists() for path in (*others, directory, link))
 
 
+@pytest.mark.reliability("planted_names")
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_leaves_the_users_own_temporary_files(tmp_path, resume):
     run = RunDirectory(tmp_path / "run")
@@ -162,6 +168,7 @@ def test_a_run_leaves_the_users_own_temporary_files(tmp_path, resume):
     assert [path.read_text() for path in own] == ["mine", "mine"]
 
 
+@pytest.mark.reliability("planted_names")
 @pytest.mark.parametrize("kind", ["link", "hard link", "file", "directory", "fifo"])
 def test_what_lies_at_the_lock_is_neither_followed_nor_overwritten(tmp_path, kind):
     run, target = RunDirectory(tmp_path / "run"), tmp_path / "target"
@@ -189,6 +196,7 @@ def test_a_lock_that_a_training_left_is_taken(tmp_path, held):
     assert "elsewhere" not in path.read_text()
 
 
+@pytest.mark.reliability("planted_names")
 def test_rows_are_not_written_through_a_link(tmp_path):
     target, file = tmp_path / "target", tmp_path / "run" / "progress.csv"
     target.write_text("mine")
@@ -204,6 +212,7 @@ def test_rows_are_not_written_through_a_link(tmp_path):
     assert len(read_progress(file)) == 1
 
 
+@pytest.mark.reliability("planted_names")
 def test_an_event_file_is_not_written_through_a_link(tmp_path, monkeypatch):
     target = tmp_path / "target"
     target.write_text("mine")
@@ -220,6 +229,7 @@ def test_an_event_file_is_not_written_through_a_link(tmp_path, monkeypatch):
     assert target.read_text() == "mine"
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("opened", [open_to_read, open_to_change])
 def test_what_is_no_file_is_refused_at_once(tmp_path, opened):
     fifo = tmp_path / "fifo"
@@ -236,6 +246,7 @@ def test_reading_follows_a_link(tmp_path):
         assert file.read() == b"text"
 
 
+@pytest.mark.reliability("odd_places")
 @pytest.mark.parametrize("path", ["", "a\0b", "~no-such-user-anywhere/x"])
 def test_a_path_that_names_no_place_is_refused_in_words(path):
     with pytest.raises(PathError, match="the place"):

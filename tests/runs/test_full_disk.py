@@ -52,6 +52,7 @@ def small_disk(monkeypatch: pytest.MonkeyPatch) -> SmallDisk:
     return install
 
 
+@pytest.mark.reliability("full_disk")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_the_oldest_make_room_one_by_one_until_the_new_one_is_whole(tmp_path, small_disk, code):
     directory = filled(tmp_path, 1, 2, 3, 4)
@@ -63,6 +64,7 @@ def test_the_oldest_make_room_one_by_one_until_the_new_one_is_whole(tmp_path, sm
     assert all(load_checkpoint(path) for path in directory.rolling())
 
 
+@pytest.mark.reliability("full_disk")
 def test_neither_the_newest_nor_the_best_makes_room(tmp_path, small_disk):
     directory = filled(tmp_path, 1, 2)
     save_checkpoint(directory.best_file, STATE)
@@ -110,6 +112,7 @@ def trained_on(run: Path) -> None:
         assert agent.run.recorder.missing == []
 
 
+@pytest.mark.reliability("full_disk")
 @pytest.mark.filterwarnings("ignore:cannot write .* is removed to make room")
 def test_a_training_on_a_small_disk_ends_with_its_newest_and_its_best(
     tmp_path, small_disk, monkeypatch
@@ -144,6 +147,7 @@ def real_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.reliability("full_disk")
 def test_a_real_disk_that_is_full(real_disk):
     directory = filled(real_disk, 1, 2, 3, 4)  # of 12 kB each
     directory.path.joinpath("others").write_bytes(b"x" * 8_000)
