@@ -77,10 +77,10 @@ TRPO_FAST_HOST_DEVICE LineSearch line_search(const UpdateOptions& o, const Line&
   if (!s.sizing) return s;
   const double shrink = o.lr < 1 ? o.lr : 1;  // a longer step would leave the region
   s.region = shrink * shrink * o.max_kl;
-  const double curvature = line.quadratic - o.damping * line.square;
+  const double fisher_quadratic = line.quadratic - o.damping * line.square;  // x'Fx
   double form = line.quadratic;
   // never shorter than the damped rule's
-  if (curvature > kLeastShare * form && curvature / kAim < form) form = curvature / kAim;
+  if (fisher_quadratic > kLeastShare * form) form = std::fmin(form, fisher_quadratic / kAim);
   s.step = shrink * std::sqrt(2 * o.max_kl / form);
   return s;
 }

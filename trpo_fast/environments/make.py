@@ -27,7 +27,7 @@ from trpo_fast.environments.gymnasium_vectors import LocalEnvironments
 from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 from trpo_fast.environments.origins import is_importable, newest_version, registering_package
-from trpo_fast.environments.process_vector import WorkerEnvironments
+from trpo_fast.environments.process_vector import ProcessEnvironments
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.vectorization import VECTORIZATIONS
@@ -242,7 +242,7 @@ def _vector(
         return LocalEnvironments([lambda: first, *factories[1:]])
     first.close()
     try:
-        return WorkerEnvironments(factories, mode, factories[0].name, step_timeout)
+        return ProcessEnvironments(factories, mode, factories[0].name, step_timeout)
     except EnvironmentFault as fault:
         # the frames of the traceback keep the half-made vector, and with it its processes, alive
         raise fault.with_traceback(None) from None

@@ -31,7 +31,7 @@ from trpo_fast.environments.silence import Silence
 _LIMITED = {AsyncState.WAITING_STEP: "step()", AsyncState.WAITING_RESET: "reset()"}
 
 
-class WorkerEnvironments(AsyncVectorEnv):
+class ProcessEnvironments(AsyncVectorEnv):
     """gymnasium's vector of processes, with :func:`guarded_worker` and quiet error reports.
 
     gymnasium announces each worker's traceback in a warning; here the exception carries it.

@@ -44,10 +44,10 @@ def end_with_trainer(pipe: Connection | int, *, by_signal: bool) -> None:
     """
     if by_signal:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
 
 
-def _watch(pipe: Connection | int) -> None:
+def _end_with(pipe: Connection | int) -> None:
     poller = select.poll()
     poller.register(pipe, 0)  # what is always told: that the other end is closed
     poller.poll()

@@ -67,7 +67,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with open_to_read(path) as file:
             header = read_header(file, MAX_FILE_BYTES, MAX_HEADER_BYTES)
-            packed = _document(header)
+            packed = _checked_description(header)
             _refuse_strays(packed, header.entries)
             state: dict[str, Any] = _unpack(packed, file, header.entries)
     except OSError as error:
@@ -82,7 +82,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def _document(header: Header) -> dict[str, Any]:
+def _checked_description(header: Header) -> dict[str, Any]:
     """The packed state in a file's header."""
     document = json.loads(header.metadata.get(HEADER_KEY, "null"))
     if not isinstance(document, dict) or not {"format", "state"} <= set(document):

@@ -74,7 +74,7 @@ class LineSearch:
     def __post_init__(self) -> None:
         o, line = self.options, self.line
         self._damped = o.lr * self._scale()
-        self._undamped = line.quadratic - o.damping * line.square  # x'Fx
+        self._fisher_quadratic = line.quadratic - o.damping * line.square
         self._sizing = o.step_size == "boundary" and o.constraint == "hard" and o.max_backtracks > 0
         self.step = self._damped
         if not self._sizing:
@@ -82,14 +82,15 @@ class LineSearch:
         shrink = min(o.lr, 1.0)  # a longer step would leave the region
         self._region = shrink * shrink * o.max_kl
         form = line.quadratic
-        if self._undamped > LEAST_SHARE * form:
-            form = min(form, self._undamped / AIM)  # never shorter than the damped rule's
+        if self._fisher_quadratic > LEAST_SHARE * form:
+            form = min(form, self._fisher_quadratic / AIM)  # never shorter than the damped rule's
         self.step = shrink * math.sqrt(2 * o.max_kl / form)
 
     @property
-    def curvature(self) -> float:
+    def fisher_quadratic(self) -> float:
         """``x'Fx``, without damping; 0 where that is within rounding."""
-        return self._undamped if self._undamped > 1e-3 * self.line.quadratic else 0.0
+        rounding = 1e-3 * self.line.quadratic
+        return self._fisher_quadratic if self._fisher_quadratic > rounding else 0.0
 
     def expected(self) -> float:
         """What the model promises of the candidate at ``step``."""

@@ -121,7 +121,8 @@ class _Search:
         """The best acceptable one of the candidates that ``line`` tries along ``x`` ``[P]``."""
         taken: TrustRegionResult | None = None
         chosen = self.theta
-        stuck = line.step * line.step * line.curvature > LEAST_KL  # far enough for any loss to tell
+        # far enough for any loss to tell
+        stuck = line.step * line.step * line.fisher_quadratic > LEAST_KL
         self.expected = line.expected()
         while True:
             self.backtracks = line.tried
@@ -131,7 +132,7 @@ class _Search:
                     return self.rejected(Status.zero_step)
                 break
             loss, kl = self.problem.evaluate(candidate)
-            if kl == 0 and line.step * line.step * line.curvature > LEAST_KL:
+            if kl == 0 and line.step * line.step * line.fisher_quadratic > LEAST_KL:
                 raise ValueError(UNMEASURED)
             loss *= self.unit
             if math.isfinite(loss) and math.isfinite(kl):

@@ -136,9 +136,9 @@ Panel<T> PolicyProblem<T>::kept_outputs(Index panel) const {
   return {fisher_outputs_ + panel * size, slabs, fisher_.panel_rows};
 }
 
-// v'Fv = (J v)' M (J v)
+// v'Fv + damping v'v, where v'Fv = (J v)' M (J v)
 template <class T>
-double PolicyProblem<T>::fisher_curvature(const T* v, double damping) {
+double PolicyProblem<T>::damped_quadratic(const T* v, double damping) {
   pack_direction(v);
   for_chunks(fisher_, [&](Index panel, int worker, T*, double* sums, bool) {
     const Panel<T> zdot = outputs_tangent(panel, worker);

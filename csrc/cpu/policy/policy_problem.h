@@ -122,7 +122,7 @@ class PolicyProblem {
   // left of the product with that v. Where activations are kept for all rows: else the second half
   // would compute them again.
   bool fisher_halves() const { return cached_panels_ == fisher_.panels; }
-  double fisher_curvature(const T* v, double damping);
+  double damped_quadratic(const T* v, double damping);
   void finish_fisher_product(const T* v, double damping, T* out);
   // The caches of the Fisher rows, where gradient() is not called or visits other rows.
   void prepare_fisher();
@@ -265,7 +265,7 @@ struct DampedFisher {
 
   void product(const T* p, T* Ap) const { problem.fisher_product(p, damping, Ap); }
   bool halves() const { return problem.fisher_halves(); }
-  double curvature(const T* p) const { return problem.fisher_curvature(p, damping); }
+  double curvature(const T* p) const { return problem.damped_quadratic(p, damping); }
   void finish(const T* p, T* Ap) const { problem.finish_fisher_product(p, damping, Ap); }
 };
 
