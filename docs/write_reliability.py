@@ -136,7 +136,7 @@ def _values(values: Any) -> Iterator[str]:
     for value in values.elts if isinstance(values, ast.List) else [values]:
         match value:
             case ast.Constant(str(text)):
-                yield f"`{text}`"
+                yield f"`{text.encode('unicode_escape').decode() or repr(text)}`"
             case ast.Name(name) | ast.Starred(ast.Name(name)) if name in SHARED:
                 yield SHARED[name]
 

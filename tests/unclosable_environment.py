@@ -11,15 +11,20 @@ from toy_environments import Walk
 
 
 class Unclosable(Walk):
-    """A random walk that, once it has walked, raises or hangs in close()."""
+    """A random walk that, once it has walked, raises or hangs in close(); or in step(), too."""
 
-    def __init__(self, instead: str) -> None:
+    def __init__(self, instead: str, fault_at: int = 0) -> None:
         super().__init__()
         self.instead = instead
+        self.fault_at = fault_at
+        self.steps = 0
         self.walked = False
 
     def step(self, action: Any) -> Any:
         self.walked = True
+        self.steps += 1
+        if self.steps == self.fault_at:
+            raise ZeroDivisionError("a fault of the environment's")
         return super().step(action)
 
     def close(self) -> None:

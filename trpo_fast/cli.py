@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from trpo_fast._version import __version__
 from trpo_fast.base.errors import EnvironmentFault, UserError
 from trpo_fast.command.doctor import add_doctor
+from trpo_fast.command.last_resort import Told, tell
 from trpo_fast.command.options import parse
-from trpo_fast.command.output import close_output, complain, show_warning
+from trpo_fast.command.output import close_output, show_warning
 from trpo_fast.command.results import add_eval, add_plot
 from trpo_fast.command.train import add_train
 from trpo_fast.runs.interrupts import INTERRUPTED, interrupt_guard
@@ -28,21 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interrupt_guard(command_line=True), warnings.catch_warnings():
             warnings.showwarning = show_warning
             code: int = options.run(options)
-    except KeyboardInterrupt as interrupt:
-        complain("interrupted", interrupt)
-        code = INTERRUPTED
-        if arguments is None:
-            # All is saved and closed; taking the interpreter apart can take a second.
-            os._exit(code)
-    except EnvironmentFault as fault:
-        # The environment's own traceback helps its author; ours would not. One from another
-        # process is among the notes already.
-        noted = any(fault.traceback in note for note in getattr(fault, "__notes__", []))
-        complain(f"{'' if noted else fault.traceback}error: {fault}", fault)
-        code = 1
-    except UserError as error:
-        complain(f"error: {error}", error)
-        code = 2
+    except Told as told:
+        code = told.code
+    except (KeyboardInterrupt, EnvironmentFault, UserError) as error:
+        code = tell(error)
+    if code == INTERRUPTED and arguments is None:
+        # All is saved and closed; taking the interpreter apart can take a second.
+        os._exit(code)
     close_output()
     return code
 

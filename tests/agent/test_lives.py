@@ -25,6 +25,8 @@ from training_process import runs
 import trpo_fast
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.runs.checkpoint import load_checkpoint
+from trpo_fast.runs.directory import RunDirectory
 
 KINDS = ["sync", "async", "workers", "auto"]
 WATCHED = tuple(
@@ -137,6 +139,7 @@ class Moment:
 
     def __init__(self, at: int, act: Callable[[], Any]) -> None:
         self.at, self.act, self.lines = at, act, 0
+        self.pid = os.getpid()  # a process that is forked meanwhile counts lines of its own
 
     def __enter__(self) -> Self:
         sys.settrace(self._enter)
@@ -151,7 +154,7 @@ class Moment:
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "line":
             self.lines += 1
-            if self.lines == self.at:
+            if self.lines == self.at and os.getpid() == self.pid:
                 self.act()
         return self._line
 
@@ -268,6 +271,36 @@ def test_an_interrupt_while_async_asks_its_processes_leaves_no_stray_answer(
     learn(agent)
     agent.close()
     assert torch.equal(weights(agent), undisturbed)
+
+
+@pytest.mark.reliability("interrupted_learn")
+def test_an_interrupt_while_a_fault_is_handled_keeps_the_last_whole_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = TRPO(Walk, run_dir=tmp_path, num_envs=1, rollout_steps=8, save_every=100, seed=0)
+    steps = 0
+
+    def step(_: Any, action: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > 20:
+            raise ZeroDivisionError("of the third rollout")
+        return walk(_, action)
+
+    walk = Walk.step
+    monkeypatch.setattr(Walk, "step", step)
+    load = agent.learner.load_state_dict
+
+    def interrupting(*given: Any, **named: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        load(*given, **named)
+
+    monkeypatch.setattr(agent.learner, "load_state_dict", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(64, progress_bar=False)
+    monkeypatch.undo()
+    (newest,) = RunDirectory(tmp_path).rolling()
+    assert load_checkpoint(newest)["progress"]["num_timesteps"] == 16 == agent.num_timesteps
 
 
 @pytest.mark.reliability("interrupted_learn")

@@ -137,6 +137,7 @@ def test_their_other_callbacks_run(tmp_path: Path) -> None:
     several = [
         theirs.CheckpointCallback(32, str(tmp_path)),
         theirs.EveryNTimesteps(50, Event()),
+        theirs.LogEveryNTimesteps(20),
         theirs.ProgressBarCallback(),
         theirs.CallbackList([Event(), theirs.ConvertCallback(lambda *_: True)]),
     ]
@@ -145,7 +146,7 @@ def test_their_other_callbacks_run(tmp_path: Path) -> None:
         "rl_model_128_steps.zip",
         "rl_model_64_steps.zip",
     ]
-    assert several[2].pbar.n == several[2].pbar.total == 128
+    assert several[3].pbar.n == several[3].pbar.total == 128
     assert counted.count(50) == 2
     assert agent.num_timesteps == 128
 

@@ -51,6 +51,28 @@ def test_a_training_whose_environment_hangs_in_closing_is_done_and_says_so(
     assert training.group_is_gone()
 
 
+@pytest.mark.reliability("bad_close")
+def test_a_fault_is_said_before_an_environment_hangs_in_closing(tmp_path: Path) -> None:
+    given = options("sync", "hang", "fault_at=200")
+    training = Training(tmp_path, 10_000, *given, env="unclosable_environment:Unclosable-v0")
+    code, _, err = training.finish()
+    assert code == 1, err
+    assert err.count("error: environment ") == 1
+    assert err.count("ZeroDivisionError: a fault of the environment's") >= 1
+    assert "The last whole update is saved in" in err
+    assert "did not return from close()" in err
+
+
+@pytest.mark.reliability("bad_close")
+def test_with_nothing_to_do_an_environment_that_hangs_in_closing_is_left(tmp_path: Path) -> None:
+    given = options("sync", "hang")
+    unclosable = "unclosable_environment:Unclosable-v0"
+    assert Training(tmp_path, 128, *given, env=unclosable).finish()[0] == 0
+    code, out, err = Training(tmp_path, 128, *given, "--resume", env=unclosable).finish()
+    assert code == 0, err
+    assert "nothing to do" in out
+
+
 @pytest.mark.reliability("orphans")
 @pytest.mark.parametrize("vectorization", ["workers", "async"])
 @pytest.mark.parametrize("stopped", [False, True])

@@ -33,7 +33,7 @@ from trpo_fast.base.output import remark, say
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
-from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trpo_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.files import given_path
 from trpo_fast.runs.interrupts import interrupt_guard
@@ -224,9 +224,10 @@ class TRPO:
                     with guard.shielded():
                         recorder.finish(boundary, self.num_timesteps)
             except BaseException as error:
-                with guard.shielded(against_all=True):
-                    agent_state.load_into(self.training, boundary)
-                self.run.save_after(error, boundary, self.num_timesteps)
+                with guard.shielded():
+                    with guard.shielded(against_all=True):
+                        agent_state.load_into(self.training, boundary)
+                    self.run.save_after(error, boundary, self.num_timesteps)
                 raise
         return self
 
@@ -386,16 +387,16 @@ class TRPO:
         dtype = agent_state.saved_dtype(state)
         agent = cls(source, run_dir=run_dir, _dtype=dtype, **networks, **options)
         try:
-            agent_state.check_fits(agent.training, state)
+            agent_state.check_fits(agent.training, state, changed=changed)
             agent_state.load_into(agent.training, state, changed=changed)
-        except CheckpointError:
+        except BaseException:
             agent.close()
             raise
         if predict_only:
             agent.training.config = kept
             agent.training.env_id = state["agent"].get("environment")
             # The running episodes are for an environment to come, too.
-            agent.training.pending_collector = state["collector"]
+            agent_state.keep_episodes(agent.training, state, changed)
         agent.run.goes_on(path.parent)
         return agent
 

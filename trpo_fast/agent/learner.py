@@ -7,6 +7,7 @@ the critic, and only then let the new observation statistics apply.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,10 +26,11 @@ from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.networks.distributions import mode
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
+from trpo_fast.optimizer.state import number
 from trpo_fast.rollouts.gae import compute_gae
 from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler, as_networks_see
 from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
-from trpo_fast.update.options import SharedOptions
+from trpo_fast.update.options import TABLE, SharedOptions
 from trpo_fast.update.result import FIGURES, TrustRegionResult
 
 # What `Learner.update` gives for the log, in the order of the columns.
@@ -247,18 +249,22 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on, as copies: tensors, arrays, plain values."""
-        group = self.optimizer.param_groups[0]
-        plain = {k: v for k, v in group.items() if isinstance(v, bool | int | float | str)}
         normalizers = {"observations": self.normalizer, "returns": self.return_scaler}
         return {
             "policy": _copies(self.policy),
             "value_function": _copies(self.value_function),
-            "optimizer": plain,
+            "optimizer": self._options(),
             "curvature": self._curvature(),
             "critic": _cloned(self.critic.state_dict()),
             "statistics": {k: n.state_dict() for k, n in normalizers.items() if n is not None},
             "counters": dict(self.counters),
         }
+
+    def _options(self) -> dict[str, Any]:
+        """The policy optimizer's as plain values; what schedulers keep beside them is theirs."""
+        group = self.optimizer.param_groups[0]
+        found = {**group, "lr": number("lr", group["lr"])}
+        return {name: row.checked(found[name]) for name, row in TABLE.items() if name in found}
 
     def _curvature(self) -> dict[str, Any]:
         """The preconditioner's statistics, by the parameters' numbers in the optimizer."""
@@ -274,8 +280,8 @@ class Learner:
         self.policy.load_state_dict(state["policy"])
         self.value_function.load_state_dict(state["value_function"])
         group = self.optimizer.param_groups[0]
-        saved = {k: v for k, v in state["optimizer"].items() if k in group and k not in keep}
-        group.update(saved)
+        known = TABLE.keys() & group.keys() - keep
+        group.update({k: v for k, v in state["optimizer"].items() if k in known})
         kept = {int(index): dict(entry) for index, entry in state.get("curvature", {}).items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
         self.critic.load_state_dict(_cloned(state["critic"]))
@@ -413,7 +419,10 @@ def _device(name: str) -> torch.device:
 
 
 def _copies(module: nn.Module) -> dict[str, Any]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in module.state_dict().items()
+    }
 
 
 def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:

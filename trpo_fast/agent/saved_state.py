@@ -34,6 +34,7 @@ from trpo_fast.agent.saved_values import (
     whole,
 )
 from trpo_fast.base.spaces import Space, logit_blocks
+from trpo_fast.base.tensors import all_finite
 from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.seeded_episodes import SEED_BITS
 from trpo_fast.optimizer.state import AGE, STATISTICS
@@ -126,7 +127,9 @@ def _oversized(state: State, config: Config) -> Iterator[str]:
         yield f"config/num_envs is {config.num_envs}, and nothing else is of so many"
 
 
-def check_values(learner: Learner, env: Environments, state: State) -> None:
+def check_values(
+    learner: Learner, env: Environments, state: State, changed: frozenset[str]
+) -> None:
     """CheckpointError unless an agent of these parts can go on from the state's values.
 
     A parameter of another dtype than here, or one that is not finite, is named first.
@@ -137,7 +140,7 @@ def check_values(learner: Learner, env: Environments, state: State) -> None:
     check = parts(
         {
             **{name: _module(getattr(learner, name)) for name in NETWORKS},
-            "optimizer": _options(learner),
+            "optimizer": _options(learner, changed),
             "curvature": _by_number(learner.optimizer.param_groups[0]["params"], _curvature_of),
             "critic": _by_number(learner.critic.parameters, _moments_of),
             "statistics": _statistics(learner, saved_envs),
@@ -162,7 +165,7 @@ def _check_parameters(module: nn.Module, name: str, state: State) -> None:
                 f"in the checkpoint {key} of the {name} is {value.dtype}, here it is "
                 f"{parameter.dtype}: give the {name} as it was saved ({name}.to({value.dtype}))"
             )
-        if not bool(value.isfinite().all()):
+        if not all_finite(value):
             raise CheckpointError(
                 f"in the checkpoint {key} of the {name} holds a NaN or an infinity: load another"
             )
@@ -199,14 +202,23 @@ def _buffer(here: Tensor) -> Check:
 
     def check_buffer(value: Any, where: str) -> Iterator[str]:
         alike = isinstance(value, Tensor) and (value.dtype, value.shape) == (here.dtype, here.shape)
-        if not alike or not bool((value.isfinite() | ~here.isfinite().to(value.device)).all()):
+        if not alike or bool((_finite(here).to(value.device) & ~_finite(value)).any()):
             yield from check(value, where)
 
     return check_buffer
 
 
-def _options(learner: Learner) -> Check:
-    """The policy optimizer's options, one of which names what can serve its device."""
+def _finite(value: Tensor) -> Tensor:
+    narrow = value.is_floating_point() and value.dtype.itemsize == 1  # torch does not look at those
+    return (value.float() if narrow else value).isfinite()
+
+
+def _options(learner: Learner, changed: frozenset[str]) -> Check:
+    """The policy optimizer's options, one of which names what can serve its device.
+
+    Those that are changed are the agent's own, whatever the file says; what schedulers keep among
+    them is not taken over.
+    """
     group = learner.optimizer.param_groups[0]
 
     def check(value: Any, where: str, name: str) -> Iterator[str]:
@@ -215,12 +227,13 @@ def _options(learner: Learner) -> Check:
         except ValueError as error:
             yield f"{where} is {shown(value)}: {' '.join(str(error).split())}"
             return
-        if name == "backend" and found in ("cpu", "cuda") and found != learner.device.type:
+        elsewhere = found in ("cpu", "cuda") and found != learner.device.type
+        if name == "backend" and elsewhere and name not in changed:
             yield f"{where} is {found!r}, the networks are on {str(learner.device)!r}"
 
     names = [name for name in group if name in TABLE]
     known = {name: lambda v, w, name=name: check(v, w, name) for name in names}
-    return parts(known, missing=names)
+    return parts(known, missing=names, others=plain)
 
 
 def _by_number(parameters: Sequence[Tensor], entry: Callable[[Tensor], Check]) -> Check:

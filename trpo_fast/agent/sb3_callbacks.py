@@ -91,6 +91,9 @@ class _Model:
     def get_env(self) -> _Environments:
         return self._envs
 
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Nothing to do: the row is written with the next update."""
+
     def get_vec_normalize_env(self) -> None:
         """The agent's statistics are its own."""
 

@@ -113,17 +113,18 @@ def load_into(training: Training, state: State, *, changed: frozenset[str] = fro
     training.progress = progress
     training.recent_returns = type(training.recent_returns)(returns, training.recent_returns.maxlen)
     training.recent_lengths = type(training.recent_lengths)(lengths, training.recent_lengths.maxlen)
-    training.pending_collector = collector if _same_episodes(training, state, changed) else None
+    keep_episodes(training, {**state, "collector": collector}, changed)
 
 
-def _same_episodes(training: Training, state: State, changed: frozenset[str]) -> bool:
-    """Whether the saved running episodes are those of this agent's environments."""
-    return (
+def keep_episodes(training: Training, state: State, changed: frozenset[str]) -> None:
+    """Go on in the saved running episodes if they are those of this agent's environments."""
+    same = (
         state["config"].get("num_envs") == training.config.num_envs
         and not changed & {"seed", "env_kwargs"}
         and same_episodes(state["config"].get("vectorization"), training.config.vectorization)
         and state["agent"].get("environment") == training.env_id
     )
+    training.pending_collector = state["collector"] if same else None
 
 
 def description(training: Training) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def description(training: Training) -> dict[str, Any]:
     }
 
 
-def check_fits(training: Training, state: State) -> None:
+def check_fits(training: Training, state: State, *, changed: frozenset[str] = frozenset()) -> None:
     """CheckpointError when the state cannot be this agent's.
 
     It lists the differences from another kind of agent, or the values that none could go on from.
@@ -154,7 +155,7 @@ def check_fits(training: Training, state: State) -> None:
     if lines:
         listed = "\n  ".join(lines)
         raise CheckpointError(f"the checkpoint is of another agent:\n  {listed}")
-    check_values(training.learner, training.collector.env, state)
+    check_values(training.learner, training.collector.env, state, changed)
 
 
 def check_networks(state: State, given: Mapping[str, nn.Module | None]) -> None:

@@ -38,6 +38,8 @@ def all_finite(x: Tensor) -> bool:
             return math.isfinite(total) or bool(torch.isfinite(x).all())
     if not x.is_floating_point():
         return True
+    if x.dtype.itemsize == 1:  # torch neither adds nor looks at those
+        x = x.float()
     return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 

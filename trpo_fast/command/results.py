@@ -57,6 +57,7 @@ def _eval(options: argparse.Namespace) -> int:
     with (
         LastResort(str(env)) as last_resort,
         TRPO.load(path, options.env, **changes) as agent,
+        last_resort.all_said(),
     ):
         if options.video is None:
             mean, std = agent.evaluate(options.episodes)

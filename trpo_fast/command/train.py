@@ -68,10 +68,11 @@ def _train(options: argparse.Namespace) -> int:
         agent = _fresh(options, given)
     directory = agent.run.directory
     assert directory is not None  # noqa: S101 (both ways of making the agent set it)
-    with LastResort(options.env_id) as last_resort, agent:
+    with LastResort(options.env_id) as last_resort, agent, last_resort.all_said():
         left = options.total_steps - agent.num_timesteps
         if left <= 0:
             say(f"{directory.path} already has {agent.num_timesteps} steps: nothing to do")
+            last_resort.ready(0)
             return 0
         say(f"training on {options.env_id}, seed {agent.seed}, in {directory.path}")
         try:
