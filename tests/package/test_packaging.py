@@ -111,6 +111,16 @@ def test_import_is_light(run_python) -> None:
 import sys, trpo_fast
 heavy = {"matplotlib", "tensorboard", "rich", "numba", "mujoco", "pygame"} & set(sys.modules)
 assert not heavy, heavy
+assert "trpo_fast.agent" not in sys.modules
+assert {"TRPO", "TRPOOptimizer"} <= set(dir(trpo_fast))
+from trpo_fast import TRPO
+assert "trpo_fast.agent.agent" in sys.modules and trpo_fast.TRPO is TRPO
+try:
+    trpo_fast.TRP0
+except AttributeError as error:
+    assert "TRP0" in str(error)
+else:
+    raise SystemExit("an attribute that is none")
 """
     result = run_python(code)
     assert result.returncode == 0, result.stderr
