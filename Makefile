@@ -73,12 +73,17 @@ emulation: $(STAMP)/emulation  ## build the CUDA kernels as host code, and AMX o
 test: $(STAMP)/native $(STAMP)/emulation $(STAMP)/extra-test,mujoco  ## run the test suite; the native module must load
 	TRPO_FAST_REQUIRE_EMULATION=1 TRPO_FAST_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer and UBSan, without Python
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/sanitize -G Ninja \
-	  -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_WERROR=ON -DTRPO_FAST_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
-	$(BIN)/cmake --build build/sanitize
-	{ echo build/sanitize/cuda_driver; echo build/sanitize/amx_driver; \
-	  for isa in $(SANITIZE_ISAS); do echo "TRPO_FAST_ISA=$$isa build/sanitize/native_driver"; done; } | \
+sanitize: $(STAMP)/build-tools  ## drive the kernels under AddressSanitizer, UBSan and ThreadSanitizer, without Python
+	for kind in address,undefined thread; do \
+	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B "build/sanitize-$${kind%,*}" -G Ninja \
+	    -DTRPO_FAST_NATIVE_ONLY=ON -DTRPO_FAST_WERROR=ON -DTRPO_FAST_SANITIZE=$$kind \
+	    -DCMAKE_BUILD_TYPE=RelWithDebInfo || exit 1; \
+	done
+	$(BIN)/cmake --build build/sanitize-address
+	$(BIN)/cmake --build build/sanitize-thread --target native_driver
+	{ echo build/sanitize-address/cuda_driver; echo build/sanitize-address/amx_driver; \
+	  echo "TRPO_FAST_ISA=baseline build/sanitize-thread/native_driver"; \
+	  for isa in $(SANITIZE_ISAS); do echo "TRPO_FAST_ISA=$$isa build/sanitize-address/native_driver"; done; } | \
 	  xargs -P "$$(nproc)" -I DRIVER $(FIXED_ADDRESSES) sh -c DRIVER
 
 cuda: $(STAMP)/build-tools  ## compile the CUDA kernels for every architecture, warnings as errors

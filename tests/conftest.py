@@ -32,6 +32,29 @@ settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Backends in plain torch, and the emulated ones, which are compiled once.
+ELSEWHERE = {"reference", "generic", "cuda_emulated", "cuda_emulated_tiles"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--native-only", action="store_true", help="leave out cases that no instruction set changes"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--native-only"):
+        return
+    left_out = [item for item in items if ELSEWHERE & set(case_of(item).split("-"))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+def case_of(item: pytest.Item) -> str:
+    """The values of a test's parameters, in a word each."""
+    return str(item.callspec.id) if hasattr(item, "callspec") else ""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # From Python 3.12 on, told or not after what other tests left running.
     config.addinivalue_line(

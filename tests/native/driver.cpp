@@ -1,8 +1,8 @@
-// Drives csrc/cpu without Python, for AddressSanitizer and UndefinedBehaviorSanitizer (`make
-// sanitize`). Every head, odd widths, several threads, weights, masks, strided inputs, with and
-// without cached activations. The answers are checked by identities that need no oracle: F is
-// symmetric and positive semi-definite, 2 KL(theta, theta + h v) / h^2 -> v'Fv, the surrogate's
-// slope along g is |g|^2.
+// Drives csrc/cpu without Python, for AddressSanitizer, UndefinedBehaviorSanitizer and
+// ThreadSanitizer (`make sanitize`). Every head, odd widths, several threads, weights, masks,
+// strided inputs, with and without cached activations. The answers are checked by identities that
+// need no oracle: F is symmetric and positive semi-definite, 2 KL(theta, theta + h v) / h^2 ->
+// v'Fv, the surrogate's slope along g is |g|^2.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
