@@ -203,7 +203,10 @@ def main() -> None:
             found = part(vectorization, getattr(options, name))
             results[f"{name}, {vectorization}"] = found
             ends = found.get("samples", [None])
-            print(f"{name}, {vectorization}: {found['count']}, {found['verdict']}, {ends[-1]}")
+            print(
+                f"{name}, {vectorization}: {found['count']}, {found['verdict']}, {ends[-1]}",
+                flush=True,
+            )
             if options.out is not None:
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
 
