@@ -190,13 +190,17 @@ def test_nothing_outlives_a_killed_trainer(
     assert shared_names() <= shared
 
 
-def test_processes_files_and_memory_are_given_back() -> None:
+@pytest.mark.parametrize("closed", [True, False])
+def test_processes_files_and_memory_are_given_back(closed: bool) -> None:
     def once() -> tuple[int, int]:
         env = make_vector_env(Walk, num_envs=4, seed=5, vectorization="workers", num_workers=2)
         heard(env, 3)
-        env.close()
+        if closed:
+            env.close()
         del env
         gc.collect()
+        for process in multiprocessing.active_children():  # that nobody closed: they notice
+            process.join()
         mapped = Path("/proc/self/maps").read_text().count("memfd:trpo_fast")
         return len(list(Path("/proc/self/fd").iterdir())), mapped
 

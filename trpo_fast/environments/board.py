@@ -200,6 +200,10 @@ class Bell:
             os.close(self.fd)
             self.fd = -1
 
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):  # it may have been refused
+            self.close()
+
 
 def _same_bell(fd: Any) -> Bell:
     return Bell(fd.detach())
