@@ -31,7 +31,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from peer_ppo import PlainPPO, sb3_ppo
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 CASES = {  # environments, steps
@@ -134,6 +133,7 @@ def peer(env_id: str, kind: str, envs: int, steps: int) -> Figures:
 
 def ppo(env_id: str, _: str, envs: int, steps: int, *, zoo: bool) -> Figures:
     """Stable-Baselines3's PPO on as many steps, in DummyVecEnv; only its learning is the zoo's."""
+    from peer_ppo import sb3_ppo
     from stable_baselines3.common.env_util import make_vec_env
 
     vector = make_vec_env(env_id, envs, seed=0)
@@ -146,6 +146,7 @@ def ppo(env_id: str, _: str, envs: int, steps: int, *, zoo: bool) -> Figures:
 def plain_ppo(env_id: str, _: str, envs: int, steps: int) -> Figures:
     """PPO as CleanRL writes it, in gymnasium's SyncVectorEnv."""
     import gymnasium
+    from peer_ppo import PlainPPO
 
     vector = gymnasium.make_vec(env_id, envs, vectorization_mode="sync")
     model = PlainPPO(vector, steps)
