@@ -10,8 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 
-
-BUILDS = sorted(ROOT.glob("build/*/CMakeFiles/trpo_fast_cpu.dir"))
+# Sanitized objects are in nobody's module, and ThreadSanitizer gives each its own exception handling.
+BUILDS = sorted(
+    at
+    for at in ROOT.glob("build/*/CMakeFiles/trpo_fast_cpu.dir")
+    if not at.parents[1].name.startswith("sanitize")
+)
 SOURCES = sorted(ROOT.glob("csrc/cpu/**/dense_kernels_*.cpp"))
 
 
