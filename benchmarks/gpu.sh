@@ -105,6 +105,14 @@ else
   done
 fi
 
+# Environment, + inference, + training: steps a second of a torch environment.
+if [ -n "$DRY_RUN" ]; then
+  stage throughput-dry 60 "$PYTHON" benchmarks/tensor_throughput.py --envs 64 --hidden 16
+else
+  stage throughput 40 "$PYTHON" benchmarks/tensor_throughput.py --device cuda \
+    --out "$out/throughput.json"
+fi
+
 for tool in memcheck racecheck synccheck; do
   if ! command -v compute-sanitizer >/dev/null; then
     summary+=("$tool: left out, compute-sanitizer is not installed")

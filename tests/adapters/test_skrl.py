@@ -10,6 +10,7 @@ import gymnasium
 import pytest
 import torch
 from gymnasium import spaces
+from tensor_environments import TensorCartPole
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -289,6 +290,43 @@ def test_it_learns_in_skrls_trainer(tmp_path: Path) -> None:
     }
     trainer = SequentialTrainer(env=env, agents=agent, cfg=cfg)
     trainer.train()
+    assert agent.policy_optimizer.path == "fused"
+    lengths = [greedy_episode(agent.policy, seed) for seed in range(5)]
+    assert sum(lengths) / 5 > 150  # a random policy: about 20
+
+
+class IsaacLabFace:
+    """A torch environment as Isaac Lab's are: observations by group, tensors all the way."""
+
+    def __init__(self, env: TensorCartPole) -> None:
+        self.env, self.num_envs, self.device, self.num_agents = env, env.num_envs, env.device, 1
+        self.single_observation_space = spaces.Dict({"policy": env.single_observation_space})
+        self.single_action_space, self.unwrapped = env.single_action_space, self
+
+    def reset(self, **_: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {"policy": self.env.reset()}, {}
+
+    def step(self, actions: Tensor) -> tuple[Any, ...]:
+        obs, reward, *ends, info = self.env.step(actions.flatten())
+        return {"policy": obs}, reward.float(), *ends, info
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_it_learns_on_tensors_through_isaac_labs_wrapper(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    face = IsaacLabFace(TensorCartPole(64))
+    env = wrap_env(face, wrapper="isaaclab-single-agent", verbose=False)
+    quiet = {"write_interval": 0, "checkpoint_interval": 0, "directory": str(tmp_path)}
+    agent = TRPO(
+        models={"policy": Chooser(4, 2), "value": Value(4)},
+        memory=RandomMemory(memory_size=64, num_envs=64, device="cpu"),
+        observation_space=env.observation_space, action_space=env.action_space, device="cpu",
+        cfg={"experiment": quiet, "rollouts": 64, "max_kl_divergence": 0.02, "learning_rate": 1e-2,
+             "learning_epochs": 10},
+    )  # fmt: skip
+    cfg = {"timesteps": 64 * 16, "disable_progressbar": True, "close_environment_at_exit": False}
+    SequentialTrainer(env=env, agents=agent, cfg=cfg).train()
     assert agent.policy_optimizer.path == "fused"
     lengths = [greedy_episode(agent.policy, seed) for seed in range(5)]
     assert sum(lengths) / 5 > 150  # a random policy: about 20

@@ -29,7 +29,7 @@ def _snippets(page: Path) -> str:
 )
 def test_snippets_run(run_python, page: Path) -> None:
     code = _snippets(page)
-    for peer in ("tianshou", "skrl"):
+    for peer in ("tianshou", "skrl", "rsl_rl"):
         if f"trpo_fast.{peer}" in code:
             pytest.importorskip(peer, reason=f"{peer} is not installed: pip install '.[test]'")
     result = run_python(code)

@@ -15,6 +15,7 @@ ARGUMENTS = {
     "worked_example.py": [],
     "user_loop_cnn.py": ["--updates", "3", "--rows", "64"],
     "masked_actions.py": ["--updates", "60", "--rows", "500"],
+    "torchrl_loop.py": ["--updates", "3", "--rows", "256"],
     "recurrent_policy.py": ["--updates", "3", "--rows", "64"],
     "cleanrl_style.py": [
         *("--total-timesteps", "512", "--num-steps", "64", "--num-envs", "2"),
@@ -43,6 +44,8 @@ def test_every_example_is_run_here() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_runs(name: str) -> None:
+    if name == "torchrl_loop.py":
+        pytest.importorskip("torchrl", reason="torchrl is not installed: pip install torchrl")
     printed = run(name, *ARGUMENTS[name])
     assert printed.strip()
     if name == "masked_actions.py":

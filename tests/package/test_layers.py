@@ -28,6 +28,7 @@ ADDRESSES = {
     "sb3": {"adapters", "optimizer", "rollouts", "update"},
     "tianshou": {"adapters", "optimizer", "update"},
     "skrl": {"adapters", "optimizer", "update"},
+    "rsl_rl": {"adapters", "optimizer", "update"},
     "schedulers": {"optimizer", "update"},
 }
 PACKAGES = {

@@ -10,12 +10,11 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import nn
 from torch.nn import functional
 
-from trpo_fast import _native
 from trpo_fast.adapters.sb3_policies import Actor, Values
+from trpo_fast.adapters.value_fit import native_fit
 from trpo_fast.backends.generic.linearization import depends_on
 from trpo_fast.base.modes import twice_differentiable
 from trpo_fast.networks.distribution_parts import parts_of
-from trpo_fast.recognition.recognizer import layers_of
 from trpo_fast.update.batch import tree_rows
 
 
@@ -64,16 +63,11 @@ def fit_values(model: Any, movable: list[nn.Parameter]) -> float:
 
 def _fit_natively(model: Any, values: Values, movable: list[nn.Parameter]) -> float | None:
     """``fit_values`` in one native call a pass, or None where that does not serve."""
-    buffer, optimizer = model.rollout_buffer, model.policy.optimizer
-    if _native.core is None or type(buffer) is not RolloutBuffer or not _plain_adam(optimizer):
+    buffer = model.rollout_buffer
+    if type(buffer) is not RolloutBuffer:
         return None
-    from trpo_fast.backends.cpu.value_fit import AdamFit
-
     observations = buffer.to_torch(buffer.observations).float()  # as SB3's own preprocessing
-    layers = layers_of(values, observations)
-    if isinstance(layers, str) or not observations.is_cpu:
-        return None
-    fit = AdamFit.of(layers, optimizer, movable, model.batch_size)
+    fit = native_fit(values, observations, model.policy.optimizer, movable, model.batch_size)
     if fit is None:
         return None
     rows = observations.flatten(1).to(fit.dtype)
@@ -85,12 +79,3 @@ def _fit_natively(model: Any, values: Values, movable: list[nn.Parameter]) -> fl
     fit.write_back()
     fitted = len(rows) * model.n_critic_updates
     return float(total / fitted) if fitted else float("nan")
-
-
-def _plain_adam(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer is torch's Adam as the native fit has it."""
-    if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
-        return False
-    group = optimizer.param_groups[0]
-    plain = not (group["weight_decay"] or group["amsgrad"] or group["maximize"])
-    return plain and all(isinstance(x, float) for x in (group["lr"], group["eps"], *group["betas"]))

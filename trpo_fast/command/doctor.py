@@ -26,12 +26,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "tianshou": ("tianshou",),
     "skrl": ("skrl",),
+    "rsl-rl": ("rsl_rl",),
     "bench": (
         *("pytest", "pytest_benchmark", "stable_baselines3", "sb3_contrib", "skrl", "tianshou"),
+        "rsl_rl",
     ),
     "test": (
         *("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib", "skrl"),
-        *("tianshou", "tyro"),
+        *("tianshou", "tyro", "rsl_rl"),
     ),
     "docs": ("markdown",),
     "dev": ("mypy", "ruff", "clang_format", "pre_commit", "scikit_build_core", "pybind11"),

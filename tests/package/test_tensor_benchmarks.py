@@ -1,0 +1,86 @@
+"""The benchmarks on torch environments and of rsl_rl's updates, at sizes of a second."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripts import ROOT, script
+from torch.distributions import Distribution
+
+_CHECKS = Distribution._validate_args
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield lambda name: script(f"benchmarks/{name}.py", monkeypatch)
+    Distribution.set_default_validate_args(_CHECKS)  # rsl_rl switches them off
+
+
+def test_three_columns_of_steps_a_second(load: Any, tmp_path: Path, capsys: Any) -> None:
+    throughput = load("tensor_throughput")
+    throughput.SECONDS = 0.0
+    out = tmp_path / "figures.json"
+    throughput.main(["--envs", "64", "--hidden", "16", "8", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["path"] == "fused"
+    assert list(found["steps_per_second"]) == list(throughput.COLUMNS)
+    assert all(rate > 0 for rate in found["steps_per_second"].values())
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert len(re.findall(r"[\d,]+ \|", row)) == 3
+
+
+def test_a_training_rollout_trains(load: Any) -> None:
+    loop = load("tensor_throughput").Loop(64, (16,), torch.device("cpu"))
+    before = [p.detach().clone() for p in loop.values.parameters()]
+    loop.train()
+    assert loop.optimizer.last_result.accepted
+    moved = zip(before, loop.values.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in moved)
+
+
+def test_updates_of_large_batches_are_compared(load: Any, capsys: Any) -> None:
+    pytest.importorskip("rsl_rl", reason="rsl-rl-lib is not installed: pip install '.[test]'")
+    large = load("large_batches")
+    small = ["--envs", "32", "--steps", "4", "--hidden", "8", "--observations", "6"]
+    large.main([*small, "--turns", "1", "--minibatches", "2"])
+    printed = capsys.readouterr().out.splitlines()
+    observations, *figures = (cell.strip() for cell in printed[2].strip("|").split("|"))
+    assert observations == "6"
+    assert [figure[-1] for figure in figures] == ["s", "s", "x", "s", "x"]
+    assert "path fused" in printed[3]
+
+
+def test_part_of_ppos_minibatches_stands_for_all(load: Any) -> None:
+    pytest.importorskip("rsl_rl", reason="rsl-rl-lib is not installed: pip install '.[test]'")
+    large = load("large_batches")
+    made = large.algorithm(large.THEIRS, 8, 4, 5, [8])
+    counted: list[int] = []
+    step = made.optimizer.step
+    made.optimizer.step = lambda *given: (counted.append(1), step(*given))[1]
+    large.ppo_seconds(made, 3)
+    assert len(counted) == 3
+    assert made.storage.step == 4
+
+
+def test_samples_to_a_score_in_rsl_rls_runner(load: Any, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("rsl_rl", reason="rsl-rl-lib is not installed: pip install '.[test]'")
+    learning = load("rsl_rl_learning")
+    out = tmp_path / "runs.json"
+    learning.main(
+        ["--seeds", "1", "--envs", "8", "--iterations", "3", "--environments", "CartPole",
+         "--out", str(out)]
+    )  # fmt: skip
+    runs = json.loads(out.read_text())
+    assert [run["algorithm"] for run in runs] == [learning.THEIRS, learning.OURS]
+    assert all(len(run["scores"]) == 3 for run in runs)
+    runs[0] |= {"samples_to_score": 576, "final": 480.0}
+    rows = learning.table(runs).splitlines()
+    assert "| 576 | 480.0 | 1 of 1 |" in rows[2]
+    assert "| inf |" in rows[3]
+    assert "| inf |" in capsys.readouterr().out

@@ -1,0 +1,244 @@
+"""TRPO for rsl_rl: ``class_name = "trpo_fast.rsl_rl:TRPO"`` in the algorithm's configuration.
+
+The class is rsl_rl's ``PPO`` with another ``update``: rollouts, storage, advantages, bootstrapping
+on time-outs, observation groups, runner and logs are rsl_rl's, and so is every entry of the
+configuration that has a meaning here. Departures: one trust-region step on the whole rollout in
+place of epochs over minibatches; the critic alone is regressed in ``num_learning_epochs`` of
+``num_mini_batches``, by plain squared errors at a fixed ``learning_rate``; no entropy bonus.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from trpo_fast.adapters.common import stepped
+from trpo_fast.base.output import say
+from trpo_fast.optimizer.optimizer import TRPOOptimizer
+from trpo_fast.update.options import TABLE
+from trpo_fast.update.result import TrustRegionResult
+
+try:
+    import rsl_rl.algorithms
+    from rsl_rl.storage import RolloutStorage
+    from rsl_rl.utils import resolve_optimizer
+
+    from trpo_fast.adapters.rsl_rl_critic import fit_values
+    from trpo_fast.adapters.rsl_rl_models import Inputs, actor_of
+except ImportError as error:
+    raise ImportError(
+        "trpo_fast.rsl_rl needs rsl-rl-lib 5: pip install 'trpo_fast[rsl-rl]'"
+    ) from error
+
+# Of PPO's configuration, what a trust region has no use for.
+UNUSED = (
+    *("clip_param", "entropy_coef", "value_loss_coef", "use_clipped_value_loss", "max_grad_norm"),
+    *("schedule", "desired_kl", "use_mixed_precision"),
+)
+POLICY_STATE = "policy_optimizer_state_dict"
+# From 5.5 on rsl_rl's normalisers learn after an update, before that at each environment step.
+NORMALISES_AFTER_UPDATES = tuple(
+    int(part) for part in metadata.version("rsl-rl-lib").split(".")[:2]
+) >= (5, 5)
+
+
+class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
+    """rsl_rl's on-policy algorithm with a trust-region step of the actor.
+
+    An ``MLPModel`` with ``GaussianDistribution`` (either ``std_type``, any normalisation, any
+    observation groups) takes the fused path; state-dependent deviations, Beta, convolutional and
+    recurrent actors the generic one. A critic that is an ``MLPModel`` is fitted natively on the
+    CPU where ``optimizer`` is "adam".
+
+    Args:
+        actor: rsl_rl's model of the policy, with one of rsl_rl's own distributions.
+        critic: rsl_rl's model of the values.
+        storage: The rollouts'.
+        configuration: PPO's, so that one may be kept as it is, and any option of
+            ``TRPOOptimizer`` by its name: ``max_kl``, ``damping``, ``cg_iters`` and so on.
+
+    Attributes:
+        policy_optimizer: The actor's ``TRPOOptimizer``; its options may be edited.
+        optimizer: The critic's.
+        last_result: The last policy update's ``TrustRegionResult``, or None.
+
+    Raises:
+        TypeError: an entry of the configuration is neither PPO's nor an option of the update.
+        ValueError: an option out of its limits; several processes; a mirror loss; a distribution
+            that is none of rsl_rl's.
+    """
+
+    last_result: TrustRegionResult | None = None
+
+    def __init__(self, actor: Any, critic: Any, storage: Any, **configuration: Any) -> None:
+        options = {name: configuration.pop(name) for name in TABLE if name in configuration}
+        learning_rate = configuration.get("learning_rate", 1e-3)
+        super().__init__(actor, critic, storage, **configuration)
+        if self.is_multi_gpu:
+            raise ValueError(
+                "trpo_fast.rsl_rl.TRPO serves one process: each of several would step by a trust "
+                "region of its own. Start one, or use rsl_rl's PPO"
+            )
+        if self.symmetry and getattr(self.symmetry, "use_mirror_loss", True):
+            raise ValueError(
+                "a mirror loss is no part of a trust-region step; set use_mirror_loss=False. "
+                "use_data_augmentation=True is served from rsl-rl-lib 5.1 on"
+            )
+        self._actor = actor_of(self.get_policy())
+        self.policy_optimizer = TRPOOptimizer(self._actor.policy, **options)
+        held = {id(parameter) for parameter in self.get_policy().parameters()}
+        own = [p for p in self.get_critic().parameters() if id(p) not in held]
+        make = resolve_optimizer(configuration.get("optimizer", "adam"))
+        self.optimizer = make(own, lr=learning_rate)
+        self.learning_rate = learning_rate
+        unused = [name for name in UNUSED if name in configuration]
+        if unused:
+            say(f"trpo_fast.rsl_rl.TRPO has no use for these options of PPO: {', '.join(unused)}")
+
+    def get_critic(self) -> Any:
+        """The critic, not compiled."""
+        return getattr(self, "_raw_critic", self.critic)
+
+    def update(self) -> dict[str, float]:
+        """One trust-region step of the actor, then the critic's fit; the figures to log.
+
+        Raises:
+            ValueError: something in the rollout is not finite. Actor and critic are untouched, and
+                the rollout is dropped.
+        """
+        try:
+            self._read_advantages()
+            batch = self._batch()
+            result = self.last_result = self._step_policy(batch)
+            figures = {
+                "value": fit_values(self, batch),
+                "surrogate": result.loss_after,
+                "entropy": self._entropy(),
+                "kl": result.kl,
+                "step_size": result.step_size,
+                "cg_iterations": float(result.cg_iters),
+                "accepted": float(result.accepted),
+            }
+            if self.rnd:
+                figures["rnd"] = self._fit_rnd()
+            if NORMALISES_AFTER_UPDATES:
+                self._learn_normalisers()
+        finally:
+            self.storage.clear()
+        return figures
+
+    @torch.no_grad()
+    def _read_advantages(self) -> None:
+        # The runner makes them in inference mode, whose tensors autograd refuses: hence the copy.
+        advantages = self.storage.advantages.clone()
+        if self.normalize_advantage_per_mini_batch:  # there is one
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        self.storage.advantages = advantages
+
+    def _batch(self) -> RolloutStorage.Batch:
+        """All rows, with their mirror images where those are asked for."""
+        kept = self.storage
+        named = {
+            "observations": kept.observations,
+            "actions": kept.actions,
+            "values": kept.values,
+            "advantages": kept.advantages,
+            "returns": kept.returns,
+            "old_actions_log_prob": kept.actions_log_prob,
+        }
+        batch = RolloutStorage.Batch(**{name: rows.flatten(0, 1) for name, rows in named.items()})
+        if self.symmetry:
+            self.symmetry.augment_batch(batch, kept.num_envs * kept.num_transitions_per_env)
+        return batch
+
+    def _step_policy(self, batch: RolloutStorage.Batch) -> TrustRegionResult:
+        group = self.policy_optimizer.param_groups[0]
+        self._actor.begin(group["max_kl"] if group["constraint"] == "hard" else inf)
+        if self.get_policy().is_recurrent:
+            trajectories = next(self.storage.recurrent_mini_batch_generator(1, 1))
+            loss = lambda: self._recurrent_loss(trajectories)  # noqa: E731
+            result = stepped(self.policy_optimizer, {}, loss)
+        else:
+            actions, log_prob = self._actor.actions(
+                batch.actions, batch.old_actions_log_prob.flatten()
+            )
+            result = stepped(
+                self.policy_optimizer,
+                {},
+                obs=self._actor.read(batch.observations),
+                actions=actions,
+                advantages=batch.advantages.flatten(),
+                old_log_prob=log_prob,
+            )
+        if result.accepted:
+            self._actor.finish()
+        return result
+
+    def _recurrent_loss(self, batch: RolloutStorage.Batch) -> tuple[Tensor, Distribution]:
+        """The loss and the distribution over trajectories, from their first hidden states on."""
+        distribution = self._actor.policy(
+            Inputs(batch.observations, batch.masks, batch.hidden_states[0])
+        )
+        actions, log_prob = self._actor.actions(
+            batch.actions, batch.old_actions_log_prob.squeeze(-1)
+        )
+        ratio = torch.exp(distribution.log_prob(actions) - log_prob)
+        return -(ratio * batch.advantages.squeeze(-1)).mean(), distribution
+
+    @torch.no_grad()
+    def _entropy(self) -> float:
+        """The mean entropy of the actions in the rollout's first step; in all of a recurrent's."""
+        if self.get_policy().is_recurrent:
+            trajectories = next(self.storage.recurrent_mini_batch_generator(1, 1))
+            distribution = self._recurrent_loss(trajectories)[1]
+        else:
+            distribution = self._actor.policy(self._actor.read(self.storage.observations[0]))
+        return float(distribution.entropy().mean())
+
+    def _fit_rnd(self) -> float:
+        """The intrinsic reward's predictor, by rsl_rl's own loss and optimizer."""
+        losses: list[float] = []
+        for batch in self.storage.mini_batch_generator(
+            self.num_mini_batches, self.num_learning_epochs
+        ):
+            loss = self.rnd.compute_loss(batch.observations)
+            self.rnd.optimizer.zero_grad()
+            loss.backward()
+            self.rnd.optimizer.step()
+            losses.append(loss.item())
+        return sum(losses) / len(losses)
+
+    def _learn_normalisers(self) -> None:
+        rows = self.storage.observations.flatten(0, 1)
+        for model in (self.actor, self.critic, *((self.rnd,) if self.rnd else ())):
+            model.update_normalization(rows)
+
+    def save(self) -> dict[str, Any]:
+        """What a checkpoint holds: rsl_rl's entries, and the policy optimizer's state."""
+        return {**super().save(), POLICY_STATE: self.policy_optimizer.state_dict()}
+
+    def load(
+        self, loaded_dict: dict[str, Any], load_cfg: dict[str, bool] | None, strict: bool
+    ) -> bool:
+        """Take over a checkpoint of this class; of PPO's, what ``load_cfg`` names of the networks.
+
+        Raises:
+            ValueError: the optimizers' state is asked for and is another algorithm's. Nothing has
+                changed then.
+        """
+        optimizers = load_cfg is None or bool(load_cfg.get("optimizer"))
+        if optimizers and POLICY_STATE not in loaded_dict:
+            raise ValueError(
+                "this checkpoint is of another algorithm than trpo_fast.rsl_rl.TRPO, and so are "
+                "its optimizers; take over the networks alone with load_cfg="
+                "{'actor': True, 'critic': True, 'iteration': True}"
+            )
+        iteration = bool(super().load(loaded_dict, load_cfg, strict))
+        if optimizers:
+            self.policy_optimizer.load_state_dict(loaded_dict[POLICY_STATE])
+        return iteration
