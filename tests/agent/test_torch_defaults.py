@@ -71,7 +71,7 @@ def test_a_module_of_another_dtype_is_refused(tmp_path: Path) -> None:
     [
         ("CartPole-v1", {}),
         ("Pendulum-v1", {"preconditioner": "kfac", "state_dependent_std": True}),
-        ("Pendulum-v1", {"critic_method": "gauss_newton", "backend": "reference"}),
+        ("Pendulum-v1", {"relative_damping": True, "backend": "reference"}),
     ],
 )
 def test_another_default_device_changes_nothing(

@@ -72,7 +72,7 @@ def _predictions(algorithm: Any, batch: RolloutStorage.Batch) -> Iterator[tuple[
 
 
 def _minibatch(rows: int, algorithm: Any) -> int:
-    return max(1, ceil(rows / algorithm.num_mini_batches))
+    return max(1, ceil(rows / int(algorithm.num_mini_batches)))
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

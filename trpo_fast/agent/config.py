@@ -94,6 +94,17 @@ class Config(SharedOptions):
         True, "rollout", "give each batch's advantages mean 0 and deviation 1"
     )
 
+    # docs/choosing-defaults.md: what it is worth.
+    max_kl_per: str = option(
+        "dimension",
+        GROUP,
+        "what max_kl is for: each number or choice of an action, or the whole of it",
+        choices=("dimension", "action"),
+        fixed=True,
+        note="dimension: the bound on the KL of the joint action is max_kl times their count, 6 "
+        "for HalfCheetah, 1 for CartPole.",
+    )
+
     hidden_sizes: tuple[int, ...] = option(
         (64, 64), "networks", "widths of the policy's hidden layers", minimum=1, fixed=True
     )
@@ -115,13 +126,6 @@ class Config(SharedOptions):
     )
     device: str = option("auto", "networks", 'where the networks live: "auto", "cpu", "cuda"')
 
-    # docs/end-to-end.md: adam explains more of the returns' variance for its time.
-    critic_method: str = option(
-        "adam",
-        "critic",
-        "minibatch Adam, or Gauss-Newton steps on whole rollouts, one a pass (1 to 3 suffice)",
-        choices=("adam", "gauss_newton"),
-    )
     critic_epochs: int = option(10, "critic", "passes over each rollout", minimum=0)
     critic_batch_size: int = option(128, "critic", "rows in a minibatch", minimum=1)
     critic_lr: float = option(1e-3, "critic", "learning rate of Adam", minimum=0.0)

@@ -59,8 +59,6 @@ class Critic:
         learning_rate: of torch.optim.Adam.
         epochs: passes over the rows of each fit.
         batch_size: rows in a minibatch.
-        method: "adam", or "gauss_newton": each pass is one step on all rows at once
-            (``agent.gauss_newton``), which learning_rate and batch_size do not concern.
         leave: parameters that are not this optimiser's to move.
 
     Raises ValueError when nothing is left to fit.
@@ -73,13 +71,11 @@ class Critic:
         learning_rate: float,
         epochs: int,
         batch_size: int,
-        method: str = "adam",
         leave: Collection[nn.Parameter] = (),
     ) -> None:
         self.value_function = value_function
         self.epochs = epochs
         self.batch_size = batch_size
-        self.method = method
         self.path = "generic"
         left = {id(parameter) for parameter in leave}
         self.parameters = [
@@ -99,8 +95,6 @@ class Critic:
             usable = torch.isfinite(returns) & torch.isfinite(observations.flatten(1)).all(1)
             skipped = int((~usable).sum())
             observations, returns = observations[usable], returns[usable]
-        if self.method == "gauss_newton":
-            return CriticResult(self._gauss_newton(observations, returns), skipped)
         count = len(returns)
         orders: Iterator[Tensor] = (
             torch.from_numpy(rng.permutation(count)) for _ in range(self.epochs * (count > 0))
@@ -119,32 +113,6 @@ class Critic:
         if passes and passes[-1][1] < count:
             loss = passes[-1][0] / (count - passes[-1][1])
         return CriticResult(loss, skipped + max((refused for _, refused in passes), default=0))
-
-    def _gauss_newton(self, observations: Tensor, returns: Tensor) -> float | None:
-        """A step a pass; the mean loss after the last."""
-        from trpo_fast.agent.gauss_newton import gauss_newton_step
-
-        layers = layers_of(self.value_function, observations)
-        if isinstance(layers, str):
-            raise ValueError(  # noqa: TRY004
-                "critic_method='gauss_newton' serves value functions that are a chain of Linear "
-                f"layers and activations, with one output: {layers}. Use 'adam'."
-            )
-        movable = {id(parameter) for parameter in self.parameters}
-        own = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-        if any(id(parameter) not in movable for parameter in own):
-            raise ValueError(
-                "critic_method='gauss_newton' moves every parameter of the value function, but "
-                "some are frozen or the policy's. Use 'adam'."
-            )
-        loss = None
-        observations = observations.to(layers[0].weight.dtype)
-        for _ in range(self.epochs if len(returns) else 0):
-            step = gauss_newton_step(layers, observations, returns)
-            loss = step.loss_after
-            if not step.accepted:
-                break
-        return loss
 
     def _fit_generic(
         self, observations: Tensor, returns: Tensor, orders: Iterable[Tensor]

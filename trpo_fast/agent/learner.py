@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trpo_fast.agent.config import Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
 from trpo_fast.base.modes import made_on_cpu
+from trpo_fast.base.spaces import action_dimensions
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.networks.distributions import mode
@@ -108,13 +109,14 @@ class Learner:
             self.policy = policy.to(self.device)
             self.value_function = value_function.to(self.device)
             options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SharedOptions)}
+            if config.max_kl_per == "dimension":
+                options["max_kl"] *= action_dimensions(action_space)
             self.optimizer = TRPOOptimizer(self.policy, **options)
             self.critic = Critic(
                 self.value_function,
                 learning_rate=config.critic_lr,
                 epochs=config.critic_epochs,
                 batch_size=config.critic_batch_size,
-                method=config.critic_method,
                 leave=shared_parameters(self.policy, self.value_function, observation_width),
             )
         self.normalizer: ObservationNormalizer | None = None

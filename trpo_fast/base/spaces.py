@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,14 @@ def logit_blocks(space: Space) -> tuple[int, ...]:
     if isinstance(space, spaces.MultiDiscrete):
         return tuple(int(n) for n in space.nvec.ravel())
     return ()
+
+
+def action_dimensions(space: Space) -> int:
+    """How many numbers or choices an action has: A for a Box, 1 for a Discrete; parts add up."""
+    if isinstance(space, spaces.Dict):
+        return sum(action_dimensions(part) for part in space.spaces.values())
+    if isinstance(space, spaces.Tuple):
+        return sum(action_dimensions(part) for part in space.spaces)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.size)
+    return math.prod(space.shape or ())

@@ -160,4 +160,4 @@ def _products(
 ) -> Problem:
     batch = BatchReader(obs, weights, dtype=parameters.dtype, device=parameters.device).inputs()
     network = network_of(policy, batch.obs, batch.action_mask)
-    return problem_of(policy, network, batch, parameters, options, Curvature())
+    return problem_of(policy, network, batch, parameters, options, Curvature())[0]

@@ -239,7 +239,9 @@ class TRPOOptimizer(LightOptimizer):
         network = self._recognise(options, batch.obs, batch.action_mask)
         if self._curvature is None or self._curvature.state is not self.state:
             self._curvature = Curvature(self.state)
-        problem = problem_of(self.module, network, batch, parameters, options, self._curvature)
+        problem, options = problem_of(
+            self.module, network, batch, parameters, options, self._curvature
+        )
         if isinstance(network, Network):
             if self.state:  # torch.distributed.checkpoint wants an entry for each or for none
                 for p in parameters.tensors:

@@ -27,7 +27,7 @@ def problem_of(
     parameters: FlatParameters,
     options: Options,
     curvature: Curvature,
-) -> Problem:
+) -> tuple[Problem, Options]:
     """The batch at the parameters of now, on the backend that serves it, with its preconditioner.
 
     Args:
@@ -37,6 +37,9 @@ def problem_of(
         parameters: Those to step, in the flat order.
         options: Checked options.
         curvature: Where the preconditioner's statistics are kept.
+
+    Returns:
+        The problem, and the options with which it is to be solved.
 
     Raises:
         ValueError: the backend or an option asked for does not serve this policy; a wrong width,
@@ -51,15 +54,14 @@ def problem_of(
         if automatic and not kfac_pays(network, fused.rows, lasts=curvature.lasts):
             options = _plain(options)
         problem = fused_problem(network, parameters, fused, options)
-        precondition(problem, curvature, network, fused, options)
-        return problem
+        return problem, precondition(problem, curvature, network, fused, options)
     if options.backend != "auto":
         raise ValueError(f"backend={options.backend!r} cannot serve: {network}")
     refuse_generic(options, network)
     if batch.actions is None:
         terms = fisher_terms(module, batch, options)
-        return GenericProblem(parameters, options, fisher_terms=terms)
-    return GenericProblem(parameters, options, *module_terms(module, batch, options))
+        return GenericProblem(parameters, options, fisher_terms=terms), options
+    return GenericProblem(parameters, options, *module_terms(module, batch, options)), options
 
 
 @lru_cache(maxsize=8)  # making options checks them all

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +45,7 @@ from trpo_fast.preconditioning.preconditioner import (
     places_of,
 )
 from trpo_fast.update.batch import Batch, batch_rows
+from trpo_fast.update.damping import absolute
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.trust_region import Problem
@@ -52,20 +55,59 @@ AGE = "preconditioner_age"
 
 def precondition(
     problem: Preconditioned, curvature: Curvature, network: Network, batch: Batch, options: Options
-) -> None:
+) -> Options:
     """Give the problem the preconditioner that the options ask for, at theta_old.
 
     "auto" is K-FAC where the backend may choose it; where it does not pay, ``problem_of`` has made
     it "none".
+
+    Returns:
+        The options as the update is to take them: with a damping that is absolute.
     """
     kind = options.preconditioner
     if kind == "auto":
         kind = "kfac" if problem.gains_known else "none"
-    if kind == "none":
-        return
-    problem.preconditioner = curvature.preconditioner(
-        kind, network, problem, batch, options.damping, options.fisher_fraction
-    )
+    factors = None
+    if options.relative_damping:
+        factors = curvature.factors(network, problem, batch, options.fisher_fraction)
+        # not finite: neither will be the update
+        mean = math.nan if factors is None else mean_diagonal(network, problem.parameters, factors)
+        options = absolute(options, mean)
+    if kind != "none":
+        problem.preconditioner = curvature.preconditioner(
+            kind, network, problem, batch, options.damping, options.fisher_fraction, factors
+        )
+    return options
+
+
+class LayerFactors(NamedTuple):
+    """K-FAC's statistics of one layer, for one update."""
+
+    at: Place
+    factors: Factors
+    pi: Tensor  # [], see ``balance``
+
+
+def mean_diagonal(
+    network: Network, parameters: FlatParameters, factors: Sequence[LayerFactors]
+) -> float:
+    """``tr(F) / P``, by K-FAC: tr(G (x) A) = tr(G) tr(A); log_std's block of F is 2 I."""
+    traces = [layer.factors.A.trace() * layer.factors.G.trace() for layer in factors]
+    total = float(torch.stack(traces).double().sum()) if traces else 0.0
+    if network.log_std is not None and parameters.offset_of(network.log_std) is not None:
+        total += 2 * network.log_std.numel()
+    return total / parameters.count
+
+
+@contextmanager
+def _quietly(network: Network, problem: Problem) -> Iterator[None]:
+    """Without gradients, on one of torch's threads where that is enough.
+
+    The others would spin for a while after their work, at the cost of a native problem's.
+    """
+    native = isinstance(problem, KroneckerStatistics)
+    with torch.no_grad(), one_thread(native or widest(network) <= EIGEN_WIDTH):
+        yield
 
 
 class Curvature:
@@ -91,6 +133,7 @@ class Curvature:
         batch: Batch,
         damping: float,
         fisher_fraction: float = 1.0,
+        factors: Sequence[LayerFactors] | None = None,
     ) -> Preconditioner | None:
         """What the next solve uses; None where the statistics are not finite.
 
@@ -101,24 +144,34 @@ class Curvature:
             batch: The update's rows, checked.
             damping: The solve's.
             fisher_fraction: Share of the rows that the Fisher matrix is made of.
+            factors: What ``factors`` gave for this update, if it was asked.
         """
-        # Torch's own threads spin for a while after their work, at the cost of a native problem's.
-        native = isinstance(problem, KroneckerStatistics)
-        with torch.no_grad(), one_thread(native or widest(network) <= EIGEN_WIDTH):
+        with _quietly(network, problem):
             if kind == "diagonal":
                 return self._diagonal(network, problem.parameters, batch, damping)
-            return self._kfac(network, problem, batch, damping, fisher_fraction)
+        if factors is None:
+            factors = self.factors(network, problem, batch, fisher_fraction)
+        if factors is None:
+            return None
+        with _quietly(network, problem):
+            return self._kfac(network, problem, batch, damping, fisher_fraction, factors)
 
-    def _kfac(
-        self,
-        network: Network,
-        problem: Problem,
-        batch: Batch,
-        damping: float,
-        fisher_fraction: float,
-    ) -> Preconditioner | None:
+    def factors(
+        self, network: Network, problem: Problem, batch: Batch, fisher_fraction: float = 1.0
+    ) -> list[LayerFactors] | None:
+        """K-FAC's factors of every stepped layer, for one update; None where not finite."""
         places = places_of(network, problem.parameters)
         source = statistics_of(problem, network, batch, fisher_fraction)
+        with _quietly(network, problem):
+            return self._factors(network, places, source, batch.rows)
+
+    def _factors(
+        self,
+        network: Network,
+        places: Mapping[int, Place],
+        source: KroneckerStatistics,
+        rows: int,
+    ) -> list[LayerFactors] | None:
         inputs = source.input_moments(places, INPUT_ROWS)
         if not all(all_finite(A) for A in inputs):
             return None
@@ -129,18 +182,31 @@ class Curvature:
 
         keys = [_key(network, index, at) for index, at in places.items()]
         shapes = [((at.outputs, at.outputs), ()) for at in places.values()]
-        interval = refresh_interval(network, batch.rows)
+        interval = refresh_interval(network, rows)
         found = self._statistics(interval, keys, ("kfac_G", "kfac_pi"), shapes, compute)
         if found is None:
             return None
-        if [id(G) for G, _ in found] != [id(G) for G in self.made_of]:
-            self.made_of, self.made = [G for G, _ in found], [None] * len(found)
+        return [
+            LayerFactors(at, Factors(A, G), pi)
+            for at, A, (G, pi) in zip(places.values(), inputs, found, strict=True)
+        ]
+
+    def _kfac(
+        self,
+        network: Network,
+        problem: Problem,
+        batch: Batch,
+        damping: float,
+        fisher_fraction: float,
+        factors: Sequence[LayerFactors],
+    ) -> Preconditioner | None:
+        source = statistics_of(problem, network, batch, fisher_fraction)
+        if [id(layer.factors.G) for layer in factors] != [id(G) for G in self.made_of]:
+            self.made_of, self.made = [layer.factors.G for layer in factors], [None] * len(factors)
         try:
             blocks = [
-                (at, self._block(index, Factors(A, G), pi, damping, source))
-                for index, (at, A, (G, pi)) in enumerate(
-                    zip(places.values(), inputs, found, strict=True)
-                )
+                (layer.at, self._block(index, layer.factors, layer.pi, damping, source))
+                for index, layer in enumerate(factors)
             ]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             return None

@@ -40,6 +40,13 @@ class SharedOptions:
         note="adaptive_damping changes it in the group.",
         minimum=0.0,
     )
+    relative_damping: bool = _option(
+        False,
+        "damping is in units of the Fisher matrix's mean diagonal",
+        note="So that it means the same whatever the policy's certainty and the scale of its "
+        "parameters. The trace is K-FAC's for a recognised perceptron; for other models it is "
+        "estimated by four products.",
+    )
     adaptive_damping: bool = _option(
         False,
         "adapt the damping to how well the quadratic model predicts",
@@ -87,12 +94,12 @@ class SharedOptions:
         maximum=1.0,
     )
     step_size: str = _option(
-        "damped",
-        "size the first candidate by the damped form, then only shrink; or end near the KL bound",
-        note="Of constraint=hard. damped: the first candidate is sized by x'(F + damping I)x, the "
-        "next are shorter, as the peers have it. boundary: they are sized by x'Fx, then by the "
-        "measured KL, to end with it in [0.9, 1] max_kl, or sooner where the surrogate is better.",
-        choices=("damped", "boundary"),
+        "boundary",
+        "end near the KL bound; or size the first candidate by the damped form, then only shrink",
+        note="Of constraint=hard. boundary: candidates are sized by x'Fx, then by the measured KL, "
+        "to end with it in [0.9, 1] max_kl, or sooner where the surrogate is better. damped: the "
+        "first one is sized by x'(F + damping I)x, the next are shorter, as the peers have it.",
+        choices=("boundary", "damped"),
     )
     backtrack_coeff: float = _option(0.8, "line search: shrink by this much", above=0.0, below=1.0)
     max_backtracks: int = _option(

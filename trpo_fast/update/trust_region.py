@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast.base.tensors import dot, norm, plus
+from trpo_fast.update.damping import absolute, probed_mean_diagonal
 from trpo_fast.update.line_search import Line, LineSearch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
@@ -86,6 +87,9 @@ def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustReg
     if search.gradient_norm == 0:
         return search.rejected(Status.zero_gradient)
 
+    if options.relative_damping:
+        options = absolute(options, probed_mean_diagonal(problem.fisher_product, g))
+        search.options = options
     # x solves (F + damping I) x = g / |g|
     g_unit = (g.double() / size).to(g.dtype)
     solution = search.solution = problem.solve(g_unit, options)

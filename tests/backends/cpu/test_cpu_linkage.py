@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Sanitized objects are in nobody's module, and ThreadSanitizer gives each its own exception handling.
+# Sanitized objects are in nobody's module, and ThreadSanitizer gives each its own exception
+# handling.
 BUILDS = sorted(
     at
     for at in ROOT.glob("build/*/CMakeFiles/trpo_fast_cpu.dir")

@@ -1,0 +1,81 @@
+"""What is each choice worth? One option changed at a time, from one configuration.
+
+    OMP_NUM_THREADS=1 python benchmarks/default_search.py
+
+trains what is missing in benchmarks/results/default_search.csv and writes the table of
+docs/choosing-defaults.md. ``--arms``, ``--only``, ``--seeds`` and ``--steps`` choose; ``--draw``
+trains none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from learning import ROOT
+from training_runs import Run, RunTable, train
+
+ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+STEPS = 500_000
+# What every arm but the first two starts from.
+BASE: dict[str, Any] = {"step_size": "boundary", "max_kl_per": "dimension"}
+ARMS: dict[str, dict[str, Any]] = {
+    "damped, joint": {"step_size": "damped", "max_kl_per": "action"},
+    "boundary, joint": {"step_size": "boundary", "max_kl_per": "action"},
+    "boundary, per dimension": BASE,
+    "lam 0.9": {**BASE, "lam": 0.9},
+    "lam 0.97": {**BASE, "lam": 0.97},
+    "20 critic passes": {**BASE, "critic_epochs": 20},
+    "rollout_steps 512": {**BASE, "rollout_steps": 512},
+    "damping 0.01": {**BASE, "damping": 0.01},
+    "relative damping 1": {**BASE, "damping": 1.0, "relative_damping": True},
+    "adaptive damping": {**BASE, "adaptive_damping": True},
+}
+BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
+
+
+def table(runs: RunTable) -> str:
+    """A row an arm that was run: each seed's score and the curve's mean, by environment."""
+    known = sorted({(run.env, run.steps) for run in runs.runs})
+    lines = [
+        "| configuration | " + " | ".join(f"{env}, {steps:,} steps" for env, steps in known) + " |",
+        "|---|" + "---|" * len(known),
+    ]
+    arms = [arm for arm in ARMS if any(run.arm == arm for run in runs.runs)]
+    for arm in arms:
+        cells = [cell(runs.of(env, steps, arm)) for env, steps in known]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(runs: Sequence[Run]) -> str:
+    """Scores of the seeds, and the means of their curves in brackets."""
+    return ", ".join(f"{run.score:.0f} ({run.area:.0f})" for run in runs)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing; then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--draw", action="store_true", help="the table of what is there")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--only", nargs="+", metavar="ENV_ID", default=list(ENVS))
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each training")
+    parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
+    options = parser.parse_args(arguments)
+    runs = RunTable(options.out / "benchmarks" / "results" / "default_search.csv")
+    if not options.draw:
+        for seed in options.seeds:
+            for arm in options.arms:
+                for env in options.only:
+                    if (env, options.steps, seed, arm) not in runs:
+                        runs.add(train(env, options.steps, seed, arm, ARMS[arm]))
+    page = options.out / "docs" / "choosing-defaults.md"
+    before, rest = page.read_text().split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table(runs)}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
