@@ -17,6 +17,8 @@ ARGUMENTS = {
     "masked_actions.py": ["--updates", "60", "--rows", "500"],
     "torchrl_loop.py": ["--updates", "3", "--rows", "256"],
     "recurrent_policy.py": ["--updates", "3", "--rows", "64"],
+    "policy_collapse.py": ["--updates", "2", "--seeds", "1"],
+    "penalty_vs_constraint.py": ["--steps", "256", "--seeds", "1"],
     "cleanrl_style.py": [
         *("--total-timesteps", "512", "--num-steps", "64", "--num-envs", "2"),
         *("--env-id", "CartPole-v1"),
