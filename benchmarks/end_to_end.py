@@ -93,6 +93,8 @@ def ours(env_id: str, kind: str, envs: int, steps: int, *, plain: bool) -> Figur
         critic_epochs=EPOCHS,
         critic_batch_size=BATCH_ROWS,
         seed=0,
+        step_size="damped",  # the peers' rule, and their region
+        max_kl_per="action",
         **same,  # type: ignore[arg-type]
     )
     budgets = []

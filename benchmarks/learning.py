@@ -1,187 +1,255 @@
-"""Does it learn? CartPole, Pendulum and HalfCheetah with one and the same set of defaults.
+"""Does it learn? One configuration on many environments, and two peers beside it.
 
-    OMP_NUM_THREADS=1 python benchmarks/learning.py
+    OMP_NUM_THREADS=1 python benchmarks/learning.py --seeds 0 1 2
 
-trains every task, one after the other, and writes docs/learning-results.md, the picture
-docs/assets/learning.png and the numbers behind both to benchmarks/results/learning.json.
-One thread spares a busy machine; none of the numbers is a timing.
+trains what is missing in benchmarks/results/learning.csv and writes docs/learning-results.md and
+the picture docs/assets/learning.png. ``--agents`` also names the peers, which are trained with
+rl-zoo3's settings for each task (learning_peers.py); ``--only`` chooses environments, ``--draw``
+trains none. One thread spares a busy machine; wall-clock times count within one run on a quiet one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean, pstdev
 from typing import Any
 
 import numpy as np
 import torch
+from score_statistics import interquartile_mean, interval, profile
+from training_runs import EPISODES, Run, RunTable, train
 
-from trpo_fast.agent.agent import TRPO
-from trpo_fast.command.options import add_agent_options, agent_options, parse
 from trpo_fast.runs.plotting import COLOURS, new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parent.parent
-EVALUATION_EPISODES = 20
-# Points kept of each curve: more than a picture can show.
-CURVE_POINTS = 300
-
-
-# How the defaults were chosen, from runs of this script with one option changed at a time.
-NOTES = """
-The curves show the mean return of the last 100 training episodes, in which actions are sampled;
-the score acts by the mode, so it is usually higher.
-
-## What the defaults rest on
-
-* **`rollout_steps=256`.** With 128, Pendulum scored -402, -283 and -230 (seeds 0, 1, 2), with 256
-  -113, -181 and -167. Its episodes last 200 steps and the environments run in phase: a shorter
-  rollout can hold nothing but balancing, where all advantages are noise, and normalising them
-  makes full-sized steps of it.
-* **`log_std_init=-0.5`** (OpenAI's spinningup has the same): HalfCheetah scored 3829, 3595 and
-  4265 (seeds 0, 1, 2), with 0 it was 1247, 2525 and 2282; Pendulum did not change.
-* **`max_kl=0.01`, `damping=0.1`** are the optimizer's. With `log_std_init=0`, `max_kl=0.02` and
-  `damping=0.03` did as well on HalfCheetah (2263, 2625, 1978); `max_kl=0.02` alone lost one
-  Pendulum seed in four (-527), and `damping=0.01` alone was worse on HalfCheetah (841, 1521).
-* **`critic_epochs=10`**: 20 changed nothing on HalfCheetah (1319, 1688, 2201).
-"""
+OURS = "trpo_fast"
+AGENTS = (OURS, "sb3-contrib TRPO", "SB3 PPO")
+MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Task:
-    """What an environment has to reach: `goal` for at least `wins` of the seeds."""
+    """An environment, what to reach there, and what a random policy scores.
+
+    `goal` is the better of every published TRPO and PPO row of several seeds (docs say whose), or
+    what solves the task. `options` are no defaults, and then a row of their own says so.
+    """
 
     env: str
     steps: int
-    seeds: tuple[int, ...]
-    goal: float
-    wins: int
+    goal: float | None
+    floor: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arm(self) -> str:
+        """The name of our row."""
+        return ", ".join([OURS, *(f"{name}={value}" for name, value in self.options.items())])
 
 
 TASKS = (
-    Task("CartPole-v1", 100_000, (0, 1, 2), 475, 3),
-    Task("Pendulum-v1", 300_000, (0, 1, 2), -250, 2),
-    Task("HalfCheetah-v5", 300_000, (0,), 1000, 1),
+    Task("HalfCheetah-v5", MILLION, 6300, -280),
+    Task("Hopper-v5", MILLION, 3450, 18),
+    Task("Walker2d-v5", MILLION, 4500, 2),
+    Task("Ant-v5", MILLION, 4360, -60),
+    Task("Humanoid-v5", MILLION, 2830, 120),
+    Task("Swimmer-v5", MILLION, 359, 0),
+    Task("Swimmer-v5", MILLION, 359, 0, {"gamma": 0.9999}),
+    Task("Reacher-v5", MILLION, -4.1, -43),
+    Task("Pusher-v5", MILLION, None, -150),
+    Task("InvertedPendulum-v5", MILLION, 1000, 6),
+    Task("InvertedDoublePendulum-v5", MILLION, 9250, 55),
+    Task("CartPole-v1", 100_000, 500, 22),
+    Task("Acrobot-v1", 200_000, -85, -500),
+    Task("Pendulum-v1", 300_000, -165, -1200),
+    Task("MountainCarContinuous-v0", 300_000, 90, -33),
+    Task("LunarLander-v3", MILLION, 200, -180),
+    Task("BipedalWalker-v3", MILLION, 200, -100),
 )
 
 
-def train(task: Task, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Train once; the score over whole episodes and the curve along the way."""
-    curve: list[tuple[int, float]] = []
-
-    def note(local: dict[str, Any], _: dict[str, Any]) -> None:
-        mean = local["row"]["rollout/ep_rew_mean"]
-        if mean is not None:
-            curve.append((local["self"].num_timesteps, mean))
-
-    with TRPO(task.env, **{"seed": seed, **options}) as agent:
-        agent.learn(task.steps, note, progress_bar=False)
-        mean, std = agent.evaluate(EVALUATION_EPISODES)
-        seconds = agent.progress.time_elapsed
-    stride = max(len(curve) // CURVE_POINTS, 1)
-    result = {
-        "env": task.env,
-        "seed": seed,
-        "steps": agent.num_timesteps,
-        "mean": mean,
-        "std": std,
-        "seconds": seconds,
-        "curve": curve[::-stride][::-1],
-    }
-    print(f"{task.env:<16}seed {seed}  {mean:10.1f} +- {std:6.1f}  {seconds:6.0f} s", flush=True)
-    return result
+def arms_of(task: Task) -> tuple[str, ...]:
+    """Ours and, where ours has the defaults, the peers."""
+    return (task.arm,) if task.options else (task.arm, *AGENTS[1:])
 
 
-def wins(task: Task, results: Sequence[dict[str, Any]]) -> int:
-    """How many seeds reached the goal."""
-    return sum(r["mean"] >= task.goal for r in results if r["env"] == task.env)
+def run_once(task: Task, arm: str, seed: int) -> Run:
+    if arm == task.arm:
+        return train(task.env, task.steps, seed, arm, task.options)
+    from learning_peers import train_peer
+
+    return train_peer(arm, task.env, task.steps, seed)
 
 
-def table(tasks: Sequence[Task], results: Sequence[dict[str, Any]], command: str) -> str:
-    """The results as a Markdown page."""
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+def verdict(task: Task, runs: Sequence[Run]) -> str:
+    """Whether the mean reaches the goal, or by how much not."""
+    if task.goal is None:
+        return ""
+    short = task.goal - mean(run.score for run in runs)
+    return "yes" if short <= 0 else f"no, {short:.3g} short"
+
+
+def table(tasks: Sequence[Task], runs: RunTable) -> str:
+    """A row for each environment and agent that has runs."""
+    heads = ("environment", "steps", "agent", "seeds", "score of each", "mean", "IQM (95%)")
     lines = [
-        "# Learning results",
-        "",
-        f"Made by `{command}` ({versions}, {platform.machine()}, CPU only). Every task has the",
-        "defaults of `trpo_fast.TRPO` but for what the command says; only the environment, the",
-        "number of steps and the seed differ. The score is the mean return of",
-        f"{EVALUATION_EPISODES} evaluation episodes after training, acting by the mode of the",
-        "policy, plus or minus their standard deviation.",
-        "",
-        "![Learning curves](assets/learning.png)",
-        "",
-        "| environment | steps | seed | score | goal | reached |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(heads)} | goal | reached |",
+        "|---|---:|---|---:|---|---:|---:|---:|---|",
     ]
     for task in tasks:
-        for r in (r for r in results if r["env"] == task.env):
-            score = f"{r['mean']:.1f} ± {r['std']:.1f}"
-            reached = "yes" if r["mean"] >= task.goal else "no"
-            steps = f"{r['steps']:,}"
-            lines.append(
-                f"| {r['env']} | {steps} | {r['seed']} | {score} | {task.goal:g} | {reached} |"
+        for arm in arms_of(task):
+            found = runs.of(task.env, task.steps, arm)
+            if not found:
+                continue
+            scores = [run.score for run in found]
+            middle = f"{interquartile_mean(scores):.5g}"
+            if len(scores) > 2:
+                low, high = interval([scores])
+                middle += f" ({low:.5g} to {high:.5g})"
+            goal = "" if task.goal is None else f"{task.goal:g}"
+            cells = (
+                task.env,
+                f"{task.steps:,}",
+                arm,
+                str(len(found)),
+                ", ".join(f"{score:.5g}" for score in scores),
+                f"{mean(scores):.5g} ± {pstdev(scores):.3g}",
+                middle,
+                goal,
+                verdict(task, found),
             )
-    return "\n".join(lines) + "\n" + NOTES
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-def section_of_headline(page: Path) -> str:
+def spent(tasks: Sequence[Task], runs: RunTable) -> str:
+    """What the updates of our runs used of the trust region."""
+    lines = [
+        "| environment | median of kl / max_kl | greatest | updates accepted |",
+        "|---|---:|---:|---:|",
+    ]
+    for task in tasks:
+        found = [] if task.options else runs.of(task.env, task.steps, task.arm)
+        if found:
+            share = np.median([run.share for run in found])
+            greatest = max(run.greatest_share for run in found)
+            accepted = mean(run.accepted for run in found)
+            lines.append(f"| {task.env} | {share:.3f} | {greatest:.4f} | {accepted:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(tasks: Sequence[Task], runs: RunTable) -> str:
+    """The results as Markdown."""
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"""# Learning results
+
+Made by `OMP_NUM_THREADS=1 python benchmarks/learning.py` ({versions}, {platform.machine()}, CPU
+only), every run as it came. `trpo_fast` is the agent with its defaults, the same for every
+environment; a row that is not says so. The score of a run is the mean return of {EPISODES} episodes
+after training, acting by the mode of the policy; IQM is the interquartile mean over seeds with a
+bootstrap interval (Agarwal et al. 2021), and ± the deviation over seeds. Goals are the better of
+every published TRPO and PPO result of several seeds at a million steps, on whatever version of the
+environment it was, or what solves the task. [How the defaults were chosen](choosing-defaults.md).
+
+![Learning curves](assets/learning.png)
+
+{table(tasks, runs)}
+Thin lines in the picture are seeds, thick ones their mean: the return of the last 100 training
+episodes, in which actions are sampled; the score acts by the mode, so it is usually higher.
+
+## What the updates spent
+
+Of our runs above, with the defaults:
+
+{spent(tasks, runs)}"""
+
+
+def section_of_headline(path: Path) -> str:
     """What benchmarks/headline.py has put at the end of the page; "" without it."""
-    text = page.read_text() if page.exists() else ""
+    text = path.read_text() if path.exists() else ""
     _, heading, rest = text.partition("## The headline commands")
     return f"\n{heading}{rest}" if heading else ""
 
 
-def picture(tasks: Sequence[Task], results: Sequence[dict[str, Any]], out: Path) -> None:
-    """One panel an environment, one curve a seed, the goal as a dashed line."""
-    figure, axes = new_figure(1, len(tasks), size=(3.4 * len(tasks), 2.9))
-    for task, axis in zip(tasks, axes, strict=True):
-        for colour, r in zip(COLOURS, (r for r in results if r["env"] == task.env), strict=False):
-            steps, returns = np.array(r["curve"]).T
-            axis.plot(steps, returns, color=colour, linewidth=1.6, label=f"seed {r['seed']}")
-        axis.axhline(task.goal, color="#555555", linewidth=1, linestyle="--")
-        axis.set_title(task.env, fontsize=10)
-        axis.set_xlabel("environment steps")
-        axis.legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("mean return, last 100 episodes")
+def picture(tasks: Sequence[Task], runs: RunTable, out: Path) -> None:
+    """A panel an environment, a colour an agent; with peers also against time, and the profile."""
+    shown = [t for t in tasks if not t.options and runs.of(t.env, t.steps, t.arm)]
+    beside = [a for a in AGENTS if any(runs.of(t.env, t.steps, a) for t in shown)]
+    compared = [t for t in shown if len(beside) > 1 and runs.of(t.env, t.steps, beside[1])]
+    panels = [(t, False) for t in shown] + [(t, True) for t in compared]
+    columns = 4
+    rows = -(-(len(panels) + bool(compared)) // columns)
+    figure, axes = new_figure(rows, columns, size=(3.1 * columns, 2.4 * rows))
+    for axis in axes[len(panels) + bool(compared) :]:
+        axis.set_visible(False)
+    for axis, (task, timed) in zip(axes, panels, strict=False):
+        for colour, agent in zip(COLOURS, AGENTS, strict=False):
+            curves(axis, runs.of(task.env, task.steps, agent), colour, agent, timed=timed)
+        if task.goal is not None:
+            axis.axhline(task.goal, color="#555555", linewidth=1, linestyle="--")
+        axis.set_title(task.env, fontsize=9)
+        axis.set_xlabel("seconds" if timed else "steps", fontsize=8)
+        axis.tick_params(labelsize=7)
+    axes[0].legend(frameon=False, fontsize=7)
+    if compared:
+        axis = axes[len(panels)]
+        at = np.linspace(0, 1.5, 151)
+        for colour, agent in zip(COLOURS, AGENTS, strict=False):
+            scores = [normalised(t, runs.of(t.env, t.steps, agent)) for t in compared]
+            if all(scores):
+                axis.plot(at, profile(scores, at), color=colour)
+        axis.set_title("share of runs above", fontsize=9)
+        axis.set_xlabel("score: random 0, goal 1", fontsize=8)
     save_figure(figure, out)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tasks; 1 when one misses its goal."""
+def normalised(task: Task, runs: Sequence[Run]) -> list[float]:
+    """Scores with 0 for a random policy's and 1 for the goal."""
+    goal = 0.0 if task.goal is None else task.goal
+    return [(run.score - task.floor) / (goal - task.floor) for run in runs]
+
+
+def curves(axis: Any, runs: Sequence[Run], colour: str, label: str, *, timed: bool) -> None:
+    """A thin line a seed and a thick one for their mean."""
+    if not runs:
+        return
+    scale = mean(run.seconds / run.steps for run in runs) if timed else 1.0
+    grid = np.linspace(0.02, 1, 80) * runs[0].steps
+    lines = [np.interp(grid, *run.points()) for run in runs]
+    for line in lines:
+        axis.plot(grid * scale, line, color=colour, linewidth=0.6, alpha=0.5)
+    axis.plot(grid * scale, np.mean(lines, 0), color=colour, linewidth=1.8, label=label)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing; then page and picture."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--only", nargs="+", metavar="ENV_ID", help="these tasks only")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="instead of each task's")
+    parser.add_argument("--only", nargs="+", metavar="ENV_ID", help="these environments alone")
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=[OURS], metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", default=[0])
+    parser.add_argument("--draw", action="store_true", help="page and picture of what is there")
     parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
-    add_agent_options(parser, default_seed=0)
-    options = parse(parser, arguments)
-    tasks = [t for t in TASKS if options.only is None or t.env in options.only]
-    results = [
-        train(task, seed, agent_options(options))
-        for task in tasks
-        for seed in options.seeds or task.seeds
-    ]
-    command = " ".join(["python benchmarks/learning.py", *(arguments or sys.argv[1:])])
-    write(options.out, tasks, results, command.strip())
-    missed = [t.env for t in tasks if wins(t, results) < t.wins]
-    print(f"goals missed: {', '.join(missed)}" if missed else "every goal was reached")
-    return 1 if missed else 0
-
-
-def write(root: Path, tasks: Sequence[Task], results: Sequence[Any], command: str) -> None:
-    """The page, the picture and the numbers."""
-    numbers = root / "benchmarks" / "results" / "learning.json"
-    page = root / "docs" / "learning-results.md"
-    for path in (numbers, page):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    numbers.write_text(json.dumps({"command": command, "results": results}) + "\n")
-    page.write_text(table(tasks, results, command) + section_of_headline(page))
-    picture(tasks, results, root / "docs" / "assets" / "learning.png")
+    options = parser.parse_args(arguments)
+    runs = RunTable(options.out / "benchmarks" / "results" / "learning.csv")
+    if not options.draw:
+        for seed in options.seeds:
+            for task in TASKS:
+                if options.only is not None and task.env not in options.only:
+                    continue
+                for arm in arms_of(task):
+                    wanted = OURS if arm == task.arm else arm
+                    key = (task.env, task.steps, seed, arm)
+                    if wanted in options.agents and key not in runs:
+                        runs.add(run_once(task, arm, seed))
+    at = options.out / "docs" / "learning-results.md"
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.write_text(page(TASKS, runs) + section_of_headline(at))
+    picture(TASKS, runs, options.out / "docs" / "assets" / "learning.png")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,19 +16,26 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from learning import ROOT, Task, train
+from learning import ROOT
+from training_runs import train
 
 from trpo_fast.runs.plotting import COLOURS, new_figure, save_figure
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 FEW_SEEDS = SEEDS[:3]
-TASKS = (
-    Task("HalfCheetah-v5", 1_000_000, SEEDS, 1000, 3),
-    Task("Hopper-v5", 500_000, SEEDS, 1000, 3),
-)
+
+
+class Task(NamedTuple):
+    """An environment, and how long to train there."""
+
+    env: str
+    steps: int
+
+
+TASKS = Task("HalfCheetah-v5", 1_000_000), Task("Hopper-v5", 500_000)
 ARMS: dict[str, dict[str, Any]] = {
     "plain CG, 10 iterations": {"preconditioner": "none"},
     "K-FAC": {"preconditioner": "kfac", "cg_progress_tol": 0.05},
@@ -47,8 +54,8 @@ def arms_of(task: Task) -> list[str]:
     return list(ARMS) if task is TASKS[0] else MAIN_ARMS
 
 
-def seeds_of(task: Task, arm: str) -> tuple[int, ...]:
-    return task.seeds if arm in MAIN_ARMS else FEW_SEEDS
+def seeds_of(arm: str) -> tuple[int, ...]:
+    return SEEDS if arm in MAIN_ARMS else FEW_SEEDS
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -107,11 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = {key_of(r) for r in results}
     for task in TASKS:
         for arm in arms_of(task):
-            for seed in seeds_of(task, arm):
+            for seed in seeds_of(arm):
                 if (task.env, arm, seed) not in known and not options.draw:
-                    results.append(
-                        {"arm": arm, **train(task, seed, {"step_size": "damped", **ARMS[arm]})}
-                    )
+                    keywords = {"step_size": "damped", "max_kl_per": "action", **ARMS[arm]}
+                    run = train(task.env, task.steps, seed, arm, keywords)
+                    curve = [list(point) for point in zip(*run.points(), strict=True)]
+                    found = {"arm": arm, "env": task.env, "seed": seed, "mean": run.score}
+                    results.append({**found, "curve": curve})
                     numbers.write_text(json.dumps(results) + "\n")
     page = options.out / "docs" / "preconditioning.md"
     before, rest = page.read_text().split(BEGIN)

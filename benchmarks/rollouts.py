@@ -80,6 +80,8 @@ def _train(run: Run) -> None:
         rollout_steps=run.rollout_steps,
         hidden_sizes=run.hidden,
         preconditioner="none",
+        step_size="damped",
+        max_kl_per="action",
         seed=0,
     ) as agent:
         optimizer = agent.learner.optimizer

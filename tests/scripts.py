@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def script(path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module of a file below the checkout, among `sys.modules` as long as the patch holds."""
+    """The module of a file below the checkout, among `sys.modules` as long as the patch holds.
+
+    It finds its neighbours, as it does when it is run.
+    """
+    monkeypatch.syspath_prepend(str((ROOT / path).parent))
     name = f"script_{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     assert spec is not None

@@ -1,39 +1,142 @@
-"""The learning benchmark runs, judges, and writes its page, picture and numbers."""
+"""The benchmarks of learning run, go on where they were, and write page, picture and numbers."""
 
 from __future__ import annotations
 
-import json
-
+import numpy as np
 import pytest
-from scripts import script
+from scripts import ROOT, script
 
-TINY = ["--num-envs", "2", "--rollout-steps", "64", "--critic-epochs", "1"]
+TINY = 256
 
 
 @pytest.fixture
-def learning(monkeypatch):
+def few_episodes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for module in ("training_runs", "learning_peers"):
+        monkeypatch.setattr(f"{module}.EPISODES", 1)
+
+
+@pytest.fixture
+def learning(monkeypatch, few_episodes):
     return script("benchmarks/learning.py", monkeypatch)
 
 
+@pytest.fixture
+def statistics(monkeypatch):
+    return script("benchmarks/score_statistics.py", monkeypatch)
+
+
 def test_the_tasks_are_those_promised(learning):
-    tasks = {t.env: (t.steps, t.seeds, t.goal, t.wins) for t in learning.TASKS}
-    assert tasks["CartPole-v1"] == (100_000, (0, 1, 2), 475, 3)
-    assert tasks["Pendulum-v1"] == (300_000, (0, 1, 2), -250, 2)
-    assert tasks["HalfCheetah-v5"] == (300_000, (0,), 1000, 1)
+    tasks = {t.env: (t.steps, t.goal) for t in learning.TASKS}
+    assert tasks["CartPole-v1"] == (100_000, 500)
+    assert tasks["Pendulum-v1"] == (300_000, -165)
+    assert tasks["HalfCheetah-v5"] == (1_000_000, 6300)
+    assert all(not t.options for t in learning.TASKS if t.arm == learning.OURS)
 
 
-@pytest.mark.parametrize(("goal", "code"), [(1, 0), (501, 1)])
-def test_a_missed_goal_is_told_by_the_exit_code(
-    learning, tmp_path, monkeypatch, capsys, goal, code
-):
-    task = learning.Task("CartPole-v1", 256, (0, 1), goal, 2)
-    monkeypatch.setattr(learning, "TASKS", (task,))
-    assert learning.main([*TINY, "--out", str(tmp_path)]) == code
+def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
+    easy = learning.Task("CartPole-v1", TINY, 1, 0)
+    hard = learning.Task("CartPole-v1", TINY, 501, 0, {"gamma": 0.9})
+    monkeypatch.setattr(learning, "TASKS", (easy, hard))
+    learning.main(["--seeds", "0", "1", "--out", str(tmp_path)])
+    first = capsys.readouterr().out
+    assert first.count("CartPole-v1") == 4
     page = (tmp_path / "docs" / "learning-results.md").read_text()
     assert page.count("| CartPole-v1 | 256 |") == 2
-    assert ("| no |" in page) == bool(code)
-    assert "python benchmarks/learning.py --num-envs 2" in page
-    numbers = json.loads((tmp_path / "benchmarks" / "results" / "learning.json").read_text())
-    assert [r["seed"] for r in numbers["results"]] == [0, 1]
+    assert "| 1 | yes |" in page
+    assert " short |" in page
+    assert "trpo_fast, gamma=0.9" in page
+    numbers = tmp_path / "benchmarks" / "results" / "learning.csv"
+    assert len(numbers.read_text().splitlines()) == 5
     assert (tmp_path / "docs" / "assets" / "learning.png").stat().st_size > 1000
-    assert "seed 1" in capsys.readouterr().out
+    learning.main(["--seeds", "0", "1", "--out", str(tmp_path)])
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "docs" / "learning-results.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_peers_stand_beside(learning, tmp_path, monkeypatch):
+    task = learning.Task("CartPole-v1", TINY, 500, 22)
+    monkeypatch.setattr(learning, "TASKS", (task,))
+    learning.main(["--agents", *learning.AGENTS, "--out", str(tmp_path)])
+    page = (tmp_path / "docs" / "learning-results.md").read_text()
+    for agent in learning.AGENTS:
+        assert f"| {agent} | 1 |" in page
+
+
+def test_a_run_is_read_back_as_it_was_written(monkeypatch, tmp_path):
+    table = script("benchmarks/training_runs.py", monkeypatch)
+    run = table.Run("E-v1", 10, 3, "a, b", 1.5, 0.25, -2.0, 3.0, 0.96, 0.99, 1.0, "5:1.0 10:2.5")
+    table.RunTable(tmp_path / "runs.csv").add(run)
+    again = table.RunTable(tmp_path / "runs.csv")
+    assert again.runs == [run]
+    assert run.key in again
+    assert ("E-v1", 10, 4, "a, b") not in again
+    steps, returns = again.runs[0].points()
+    assert steps.tolist() == [5.0, 10.0]
+    assert returns.tolist() == [1.0, 2.5]
+
+
+def test_a_thinned_curve_keeps_its_end(monkeypatch):
+    table = script("benchmarks/training_runs.py", monkeypatch)
+    text = table.shown([(i, float(i)) for i in range(1, 1001)])
+    points = text.split()
+    assert points[-1] == "1000:1000.0"
+    assert table.CURVE_POINTS <= len(points) <= table.CURVE_POINTS + 1
+
+
+def test_the_interquartile_mean(statistics):
+    assert statistics.interquartile_mean([7.0]) == 7.0
+    assert statistics.interquartile_mean([1.0, 2.0, 3.0]) == 2.0
+    assert statistics.interquartile_mean([1e9, 2.0, 3.0, -1e9]) == 2.5
+    assert statistics.interquartile_mean(range(8)) == 3.5
+
+
+def test_the_interval_covers_as_often_as_it_says(statistics, monkeypatch):
+    """Of 80 draws of 12 normal scores, for two tasks with the same centre."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(80):
+        low, high = statistics.interval([rng.normal(5.0, 1.0, 12), rng.normal(5.0, 1.0, 12)])
+        inside += low <= 5.0 <= high
+    # A percentile bootstrap of a few runs covers somewhat less than it says.
+    assert 0.85 <= inside / 80 <= 0.99
+
+
+def test_tasks_are_resampled_apart(statistics):
+    """Two tasks whose seeds agree: no resample can mix them, so nothing is uncertain."""
+    assert statistics.interval([[0.0, 0.0], [1.0, 1.0]]) == (0.5, 0.5)
+
+
+def test_the_profile_weighs_tasks_alike(statistics):
+    found = statistics.profile([[0.0, 1.0], [1.0, 1.0, 1.0, 1.0]], [-1.0, 0.5, 2.0])
+    assert found.tolist() == [1.0, 0.75, 0.0]
+
+
+@pytest.mark.parametrize("name", ["default_search", "damping"])
+@pytest.mark.usefixtures("few_episodes")
+def test_the_searches_go_on_where_they_were(name, tmp_path, monkeypatch, capsys):
+    search = script(f"benchmarks/{name}.py", monkeypatch)
+    pages = {"default_search": "choosing-defaults.md", "damping": "choosing-max-kl-and-damping.md"}
+    page = tmp_path / "docs" / pages[name]
+    page.parent.mkdir()
+    page.write_text(f"Before.\n{search.BEGIN}\nold\n{search.END}\nAfter.\n")
+    arguments = ["--seeds", "0", "--out", str(tmp_path)]
+    if name == "damping":
+        monkeypatch.setattr(search, "STEPS", TINY)
+        monkeypatch.setattr(search, "DAMPINGS", (0.1,))
+        count = len(search.SOLVES) * len(search.UNITS)
+    else:
+        arguments += ["--arms", *list(search.ARMS)[:2], "--only", "CartPole-v1"]
+        arguments += ["--steps", str(TINY)]
+        count = 2
+    search.main(arguments)
+    assert capsys.readouterr().out.count("seed 0") == count
+    text = page.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("\nAfter.\n")
+    assert "old" not in text
+    assert text.count("\n| ") == count + 1
+    search.main(arguments)
+    assert capsys.readouterr().out == ""
+    assert page.read_text() == text
