@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -25,17 +26,10 @@ _GLOBAL_HOOKS = (
 )
 
 
-# In a module's own dict: what changes a call. Truthy where it is there.
-UNUSUAL = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_compiled_call_impl",
-)
-
-
-COMPILED = ("torch._dynamo", "torch.jit")
+@lru_cache(maxsize=4096)
+def _is_compiled(python_module: str) -> bool:
+    """Whether a class of this Python module stands for one that was compiled."""
+    return python_module.startswith(("torch._dynamo", "torch.jit"))
 
 
 def unusual_part(module: nn.Module) -> str | None:
@@ -61,11 +55,16 @@ def read_tree(module: nn.Module, *, keyed: bool = True) -> Tree | str:
     while pending:
         part = pending.pop()
         kind, own = type(part), part.__dict__
+        children = own["_modules"]
         if (
-            kind.__module__.startswith(COMPILED)
-            or "forward" in own
-            or any(map(own.get, UNUSUAL))
-            or "parametrizations" in own["_modules"]
+            "forward" in own
+            or own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or own.get("_compiled_call_impl")
+            or "parametrizations" in children
+            or _is_compiled(kind.__module__)
         ):
             return _unusual(module, part)
         if own["training"]:
@@ -78,7 +77,7 @@ def read_tree(module: nn.Module, *, keyed: bool = True) -> Tree | str:
                     if tensor is not None:
                         key += (id(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
                         tensors.append(tensor)
-        for child in own["_modules"].values():
+        for child in children.values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 pending.append(child)

@@ -30,7 +30,8 @@ from torch.distributions import Distribution
 MOST_ITEMS = 4096  # of one module tree: what is compared at each step stays cheap
 MOST_BYTES = 1 << 16  # of one NumPy array
 
-_INTERNAL = frozenset(nn.Module().__dict__)
+_INTERNAL_NAMES = list(nn.Module().__dict__)
+_INTERNAL = frozenset(_INTERNAL_NAMES)
 _FIXED_ROOTS = frozenset((*sys.stdlib_module_names, "torch", "numpy", "gymnasium", "trpo_fast"))
 _ATOMS = frozenset(
     (
@@ -142,9 +143,14 @@ class _Reader:
     def module(self, part: nn.Module) -> None:
         key = self.key
         kind = type(part)
-        for name, value in list(part.__dict__.items()):
-            if name in _INTERNAL:
+        own = part.__dict__
+        names = list(own)
+        # As Module.__init__ leaves them: first, and in this order.
+        usual = names[: len(_INTERNAL_NAMES)] == _INTERNAL_NAMES
+        for name in names[len(_INTERNAL_NAMES) :] if usual else names:
+            if name in _INTERNAL or name not in own:
                 continue
+            value = own[name]
             key.append(name)
             if type(value) in _ATOMS:
                 key += (type(value), value)
@@ -289,24 +295,22 @@ class _Reader:
     def _python_module(self, module: types.ModuleType, names: tuple[str, ...]) -> None:
         """What code that names a Python module may find in it."""
         self.key.append(module.__name__)
-        if not _is_installed(module.__name__) and id(module) not in self._seen:
-            self._seen.add(id(module))
-            read = self.value
-        else:
-            read = self._identity  # that nobody put another function in a library's place
+        own = module.__dict__
+        if _is_installed(module.__name__) or id(module) in self._seen:
+            # That nobody put another function in a library's place.
+            self.key += [id(own[name]) for name in names if name in own]
+            return
+        self._seen.add(id(module))
         for name in names:
-            found = module.__dict__.get(name, _MISSING)
+            found = own.get(name, _MISSING)
             if found is not _MISSING:
-                read(found)
-
-    def _identity(self, value: Any) -> None:
-        self.key.append(id(value))
+                self.value(found)
 
     def type(self, kind: type) -> None:
         """A class, and its attributes and methods where they are the user's."""
         self.key.append(kind)
-        for base in kind.__mro__:
-            if id(base) in self._seen or _root(base.__module__) in _FIXED_ROOTS:
+        for base in _users_own(kind.__mro__):
+            if id(base) in self._seen:
                 continue
             self._seen.add(id(base))
             for name, value in list(base.__dict__.items()):
@@ -317,6 +321,12 @@ class _Reader:
 
 def _root(name: str | None) -> str:
     return (name or "").partition(".")[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _users_own(bases: tuple[type, ...]) -> tuple[type, ...]:
+    """Those of a class's bases whose attributes may change: not of torch and its like."""
+    return tuple(base for base in bases if _root(base.__module__) not in _FIXED_ROOTS)
 
 
 @functools.lru_cache(maxsize=4096)
