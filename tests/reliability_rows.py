@@ -60,6 +60,11 @@ ROWS = {
             "`eval_every` with an environment of which no second one can be made",
             "It is refused before the first step, with the ways out",
         ),
+        "one_instance": Row(
+            "A simulator of which one instance may exist, to be evaluated",
+            "`eval_envs=0` plays the evaluation in the training's own environments; the running "
+            "episodes are entered again, to the bit, or begin anew where they cannot be",
+        ),
         "envpool_ids": Row(
             "An id that only EnvPool has, with `eval_every` or in `trpo-fast eval`",
             "EnvPool plays the evaluation",
@@ -228,8 +233,14 @@ ROWS = {
             "A line says so after half a minute; with `--step-timeout` it is an error that names "
             "the environment",
         ),
+        "hung_here": Row(
+            "A step or a reset in the trainer's own process that does not come back",
+            "A line says so after half a minute, in evaluations too, and names environment and "
+            "step; after `--step-timeout` it shows the line of code. The step goes on: nobody can "
+            "end it from within",
+        ),
         "bad_close": Row(
-            "`env.close()` raises or hangs",
+            "`env.close()` raises, exits or hangs",
             "What is done and saved stays so and is said; a warning, and exit code 0",
         ),
     },
@@ -288,6 +299,11 @@ ROWS = {
         "initial_weights": Row(
             "The same seed with another number of threads; a network made in a forked child",
             "The same initial weights; the child does not hang",
+        ),
+        "odd_arguments": Row(
+            "Wrong shapes, layouts, sizes, numbers and types given to the native module directly",
+            "An exception of Python's, or the right answer; never a crash, nor an entry read or "
+            "written beyond its array",
         ),
         "swapped_storage": Row(
             "Another thread gives a parameter other memory during a step",

@@ -37,18 +37,14 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
 
-class Training:
-    """`trpo-fast train` in a child process, in a session of its own."""
+class Command:
+    """`trpo-fast` in a child process, in a session of its own."""
 
-    def __init__(
-        self, directory: Path, steps: int, *arguments: str, env: str = "CartPole-v1", **popen: Any
-    ) -> None:
-        common = ["--total-steps", str(steps), "--run-dir", str(directory), "--resume"]
+    def __init__(self, *arguments: str, **popen: Any) -> None:
         tests = str(Path(__file__).parent)
         path = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
-        self.directory = directory
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trpo_fast", "train", env, *TINY, *common, *arguments],
+            [sys.executable, "-m", "trpo_fast", *arguments],
             # Without bytecode: where its files may not grow, Python leaves half of one behind.
             env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.PIPE,
@@ -57,10 +53,6 @@ class Training:
             start_new_session=True,
             **popen,
         )
-
-    def wait_for_rows(self, count: int) -> None:
-        """Wait until progress.csv has this many rows, or the process has ended."""
-        self._wait(lambda: len(rows_of(self.directory)) >= count)
 
     def wait_for_file(self, path: Path) -> None:
         """Wait until the file is there; an error with what the process said if it ends before."""
@@ -92,6 +84,21 @@ class Training:
         """Whether no process of its session runs; one that nobody has waited for yet is no more."""
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
         return not any(session_of(pid) == self.process.pid for pid in pids)
+
+
+class Training(Command):
+    """`trpo-fast train`, small."""
+
+    def __init__(
+        self, directory: Path, steps: int, *arguments: str, env: str = "CartPole-v1", **popen: Any
+    ) -> None:
+        self.directory = directory
+        common = ["--total-steps", str(steps), "--run-dir", str(directory), "--resume"]
+        super().__init__("train", env, *TINY, *common, *arguments, **popen)
+
+    def wait_for_rows(self, count: int) -> None:
+        """Wait until progress.csv has this many rows, or the process has ended."""
+        self._wait(lambda: len(rows_of(self.directory)) >= count)
 
 
 def session_of(pid: int) -> int | None:

@@ -30,6 +30,8 @@ class Unclosable(Walk):
     def close(self) -> None:
         if self.walked and self.instead == "raise":
             raise ZeroDivisionError("no way out")
+        if self.walked and self.instead == "exit":
+            raise SystemExit("no way out")
         if self.walked and self.instead == "hang":
             time.sleep(FOREVER)
 

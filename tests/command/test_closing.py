@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from patience import wait_until
-from training_process import Training, final_state
+from training_process import Command, Training, final_state
 
 KINDS = ["sync", "async", "workers"]
 
@@ -18,19 +18,22 @@ def options(vectorization: str, instead: str, *more: str) -> tuple[str, ...]:
 
 
 @pytest.mark.reliability("bad_close")
-@pytest.mark.parametrize("vectorization", KINDS)
+@pytest.mark.parametrize(
+    ("vectorization", "instead", "error"),
+    [*((kind, "raise", "ZeroDivisionError") for kind in KINDS), ("sync", "exit", "SystemExit")],
+)
 def test_a_training_whose_environment_cannot_be_closed_is_done_and_says_so(
-    tmp_path: Path, vectorization: str
+    tmp_path: Path, vectorization: str, instead: str, error: str
 ) -> None:
     training = Training(
-        tmp_path, 128, *options(vectorization, "raise"), env="unclosable_environment:Unclosable-v0"
+        tmp_path, 128, *options(vectorization, instead), env="unclosable_environment:Unclosable-v0"
     )
     code, out, err = training.finish()
     assert code == 0, err
     assert "done: 128 steps" in out
     assert "Traceback" not in err
     assert "warning:" in err
-    assert "environment 0 raised ZeroDivisionError: no way out in close()" in err
+    assert f"environment 0 raised {error}: no way out in close()" in err
     assert final_state(tmp_path)["progress"]["num_timesteps"] == 128
     assert training.group_is_gone()
 
@@ -71,6 +74,18 @@ def test_with_nothing_to_do_an_environment_that_hangs_in_closing_is_left(tmp_pat
     code, out, err = Training(tmp_path, 128, *given, "--resume", env=unclosable).finish()
     assert code == 0, err
     assert "nothing to do" in out
+
+
+@pytest.mark.reliability("bad_close")
+def test_the_score_is_said_before_an_environment_hangs_in_closing(tmp_path: Path) -> None:
+    unclosable = "unclosable_environment:Unclosable-v0"
+    training = Training(tmp_path, 128, *options("sync", "hang"), env=unclosable)
+    assert training.finish()[0] == 0
+    command = Command("eval", str(tmp_path), "--env", unclosable, "--episodes", "2")
+    code, out, err = command.finish()
+    assert code == 0, err
+    assert "over 2 episodes" in out
+    assert "did not return from close()" in err
 
 
 @pytest.mark.reliability("orphans")

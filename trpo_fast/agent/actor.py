@@ -72,7 +72,7 @@ class Actor:
         Raises ValueError where one of them does not fit the space or is not finite.
         """
         rows = self._flatten(observations)
-        return self._act(rows, deterministic, self._masks_of(masks, observations, len(rows)))
+        return self.act_on(deterministic, rows, self._masks_of(masks, observations, len(rows)))
 
     def act_each(
         self,
@@ -89,11 +89,12 @@ class Actor:
         found = [self._mask_of(o, mask) for o, mask in zip(observations, masks, strict=True)]
         some = any(mask is not None for mask in found)
         whole = np.stack([self._masks.sized(mask) for mask in found]) if some else None
-        return self._act(rows, deterministic, whole)
+        return self.act_on(deterministic, rows, whole)
 
-    def _act(
-        self, rows: Rows, deterministic: bool, masks: npt.ArrayLike | None
+    def act_on(
+        self, deterministic: bool, rows: Rows, masks: npt.ArrayLike | None
     ) -> npt.NDArray[Any]:
+        """Actions [n, ...] for env.step from flattened observations [n, O] and their masks."""
         with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
             narrow = rows.astype(np.float32, copy=False)
         if not all_finite(torch.from_numpy(narrow)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import numbers
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -18,14 +19,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from trpo_fast.agent import evaluation, evaluation_factories
 from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.agent.evaluation import Evaluation
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.run_on_disk import RunOnDisk
+from trpo_fast.agent.scoring import Scoring
 from trpo_fast.agent.state import Training
 from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.modes import made_on_cpu
@@ -69,7 +71,6 @@ class TRPO:
         config = Config.from_options(options)
         if config.seed is None:
             config = config.replace(seed=int(np.random.SeedSequence().generate_state(1)[0]))
-        self.env_source = env
         with _options_out_of_place(config.env_kwargs):
             self.env = make_vector_env(
                 env,
@@ -103,6 +104,7 @@ class TRPO:
         self.actor = Actor(
             self.policy, self.observation_space, self.action_space, self.learner.normalizer
         )
+        self._scoring = Scoring(env, self.training, self.actor)
         self.run = RunOnDisk(None if run_dir is None else RunDirectory(run_dir))
         # Of the last rollout, for callbacks: rewards, ends of episodes, valid rows; [T, B] each.
         self.last_steps: tuple[npt.NDArray[Any], ...] = ()
@@ -193,8 +195,7 @@ class TRPO:
                 f"total_timesteps is a whole number of steps, at least 0, got {total_timesteps!r}"
             )
         target = self.num_timesteps + int(total_timesteps)
-        if self.config.eval_every:
-            evaluation_factories.require_another(self._make_env(None))
+        self._scoring.require_possible()
         callbacks = CallbackRunner(callback, self, target)
         boundary = agent_state.state_of(self.training)
         with (
@@ -243,9 +244,7 @@ class TRPO:
         found = iterate(
             self.training,
             clock,
-            lambda: self._run_evaluation(
-                self.config.eval_episodes, self._make_env(None), report=report
-            ),
+            lambda: self._scoring.run(self.config.eval_episodes, report=report),
         )
         row = {**self.callback_figures, **found.row}
         self.callback_figures = {}
@@ -280,20 +279,28 @@ class TRPO:
         return self.actor.act(observation, deterministic=deterministic, masks=action_masks), state
 
     def evaluate(
-        self, episodes: int = 10, *, env: Any = None, progress_bar: bool = True
+        self,
+        episodes: int = 10,
+        *,
+        env: Any = None,
+        progress_bar: bool = True,
+        done: Callable[[Evaluation], None] | None = None,
     ) -> tuple[float, float]:
         """Mean and standard deviation of the return over whole episodes, acting by the mode.
 
         The episodes run in environments of their own and change nothing in the training; the
         same policy and seed give the same numbers. `env` is an id or a function that makes an
-        Env, needed only when the agent was given an environment that cannot be made again.
+        Env, needed only when the agent was given an environment that cannot be made again. With
+        `eval_envs=0` and no `env` they are the training's own, and its running episodes are
+        entered again before the next rollout.
 
         A line tells every ten seconds how far it is; an episode of more than `eval_max_steps`
-        is stopped, with a warning. Raises EnvironmentFault for an environment that raised, or
+        is stopped, with a warning. `done` gets all figures before the environments are closed,
+        which is all that is left to do. Raises EnvironmentFault for an environment that raised, or
         gave NaN (with on_fault="drop" such an episode is left out).
         """
         report = remark if progress_bar else None
-        result = self._run_evaluation(episodes, self._make_env(env), report=report)
+        result = self._scoring.run(episodes, env, report, done)
         return result.mean, result.std
 
     def record(self, episodes: int, directory: str | Path) -> tuple[float, float]:
@@ -303,38 +310,8 @@ class TRPO:
         for an environment that cannot be rendered.
         """
         place = given_path(directory, "the videos' directory").absolute()
-        make_env = evaluation_factories.recording_factory(
-            self.env_source, self.config.env_kwargs, place
-        )
-        result = self._run_evaluation(episodes, make_env, parallel=1, report=remark)
+        result = self._scoring.record(episodes, place, remark)
         return result.mean, result.std
-
-    def _run_evaluation(
-        self,
-        episodes: int,
-        make_env: evaluation.EnvFactory,
-        parallel: int | None = None,
-        report: Callable[[str], None] | None = None,
-    ) -> evaluation.Evaluation:
-        def act(observations: Any, masks: Any) -> Any:
-            return self.actor.act_each(observations, masks, deterministic=True)
-
-        return evaluation.run_episodes(
-            act,
-            make_env,
-            episodes,
-            seed=self.seed,
-            parallel=parallel or self.config.eval_envs,
-            max_steps=self.config.eval_max_steps,
-            on_fault=self.config.on_fault,
-            report=report,
-        )
-
-    def _make_env(self, env: Any) -> evaluation.EnvFactory:
-        source = self.env_source if env is None else env
-        return evaluation_factories.environment_factory(
-            source, self.config.env_kwargs, self.config.vectorization
-        )
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint (one safetensors file) from which `load` goes on bit for bit.
@@ -397,7 +374,7 @@ class TRPO:
             agent.training.env_id = state["agent"].get("environment")
             # The running episodes are for an environment to come, too.
             agent_state.keep_episodes(agent.training, state, changed)
-        agent.run.goes_on(path.parent)
+        agent.run.goes_on(path.parent, Path(os.path.realpath(path)).parent)  # it may be a link
         return agent
 
     def __reduce__(self) -> Any:

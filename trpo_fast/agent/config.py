@@ -51,7 +51,7 @@ class Config(SharedOptions):
         0.0,
         "environment",
         "seconds after which a step of an environment in another process is taken to hang (0: "
-        "never)",
+        "never); one in this process cannot be ended, and is told of with the line it is at",
         minimum=0.0,
     )
     env_kwargs: dict[str, Any] = option(  # noqa: RUF009 (a field, as the others)
@@ -142,7 +142,12 @@ class Config(SharedOptions):
     )
     eval_episodes: int = option(10, "run", "episodes of an evaluation", minimum=1)
     eval_envs: int = option(
-        16, "run", "most environments that an evaluation makes, beside the training's", minimum=1
+        16,
+        "run",
+        "most environments that an evaluation makes, beside the training's (0: none, it is played "
+        "in the training's own, whose episodes are then entered again, or begin anew where they "
+        "cannot be)",
+        minimum=0,
     )
     eval_max_steps: int = option(
         100_000, "run", "steps after which an episode of an evaluation is stopped", minimum=1

@@ -25,6 +25,7 @@ from trpo_fast.environments.action_masks import MaskReader
 from trpo_fast.environments.gymnasium_api import described_error, reset_result, step_result
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.processes import closed, warn_of_closing
+from trpo_fast.environments.watch import NOBODY, SOMEBODY, Watch
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 # (raw observations of n environments, their action masks or None) -> n actions for env.step.
@@ -76,6 +77,7 @@ def run_episodes(
     max_steps: int = Config.eval_max_steps,
     on_fault: str = "stop",
     report: Callable[[str], None] | None = None,
+    done: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Play so many episodes and report their returns.
 
@@ -92,37 +94,49 @@ def run_episodes(
         on_fault: "stop": NaN or infinity from an environment raises. "drop": the episode is left
             out, with a warning.
         report: gets a line every ten seconds.
+        done: gets the result before the environments are closed, which they may be bad at.
 
     Raises:
         ValueError: `episodes` is below 1.
         EnvironmentFault: an environment raised, returned something else than its space says, or
             (on_fault="stop") NaN or infinity.
     """
-    given: object = episodes
-    if not isinstance(given, numbers.Integral) or episodes < 1:
-        raise ValueError(f"an evaluation needs a whole number >= 1 of episodes, got {episodes!r}")
+    check_episodes(episodes)
     numbered = range(episodes)
-    players: list[_Player] = []
+    stage = _Stage()
+    watch = Watch(stage, "the evaluation", advice="Ctrl-C may end it.")
     try:
         for share in range(min(episodes, parallel)):
             waiting = numbered[share :: min(episodes, parallel)]
-            players.append(_Player(make_env(), share, seed, waiting, max_steps))
-        _warn_of_fresh_statistics(players[0].env)
-        for player in players:
+            stage.players.append(_Player(stage, make_env(), share, seed, waiting, max_steps))
+        _warn_of_fresh_statistics(stage.players[0].env)
+        for player in stage.players:
             player.begin()
-        _play(act, players, on_fault, report)
+        _play(act, stage, on_fault, report)
+        played = [episode for player in stage.players for episode in player.done]
+        result = result_of(played, max_steps)
+        if done is not None:
+            done(result)
+        return result
     finally:
-        told = [closed(player.env.close) for player in players]
+        stage.asked(SOMEBODY)
+        told = [closed(player.env.close) for player in stage.players]
+        watch.end()
         warn_of_closing("the evaluation's environments", told)
-    return _result([episode for player in players for episode in player.done], max_steps)
 
 
-def _play(
-    act: Act, players: Sequence[_Player], on_fault: str, report: Callable[[str], None] | None
-) -> None:
+def check_episodes(episodes: object) -> None:
+    """ValueError unless it is a number of episodes."""
+    if not isinstance(episodes, numbers.Integral) or episodes < 1:
+        raise ValueError(f"an evaluation needs a whole number >= 1 of episodes, got {episodes!r}")
+
+
+def _play(act: Act, stage: _Stage, on_fault: str, report: Callable[[str], None] | None) -> None:
+    players = stage.players
     total = sum(len(player.waiting) + 1 for player in players)
     due = time.monotonic() + REPORT_SECONDS
     while playing := [player for player in players if player.number is not None]:
+        stage.asked(NOBODY)
         try:
             actions = act([p.observation for p in playing], [p.mask for p in playing])
         except BadObservationError as error:
@@ -141,7 +155,9 @@ def _play(
 
 
 @dataclass(frozen=True)
-class _Episode:
+class Episode:
+    """One that is over."""
+
     number: int
     total: float
     length: int
@@ -149,21 +165,40 @@ class _Episode:
     dropped: bool = False
 
 
+class _Stage:
+    """The environments of an evaluation, and which of them is at work, for a `Watch`."""
+
+    def __init__(self) -> None:
+        self.players: list[_Player] = []
+        self.calls, self.under_way = 0, [NOBODY]
+
+    def asked(self, env: int) -> None:
+        """Environment ``env`` is asked for something, or NOBODY."""
+        self.calls += 1
+        self.under_way[0] = env
+
+    def steps_of(self, env: int) -> int:
+        """How many steps the running episode of environment ``env`` has."""
+        return self.players[env].length
+
+
 class _Player:
     """One environment and its share of the episodes; whatever goes wrong is named."""
 
     def __init__(
         self,
+        stage: _Stage,
         env: gymnasium.Env[Any, Any],
         index: int,
         seed: int,
         numbers: Sequence[int],
         max_steps: int,
     ) -> None:
-        self.env, self.waiting, self.done = env, list(numbers), list[_Episode]()
+        self.env, self.waiting, self.done = env, list(numbers), list[Episode]()
         self.number: int | None = None  # of the running episode
         self.length, self.observation = 0, None
         self.mask: npt.NDArray[np.bool_] | None = None
+        self._stage = stage
         self._index, self._seed, self._max_steps = index, seed, max_steps
         self._total = 0.0
         self._check = ObservationCheck(env.observation_space)
@@ -177,6 +212,7 @@ class _Player:
         if self.number is None:
             return
         self._total, self.length = 0.0, 0
+        self._stage.asked(self._index)
         try:
             shown, info = reset_result(self.env.reset(seed=episode_seed(self._seed, self.number)))
             self._show(shown, info)
@@ -188,6 +224,7 @@ class _Player:
     def step(self, action: Any) -> EnvironmentFault | None:
         """Act; what is wrong with the reward, if anything."""
         self.length += 1
+        self._stage.asked(self._index)
         try:
             shown, reward, terminated, truncated, info = step_result(self.env.step(action))
             reward = float(reward)
@@ -207,7 +244,7 @@ class _Player:
 
     def _end(self, *, cut: bool = False, dropped: bool = False) -> None:
         assert self.number is not None  # noqa: S101
-        self.done.append(_Episode(self.number, self._total, self.length, cut, dropped))
+        self.done.append(Episode(self.number, self._total, self.length, cut, dropped))
         self.begin()
 
     def give_up(self, fault: EnvironmentFault, on_fault: str) -> None:
@@ -241,7 +278,8 @@ class _Player:
         return fault
 
 
-def _result(episodes: list[_Episode], max_steps: int) -> Evaluation:
+def result_of(episodes: list[Episode], max_steps: int) -> Evaluation:
+    """What the episodes come to; EnvironmentFault where all were dropped."""
     episodes = sorted(episodes, key=lambda episode: episode.number)
     kept = [episode for episode in episodes if not episode.dropped]
     if not kept:

@@ -59,13 +59,17 @@ def _eval(options: argparse.Namespace) -> int:
         TRPO.load(path, options.env, **changes) as agent,
         last_resort.all_said(),
     ):
+
+        def tell(mean: float, std: float) -> None:
+            say(f"{path}: return {mean:.2f} +- {std:.2f} over {options.episodes} episodes")
+            last_resort.ready(0)
+
         if options.video is None:
-            mean, std = agent.evaluate(options.episodes)
+            agent.evaluate(options.episodes, done=lambda found: tell(found.mean, found.std))
         else:
-            mean, std = agent.record(options.episodes, options.video)
+            found = agent.record(options.episodes, options.video)
             say(f"videos in {options.video}")
-        say(f"{path}: return {mean:.2f} +- {std:.2f} over {options.episodes} episodes")
-        last_resort.ready(0)
+            tell(*found)
     return 0
 
 

@@ -30,7 +30,7 @@ def step_result(returned: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
     )
 
 
-def described_error(error: Exception) -> str:
+def described_error(error: BaseException) -> str:
     """An environment's exception in words, with what it means where `reset` takes no seed."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, TypeError) and "unexpected keyword argument" in text and "reset" in text:

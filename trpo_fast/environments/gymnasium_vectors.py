@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import select
 import traceback
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -17,6 +18,7 @@ from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.processes import closed
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
+from trpo_fast.environments.watch import NOBODY, SOMEBODY, Watch
 
 
 class LocalEnvironments(SyncVectorEnv):
@@ -29,6 +31,8 @@ class LocalEnvironments(SyncVectorEnv):
         under_way: ``under_way[0]`` is kept at the number of the one that steps, for whom it
             concerns when this process does not come back.
         first: number of the first.
+        watched: what to call them in messages, where steps that hang are to be told of here.
+        step_timeout: seconds after which one is taken to hang; 0: never.
     """
 
     def __init__(
@@ -36,9 +40,15 @@ class LocalEnvironments(SyncVectorEnv):
         factories: Sequence[Callable[[], SeededEpisodes]],
         under_way: MutableSequence[int] | memoryview | None = None,
         first: int = 0,
+        *,
+        watched: str = "",
+        step_timeout: float = 0.0,
     ) -> None:
         super().__init__(factories, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        self._under_way: Any = [0] if under_way is None else under_way
+        self.under_way: Any = [NOBODY] if under_way is None else under_way
+        self.calls = 0
+        self._watch: Watch | None = None
+        self._watched, self._step_timeout = watched, step_timeout
         self._first = first
         self._one_array = isinstance(self.single_observation_space, gym.spaces.Box)
         # A reset of some environments batches all, those too that were replayed and never reset.
@@ -50,28 +60,69 @@ class LocalEnvironments(SyncVectorEnv):
         infos: dict[str, Any] = {}
         batch: Any = self._observations if self._one_array else self._env_obs
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
-        under_way, first = self._under_way, self._first
-        for i, (env, action) in enumerate(
-            zip(self.envs, iterate(self.action_space, actions), strict=True)
-        ):
-            under_way[0] = first + i
-            observation, rewards[i], terminated, truncated, info = env.step(action)
-            terminations[i], truncations[i] = terminated, truncated
-            if terminated or truncated:
-                final = {"final_obs": observation, "final_info": info}
-                infos = self._add_info(infos, final, i)
-                observation, info = env.reset()
-            if info:
-                infos = self._add_info(infos, info, i)
-            batch[i] = observation
+        under_way, first = self.under_way, self._first
+        self._look()
+        try:
+            for i, (env, action) in enumerate(
+                zip(self.envs, iterate(self.action_space, actions), strict=True)
+            ):
+                under_way[0] = first + i
+                observation, rewards[i], terminated, truncated, info = env.step(action)
+                terminations[i], truncations[i] = terminated, truncated
+                if terminated or truncated:
+                    final = {"final_obs": observation, "final_info": info}
+                    infos = self._add_info(infos, final, i)
+                    observation, info = env.reset()
+                if info:
+                    infos = self._add_info(infos, info, i)
+                batch[i] = observation
+        except (Exception, KeyboardInterrupt):  # what ends the process leaves its name there
+            under_way[0] = NOBODY
+            raise
+        under_way[0] = NOBODY
         if not self._one_array:
             batch = concatenate(self.single_observation_space, batch, self._observations)
             self._observations = batch
         return batch, rewards.copy(), terminations.copy(), truncations.copy(), infos
 
+    def reset(self, **given: Any) -> Any:
+        """Begin an episode in all or some environments."""
+        with self._all_under_way():
+            return super().reset(**given)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of each environment."""
+        with self._all_under_way():
+            return super().call(name, *args, **kwargs)
+
+    def _look(self) -> None:
+        """Let it be seen that environments are asked."""
+        self.calls += 1
+        if self._watched and self._watch is None:
+            self._watch = Watch(self, self._watched, self._step_timeout)
+
+    @contextmanager
+    def _all_under_way(self) -> Iterator[None]:
+        if not self._watched:
+            yield
+            return
+        self._look()
+        self.under_way[0] = SOMEBODY
+        try:
+            yield
+        finally:
+            self.under_way[0] = NOBODY
+
+    def steps_of(self, env: int) -> int:
+        """How many steps the running episode of environment ``env`` has."""
+        return cast("SeededEpisodes", self.envs[env - self._first]).steps
+
     def close_extras(self, **_: Any) -> None:
         """Close every environment; EnvironmentFault with what some of them raised."""
         self.closed = True
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
         told = [text for text in (closed(env.close) for env in self.envs) if text]
         if told:
             raise EnvironmentFault("; ".join(told))

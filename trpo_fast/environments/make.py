@@ -66,8 +66,8 @@ def make_vector_env(
             None draws one (kept in ``.seed``).
         env_kwargs: keyword arguments of the environment's constructor.
         num_workers: processes of "workers" besides this one; 0: as many as there are other cores.
-        step_timeout: seconds after which a step or a reset in another process is taken to hang; 0:
-            never.
+        step_timeout: seconds after which a step or a reset in another process is taken to hang, and
+            one in this process is told of, since nobody can end it; 0: never.
 
     Raises:
         EnvironmentSetupError: the environment cannot be made or served; its kinds are
@@ -239,7 +239,9 @@ def _vector(
     # a checkpoint would have to keep.
     mode = AutoresetMode.SAME_STEP
     if vectorization == "sync":
-        return LocalEnvironments([lambda: first, *factories[1:]])
+        return LocalEnvironments(
+            [lambda: first, *factories[1:]], watched=factories[0].name, step_timeout=step_timeout
+        )
     first.close()
     try:
         return ProcessEnvironments(factories, mode, factories[0].name, step_timeout)

@@ -74,7 +74,7 @@ def closed(close: Callable[[], Any]) -> str:
         raise  # a video that could not be written is lost
     except EnvironmentFault as fault:
         return str(fault)
-    except Exception as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a window that exits when it is closed)
         return f"{type(error).__name__} in close(): {error}"
     return ""
 

@@ -122,11 +122,13 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """Close the environment; of one that was made to tell its spaces, whatever it raises."""
         try:
             self.env.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.episode >= 0:
                 raise self._fault(error, "close()", None) from error
 
-    def _steps(self) -> int:
+    @property
+    def steps(self) -> int:
+        """How many steps the running episode has, one that is under way included."""
         return sum(len(part) for part in self._packed) + len(self._newest)
 
     def _pack(self) -> None:
@@ -147,14 +149,14 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         return {MASK_KEY: self._masks.sized(mask)}
 
     def _fault(
-        self, error: Exception, where: str, action: npt.NDArray[Any] | None
+        self, error: BaseException, where: str, action: npt.NDArray[Any] | None
     ) -> EnvironmentFault:
         given = "" if action is None else f", action {action.tolist()}"
         return EnvironmentFault(
             f"environment {self.index} raised {described_error(error)} in {where} "
-            f"(episode {self.episode}, step {self._steps()}{given})",
+            f"(episode {self.episode}, step {self.steps}{given})",
             env_index=self.index,
-            step=self._steps(),
+            step=self.steps,
             action=action,
             trace=traceback.format_exc(),
         )

@@ -16,12 +16,12 @@ from trpo_fast.environments import silence
 from trpo_fast.environments.board import Bell, Board, Gone, Hung
 from trpo_fast.environments.processes import death, made_in_main_thread
 from trpo_fast.environments.silence import Silence
+from trpo_fast.environments.watch import NOBODY
 from trpo_fast.environments.worker_process import (
     ANSWER,
     ANSWERED,
     ASKED,
     CALL,
-    NOBODY,
     REQUEST,
     SPOKEN,
     UNDER_WAY,

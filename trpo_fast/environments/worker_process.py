@@ -25,6 +25,7 @@ from trpo_fast.environments.interface import Bool, Episode
 from trpo_fast.environments.processes import close_for, end_with_trainer
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
+from trpo_fast.environments.watch import NOBODY
 
 # What is asked of a worker: a step, or a method of its share by the pipe.
 STEP, CALL, END = 1, 2, 3
@@ -33,7 +34,6 @@ QUIET, LOUD, SPOKEN = 1, 2, 3
 # Places in its row of the board's words. The trainer writes the first line, the worker the second.
 ASKED, REQUEST = 0, 1
 ANSWERED, ANSWER, UNDER_WAY = 8, 9, 10
-NOBODY = -1
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,14 @@ class Share:
         board: where actions are read and everything else is written.
         source: of the environments.
         under_way: ``under_way[0]`` is kept at the number of the environment that steps.
+        own: whether it is the trainer's, whom nobody watches but itself.
 
     Raises:
         EnvironmentFault: an environment raised in its constructor.
         EnvironmentSetupError: the environments differ in their spaces.
     """
 
-    def __init__(self, board: Board, source: Source, under_way: Any) -> None:
+    def __init__(self, board: Board, source: Source, under_way: Any, *, own: bool = False) -> None:
         made = [created(source.first + i, make) for i, make in enumerate(source.factories)]
         for env in made:
             if (env.observation_space, env.action_space) != (
@@ -78,7 +79,12 @@ class Share:
                     f"{env.observation_space} and {env.action_space}, not "
                     f"{source.observation_space} and {source.action_space}."
                 )
-        vector = LocalEnvironments([partial(_itself, env) for env in made], under_way, source.first)
+        vector = LocalEnvironments(
+            [partial(_itself, env) for env in made],
+            under_way,
+            source.first,
+            watched=source.name if own else "",
+        )
         self._env = VectorEnvironment(
             vector, name=source.name, seed=source.seed, remake=lambda: vector, first=source.first
         )

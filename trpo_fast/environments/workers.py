@@ -28,6 +28,7 @@ from trpo_fast.environments.processes import closed, dismiss, end, warn_of_closi
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.silence import Silence
 from trpo_fast.environments.vector_masks import without_mask
+from trpo_fast.environments.watch import NOBODY
 from trpo_fast.environments.worker_handle import Worker
 from trpo_fast.environments.worker_process import END, LOUD, STEP, Share, Source
 
@@ -135,7 +136,7 @@ class Workers:
                 self._workers.append(worker)
                 worker.start(context, [other.pipe for other in self._workers[:-1]])
             for source in self._sources[self.num_workers :]:
-                self._own = Share(board, source, [0])
+                self._own = Share(board, source, [NOBODY], own=True)
             for worker in self._workers:
                 worker.hear(self.start_timeout, "while it was starting")
         except EnvironmentFault as fault:

@@ -51,6 +51,7 @@ class RolloutCollector:
         # one. Environments that were closed or interrupted cannot be asked for it.
         self._boundary: State | None = None
         self._unfinished = False
+        self._lent = False
 
     def collect(
         self,
@@ -106,14 +107,19 @@ class RolloutCollector:
         return rollout
 
     def _begin(self) -> None:
-        boundary = self._boundary
-        elsewhere = self._unfinished or self.env.ended
+        boundary, lent = self._boundary, self._lent
+        elsewhere = self._unfinished or self.env.ended or lent
         if boundary is not None and elsewhere and self.env.resumable:
             try:
-                self.restore(boundary)
+                self._return(boundary) if lent else self.restore(boundary)
+            except BaseException:
+                self._lent = lent
+                raise
             finally:
                 self._boundary, self._unfinished = boundary, True
             return
+        if boundary is not None and lent:
+            self.restore(boundary)  # with new episodes
         if not self._started:
             self._reset()
         if boundary is None or not self.env.resumable:
@@ -154,7 +160,7 @@ class RolloutCollector:
         self._masks = transition.action_masks
         recording.keep(t, transition)
         self._lengths += 1 if transition.quiet else recording.valid[t]
-        self._returns += transition.rewards
+        self._returns += recording.rewards[t]
         finite = recording.finite(t, transition)
         if not finite:
             self._faults(t, recording, transition, env_actions)
@@ -265,6 +271,29 @@ class RolloutCollector:
 
     # State
 
+    def lend(self) -> Environments:
+        """The environments, for episodes that are not the training's.
+
+        The running ones are entered again before the next rollout, or new ones begun where they
+        cannot be. :meth:`state` stays what it was.
+        """
+        if self._boundary is None and self._started:
+            self._boundary = self._capture()
+        self._lent = True
+        self._started = self._boundary is not None
+        return self.env
+
+    def _return(self, boundary: State) -> None:
+        """Enter the running episodes again after the environments were lent."""
+        try:
+            self.restore(boundary)
+        except EnvironmentFault as fault:
+            self._begin_next_episodes(
+                boundary,
+                f"the episodes of {self.env.name} that ran before an evaluation in the same "
+                f"environments cannot be entered again ({fault}): new ones begin.",
+            )
+
     def state(self) -> State:
         """Everything needed to go on from the last finished rollout, as plain arrays.
 
@@ -304,7 +333,7 @@ class RolloutCollector:
             ValueError: the state is not one of this collector's shape.
             EnvironmentFault: an environment raised, or ended an episode too early.
         """
-        self._boundary, self._unfinished = None, False
+        self._boundary, self._unfinished, self._lent = None, False, False
         if not state:
             self._reset()
             return
@@ -315,7 +344,12 @@ class RolloutCollector:
             self._reset()
             return
         if int(state.get("seed_bits", 32)) != SEED_BITS:
-            self._begin_next_episodes(state)
+            self._begin_next_episodes(
+                state,
+                f"this run was saved by a version that seeded episodes with 32 bits, now "
+                f"{SEED_BITS}: the running episodes of {self.env.name} are left for new ones, and "
+                "it differs from an uninterrupted run from here on.",
+            )
             return
         ends = np.cumsum(state["action_counts"])
         actions = np.split(np.asarray(state["actions"]), ends[:-1])
@@ -337,15 +371,9 @@ class RolloutCollector:
         self._lengths = np.array(state["lengths"], np.int64)
         self._started = True
 
-    def _begin_next_episodes(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Of a state whose running episodes were seeded otherwise: those cannot be replayed."""
-        warnings.warn(
-            f"this run was saved by a version that seeded episodes with 32 bits, now "
-            f"{SEED_BITS}: the running episodes of {self.env.name} are left for new ones, and it "
-            "differs from an uninterrupted run from here on.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    def _begin_next_episodes(self, state: Mapping[str, npt.NDArray[Any]], why: str) -> None:
+        """Of a state whose running episodes cannot be replayed."""
+        warnings.warn(why, RuntimeWarning, stacklevel=3)
         nothing = np.split(np.asarray(state["actions"])[:0], self.env.num_envs)
         begun = [int(number) for number in state["episodes"]]
         self.env.replay(list(zip(begun, nothing, strict=True)), self._observations)

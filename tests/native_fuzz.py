@@ -1,0 +1,541 @@
+"""Odd arguments for every entry point of the native module: `python tests/native_fuzz.py 0 500`.
+
+Each call either raises one of Python's exceptions or computes what it should; it never crashes.
+Every tensor lies in memory of its own that ends at (or begins after) a page nobody may touch, so
+that one entry too far is a crash. The number of the case under way is kept in a file: whoever runs
+this as a process knows what crashed. `test_native_fuzz.py` does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trpo_fast import _core
+from trpo_fast.networks import network
+from trpo_fast.networks.activations import ACTIVATIONS
+from trpo_fast.networks.network import Layer
+
+REFUSALS = (TypeError, ValueError, IndexError, OverflowError, RuntimeError, KeyError, MemoryError)
+PAGE = mmap.PAGESIZE
+LARGEST = 1 << 26  # bytes of a workspace
+NAMES = list(ACTIVATIONS)
+GAUSSIAN, STATE_STD, CATEGORICAL, MULTI_CATEGORICAL, BERNOULLI = range(5)
+_mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+
+
+class Refused(Exception):  # noqa: N818
+    """The case asks for more memory than it may."""
+
+
+class Case:
+    """One case: whether something in it is odd, and the memory that it holds."""
+
+    def __init__(self, seed: int, oddness: float) -> None:
+        self.random = random.Random(seed)
+        self.oddness = oddness
+        self.odd = False
+        self.finite = True
+        self._kept: list[Any] = []
+
+    def chance(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def either(self, right: Any, *wrong: Any) -> Any:
+        """Mostly what is right."""
+        if not self.chance(self.oddness):
+            return right
+        self.odd = True
+        return self.random.choice(wrong)
+
+    def memory(self, count: int, dtype: torch.dtype) -> Tensor:
+        """``[count]`` at an edge of memory."""
+        size = max(1, count) * dtype.itemsize
+        pages = -(-size // PAGE)
+        if size > LARGEST:
+            raise Refused
+        area = mmap.mmap(-1, (pages + 2) * PAGE)
+        self._kept.append(area)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        for page in (0, pages + 1):
+            if _mprotect(ctypes.c_void_p(start + page * PAGE), PAGE, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        at_end = self.chance(0.8)
+        offset = PAGE + (pages * PAGE - size if at_end else 0)
+        return torch.frombuffer(area, dtype=dtype, count=max(1, count), offset=offset)[:count]
+
+    def tensor(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        whole: bool = False,
+        written: bool = False,
+    ) -> Tensor:
+        """Numbers of this shape, mostly in any layout.
+
+        ``whole``: contiguous, as it is required. ``written``: each in a place of its own.
+        """
+        shape = tuple(shape)
+        if self.chance(self.oddness):
+            self.odd = True
+            shape = self._other(shape)
+        strides, step = [0] * len(shape), 1
+        order = list(range(len(shape)))
+        loose = not whole or self.chance(self.oddness)
+        if loose and self.chance(0.5):
+            self.random.shuffle(order)
+        for d in reversed(order):
+            strides[d] = step
+            step *= max(1, shape[d])
+            if loose and self.chance(0.2):
+                step += self.random.randrange(3)
+            if loose and not written and self.chance(0.05):
+                strides[d] = 0
+        extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n)
+        memory = self.memory(extent if 0 not in shape else 0, dtype)
+        found = memory.as_strided(shape, strides)
+        if whole and not found.is_contiguous():
+            self.odd = True
+        self._fill(memory)
+        return found
+
+    def _fill(self, memory: Tensor) -> None:
+        if memory.dtype.is_floating_point:
+            memory.normal_(generator=torch.Generator().manual_seed(self.random.randrange(1 << 30)))
+            if len(memory) and self.chance(self.oddness / 2):
+                self.finite = False
+                value = self.random.choice([float("nan"), float("inf"), -float("inf"), 1e38])
+                memory[self.random.randrange(len(memory))] = value
+        else:
+            memory.zero_()
+
+    def _other(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        kind = self.random.randrange(4)
+        if kind == 0 or not shape:
+            return (*shape, self.random.randrange(3))
+        if kind == 1:
+            return shape[1:]
+        sizes = list(shape)
+        d = self.random.randrange(len(sizes))
+        sizes[d] = max(0, self.random.choice([0, sizes[d] - 1, sizes[d] + 1, 2 * sizes[d]]))
+        return tuple(sizes)
+
+    def hold(self, what: Any) -> None:
+        """Keep what an address points at."""
+        self._kept.append(what)
+
+    def arg(self, shape: Sequence[int], dtype: torch.dtype, *, whole: bool = False) -> Any:
+        """A tensor as it crosses, mostly."""
+        tensor = self.tensor(shape, dtype, whole=whole)
+        self._kept.append(tensor)
+        right = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        return self.either(
+            right,
+            None,
+            right[:2],
+            (right[0], right[1], right[2][:-1]),
+            (right[0], (-1,) * len(shape), right[2]),
+            (right[0], tuple(map(str, shape)), right[2]),
+            "tensor",
+            (right[0], (2**62,) * len(shape), right[2]),
+        )
+
+    def bound(self, native: Any, *more: Any) -> Any:
+        """The native object on a workspace of its size, or on none."""
+        if not self.chance(self.oddness):
+            size = native.workspace_bytes()
+            native.bind(self.workspace(size), *more)
+        else:
+            self.odd = True
+        return native
+
+    def workspace(self, size: int) -> int:
+        if not 0 <= size <= LARGEST:
+            raise Refused
+        memory = self.memory(-(-max(1, size) // 64) * 64, torch.uint8)
+        self._kept.append(memory)
+        return memory.data_ptr()
+
+    def number(self, least: int, most: int) -> int:
+        right = self.random.randint(least, most)
+        return int(self.either(right, 0, -1, most + 1, 2**31 - 1, -(2**31), 2**40))
+
+
+class Net:
+    """A network's layers, as tensors and as they cross."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, outputs: int) -> None:
+        self.inputs = case.random.choice([1, 2, 3, 17, 64])
+        widths = [case.random.choice([1, 5, 16, 33]) for _ in range(case.random.randrange(3))]
+        self.layers: list[Layer] = []
+        self.args: list[Any] = []
+        width = self.inputs
+        for i, out in enumerate([*widths, outputs]):
+            last = i == len(widths)
+            weight = case.tensor((out, width), dtype, written=True)
+            bias = None if case.chance(0.2) else case.tensor((out,), dtype, written=True)
+            name = "identity" if last else case.random.choice(NAMES)
+            self.layers.append(Layer(weight, bias, name, 0.1))
+            code = case.either(NAMES.index(name), -1, len(NAMES), 99)
+            args = [None if t is None else shown(t) for t in (weight, bias)]
+            self.args.append((*args, code, 0.1))
+            width = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return network.forward(self.layers, x)
+
+
+def shown(tensor: Tensor) -> Any:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    tolerance = 2e-3 if wanted.dtype is torch.float32 else 1e-8
+    scale = 1 + float(wanted.abs().max()) if wanted.numel() else 1.0
+    assert torch.allclose(found / scale, wanted / scale, atol=tolerance, rtol=0), (found, wanted)
+
+
+def kind_of(case: Case) -> tuple[torch.dtype, str]:
+    return case.random.choice([(torch.float32, "32"), (torch.float64, "64")])
+
+
+def forward(case: Case) -> None:
+    dtype, bits = kind_of(case)
+    net, rows = Net(case, dtype, case.random.choice([1, 3, 16])), case.random.choice([0, 1, 7, 50])
+    x = case.tensor((rows, net.inputs), dtype)
+    out = case.tensor((rows, len(net.layers[-1].weight)), dtype, written=True)
+    native = getattr(_core, f"MlpForwardF{bits}")(net.args, net.inputs, case.number(1, 3))
+    case.bound(native)(shown(x), shown(out))
+    if not case.odd and case.finite:
+        same(out, net.forward(x))
+
+
+def activate(case: Case) -> None:
+    dtype, bits = kind_of(case)
+    count = case.either(case.random.choice([0, 16, 48]), 17)
+    z = case.tensor((count,), dtype, whole=True)
+    slope = None if case.chance(0.3) else case.arg((count,), dtype, whole=True)
+    before = z.clone()
+    code = case.either(case.random.randrange(len(NAMES)), -1, len(NAMES), 2**31 - 1)
+    getattr(_core, f"activate_f{bits}")(code, 0.1, shown(z), slope)
+    if case.finite and not case.odd:
+        layer = Layer(torch.eye(1, dtype=dtype), None, NAMES[code], 0.1)
+        same(z, network.forward([layer], before.reshape(-1, 1)).flatten())
+
+
+def finite(case: Case) -> None:
+    dtype, bits = kind_of(case)
+    x = case.tensor((case.random.randrange(300),), dtype, whole=True)
+    if x.is_contiguous():
+        count = x.numel()
+        found = getattr(_core, f"all_finite_f{bits}")(x.data_ptr(), count)
+        assert found == bool(torch.isfinite(x).all())
+        if bits == "64":
+            found = _core.all_finite_as_f32(x.data_ptr(), count)
+            assert found == bool(torch.isfinite(x.float()).all())
+
+
+def blocks(case: Case) -> None:
+    parts = [case.memory(case.random.randrange(9), torch.float64) for _ in range(4)]
+    flat = case.memory(sum(map(len, parts)), torch.float64)
+    for part in (*parts, flat):
+        part.normal_()
+    read = case.chance(0.5)
+    places = [(case.either(p.data_ptr(), 0), len(p)) for p in parts]
+    _core.copy_blocks(flat.data_ptr(), places, case.either(8, 0), read)
+    if not case.odd:
+        assert torch.equal(flat, torch.cat(parts))
+
+
+def inverse(case: Case) -> None:
+    dtype, bits = kind_of(case)
+    n = case.random.choice([1, 2, 15, 16, 17, 64, 65, 130])
+    root = case.tensor((n, n), dtype, whole=True)
+    if root.shape == (n, n):
+        root.copy_(root @ root.T + n * torch.eye(n, dtype=dtype))
+    width = 64 if n >= 64 else -(-n // 16) * 16
+    to = case.tensor((-(-n // width), n, width), dtype, whole=True)
+    damping = case.either(0.1, float("nan"), -1e30, float("inf"), 0.0)
+    done = getattr(_core, f"damped_inverse_f{bits}")(
+        shown(root), damping, shown(to), case.number(1, 2)
+    )
+    if done and not case.odd and case.finite:
+        found = to.transpose(0, 1).reshape(n, -1)[:, :n]
+        same(found @ (root + 0.1 * torch.eye(n, dtype=dtype)), torch.eye(n, dtype=dtype))
+
+
+class Head:
+    """A head's code, its sizes, and the width of outputs that it needs."""
+
+    def __init__(self, case: Case) -> None:
+        self.kind = case.random.randrange(5)
+        self.actions = case.random.choice([1, 2, 6])
+        self.nvec: list[int] = []
+        if self.kind == CATEGORICAL:
+            self.actions, self.nvec = 1, [case.random.choice([1, 2, 7])]
+        elif self.kind == MULTI_CATEGORICAL:
+            self.nvec = [case.random.choice([1, 3]) for _ in range(self.actions)]
+        self.outputs = sum(self.nvec) or self.actions * (2 if self.kind == STATE_STD else 1)
+        self.code = case.either(self.kind, -1, 5, 99)
+        self.action_dim = case.either(self.actions, 0, -1, self.actions + 1, 2**62)
+        self.sizes = case.either(self.nvec, [], [0], [-1], [2**62, 2**62], [*self.nvec, 1])
+
+    def log_std(self, case: Case, dtype: torch.dtype) -> Any:
+        return case.arg((self.actions,), dtype) if self.kind == GAUSSIAN else case.either(None, 1)
+
+
+def sampling(case: Case) -> None:
+    dtype, bits = kind_of(case)
+    head = Head(case)
+    net = Net(case, dtype, head.outputs)
+    steps, envs = case.random.choice([1, 3]), case.random.choice([1, 4])
+    native = getattr(_core, f"SamplingF{bits}")(
+        net.args,
+        net.inputs,
+        head.code,
+        head.action_dim,
+        head.sizes,
+        head.log_std(case, dtype),
+        case.number(1, 2),
+    )
+    wide, real = case.chance(0.5), torch.float64
+    raw = torch.float64 if wide else torch.float32
+    action = torch.int64 if head.nvec else dtype
+    normal = head.kind in (GAUSSIAN, STATE_STD)
+    scaled, given = case.chance(0.5), case.chance(0.5)
+
+    def rows(kind: torch.dtype, width: int) -> Any:
+        return case.arg((steps, envs, width), kind, whole=True)
+
+    def vector(kind: torch.dtype, size: int) -> Any:
+        return case.arg((size,), kind, whole=True)
+
+    buffers = {
+        "observations": case.arg((steps + 1, envs, net.inputs), raw, whole=True),
+        "mean": vector(raw, net.inputs) if scaled else None,
+        "scale": vector(raw, net.inputs) if scaled else None,
+        "noise": rows(dtype if normal else real, head.actions),
+        "masks": None,
+        "actions": rows(action, head.actions),
+        "env_actions": rows(action, head.actions) if given else None,
+        "low": vector(action, head.actions),
+        "high": vector(action, head.actions),
+        "log_prob": rows(real, 1),
+        "wide": wide,
+        "clip": case.either(10.0, float("nan"), -1.0),
+    }
+    case.bound(native, buffers)
+    for t in range(steps):
+        native.step(case.either(t, -1, steps, 2**40))
+
+
+def value_fit(case: Case) -> None:
+    dtype, bits = kind_of(case)
+    net = Net(case, dtype, 1)
+
+    def moments() -> list[Any]:
+        found = []
+        for layer, (_, _, code, _) in zip(net.layers, net.args, strict=True):
+            both = [
+                None if t is None else case.tensor(t.shape, dtype, written=True) for t in layer[:2]
+            ]
+            for tensor in both:
+                if tensor is not None:
+                    tensor.abs_()  # as squares are
+            case.hold(both)
+            found.append((*(None if t is None else shown(t) for t in both), code, 0.1))
+        return found
+
+    rows, batch = case.random.choice([1, 9, 40]), case.number(1, 16)
+    native = getattr(_core, f"ValueFitF{bits}")(
+        net.args, moments(), moments(), net.inputs, batch, case.number(1, 2)
+    )
+    before = [layer.weight.clone() for layer in net.layers]
+    x, targets = case.tensor((rows, net.inputs), dtype), case.arg((rows,), dtype, whole=True)
+    order = case.tensor((case.random.choice([0, rows, 2 * rows]),), torch.int64, whole=True)
+    if order.numel():
+        order.copy_(torch.randint(0, rows, order.shape))
+        order.view(-1)[-1] = case.either(0, rows, -1, 2**62)
+    case.bound(native)
+    native.run(shown(x), targets, shown(order), 0.0, 0.9, 0.999, 1e-8, case.number(0, 9))
+    native.write_back()
+    if not case.odd and case.finite:
+        for layer, kept in zip(net.layers, before, strict=True):
+            assert torch.equal(layer.weight, kept), "a rate of 0 moved a parameter"
+
+
+def policy_problem(case: Case) -> None:
+    dtype, bits = kind_of(case)
+    head = Head(case)
+    net, rows = Net(case, dtype, head.outputs), case.random.choice([1, 7, 60])
+    count, offsets = 0, []
+    for layer in net.layers:
+        places = []
+        for tensor in (layer.weight, layer.bias):
+            places.append(-1 if tensor is None else case.either(count, -1, -2, count + 1, 2**62))
+            count += 0 if tensor is None else tensor.numel()
+        offsets.append(tuple(places))
+    log_std_offset = count if head.kind == GAUSSIAN else -1
+    count += head.actions * (head.kind == GAUSSIAN)
+    actions = case.tensor((rows, head.actions), torch.int64 if head.nvec else dtype)
+    if head.kind == BERNOULLI:
+        actions.zero_()
+    if head.nvec and actions.numel():
+        actions[-1, ..., -1] = case.either(0, -1, 99, 2**62)
+
+    def per_row(kind: torch.dtype, *more: int) -> Any:
+        return case.arg((rows, *more), kind, whole=True) if case.chance(0.3) else None
+
+    parameters = case.number(count, count)
+    problem = getattr(_core, f"PolicyProblemF{bits}")(
+        obs=case.arg((rows, net.inputs), dtype),
+        layers=net.args,
+        offsets=case.either(offsets, offsets[1:], []),
+        parameters=parameters,
+        head=head.code,
+        action_dim=head.action_dim,
+        nvec=head.sizes,
+        log_std=head.log_std(case, dtype),
+        log_std_offset=case.either(log_std_offset, -5, count, 2**62),
+        actions=case.either(shown(actions), None),
+        advantages=case.arg((rows,), dtype, whole=True),
+        old_log_prob=None,
+        weights=None,
+        action_mask=None,
+        fisher_obs=case.arg((3, net.inputs), dtype) if case.chance(0.2) else None,
+        fisher_weights=None,
+        fisher_action_mask=None,
+        kl_new_old=case.chance(0.5),
+        cache_bytes=case.number(0, 1 << 20),
+        threads=case.number(1, 3),
+        bf16_parts=case.either(0, 1, 2, 3, -1),
+    )
+    case.bound(problem)
+    use(case, problem, net, dtype, rows, parameters)
+
+
+def use(case: Case, problem: Any, net: Net, dtype: torch.dtype, rows: int, parameters: int) -> None:
+    """Every method of a problem, in any order."""
+    if not 0 <= parameters <= LARGEST // 64:
+        raise Refused
+
+    def vector(*more: int) -> Tensor:
+        return case.tensor((*more, parameters), dtype, whole=True)
+
+    if not case.chance(case.oddness):
+        problem.gradient(shown(vector()))
+    else:
+        case.odd = True
+    u, v, product, other = vector(), vector(), vector(), vector()
+    problem.fisher_product(shown(v), 0.0, shown(product))
+    problem.fisher_product(shown(u), 0.0, shown(other))
+    if not case.odd and case.finite and torch.isfinite(product).all():
+        size = float(v.norm() * v.norm() + u.norm() * u.norm())
+        scale = 1e-6 * size + float(u.norm() * product.norm() + v.norm() * other.norm())
+        assert abs(float(u @ product - v @ other)) < 2e-3 * scale, (
+            f"F is not symmetric: {float(u @ product)} {float(v @ other)} of {scale}"
+        )
+        assert float(v @ product) >= -2e-3 * scale, f"v'Fv = {float(v @ product)}"
+    problem.evaluate(shown(vector()))
+    kept = case.either(max(1, problem.kept_rows()), 0, -1, rows + 1, 2**40)
+
+    def square(width: int) -> Any:
+        return case.arg((width, width), dtype, whole=True)
+
+    inputs = [(square(layer.weight.shape[1] + 1), True) for layer in net.layers]
+    if problem.kept_rows():
+        memory = case.workspace(problem.moment_bytes(kept))
+        problem.input_moments(kept, case.either(inputs, inputs[1:], [None], []), memory)
+    used = case.either(rows, 0, 1, rows + 1, -1)
+    signs = case.tensor((used, len(net.layers[-1].weight)), dtype, whole=True)
+    outputs = [square(layer.weight.shape[0]) for layer in net.layers]
+    targets = [(*pair, output) for pair, output in zip(inputs, outputs, strict=True)]
+    memory = case.workspace(problem.factor_bytes(used))
+    problem.kronecker_factors(shown(signs), case.either(targets, targets[1:], []), memory)
+    options = {
+        "damping": case.either(0.1, -1.0, float("nan")),
+        "cg_iters": case.number(0, 10),
+        "cg_tol": case.either(1e-4, float("nan"), -1.0),
+        "cg_progress_tol": 0.0,
+    }
+    if options["cg_iters"] <= 1000:
+        problem.solve(shown(vector()), shown(vector()), shown(vector(4)), options, None)
+    options |= {
+        "step_size": case.either(0, 1, 2, -1),
+        "constraint": case.either(0, 1, 2, 3, -1),
+        "max_kl": case.either(0.01, float("nan"), -1.0, 0.0),
+        "beta": 1.0,
+        "lr": case.either(1.0, float("nan")),
+        "backtrack_coeff": case.either(0.8, 0.0, 2.0, float("nan")),
+        "accept_ratio": 0.0,
+        "max_backtracks": case.either(10, 0, -1),
+        "unit": 1.0,
+    }
+    theta, candidate = vector(), vector()
+    if options["cg_iters"] <= 1000:
+        found = problem.update(
+            shown(theta), shown(candidate), shown(vector(6)), options, None, None
+        )
+        if not case.odd and found[0] == 0:
+            assert found[3] <= 0.01 * (1 + 1e-6), "accepted beyond the bound"
+            assert torch.isfinite(candidate).all()
+
+
+TARGETS: list[Callable[[Case], None]] = [
+    forward,
+    activate,
+    finite,
+    blocks,
+    inverse,
+    sampling,
+    value_fit,
+    *(policy_problem,) * 3,
+]
+
+
+def run(number: int) -> str:
+    """One case; what came of it."""
+    target = TARGETS[number % len(TARGETS)]
+    # A third of the cases is as it should be; the others are mostly so, or hardly.
+    case = Case(number, (0.0, 0.01, 0.1)[number // len(TARGETS) % 3])
+    try:
+        target(case)
+    except REFUSALS as error:
+        if not case.odd and not isinstance(error, MemoryError):
+            raise AssertionError(f"{target.__name__} refused what is right: {error}") from error
+        return f"{target.__name__} refused"
+    except Refused:
+        return f"{target.__name__} too large"
+    return f"{target.__name__} {'odd' if case.odd else 'right'}"
+
+
+def main(first: int, count: int, mark: Path | None) -> int:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    outcomes: dict[str, int] = {}
+    for number in range(first, first + count):
+        if mark is not None:
+            mark.write_text(str(number))
+        try:
+            outcome = run(number)
+        except Exception as error:
+            error.add_note(f"case {number}: python tests/native_fuzz.py {number} 1")
+            raise
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    for outcome, times in sorted(outcomes.items()):
+        print(f"{outcome}: {times}")
+    return 0
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    sys.exit(main(int(given[0]), int(given[1]), Path(given[2]) if len(given) > 2 else None))
