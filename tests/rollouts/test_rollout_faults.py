@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rollout_cases import (
+    FACTORIES,
     MODES,
     collect,
     philox,
@@ -24,6 +25,7 @@ from toy_environments import Masked, Scripted
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.make import make_vector_env
+from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.rollouts.collector import RolloutCollector
 
 
@@ -70,6 +72,31 @@ def test_pitfall_23_a_nan_reward_with_finite_observations_is_caught() -> None:
     collector = RolloutCollector(poisoned("reward", (0, 2), None))
     with pytest.raises(EnvironmentFault, match="NaN or infinite reward"):
         collect(collector, 5)
+
+
+class ResetsWithReward(SyncVectorEnv):
+    """Gives ``value`` as the reward of a row that only resets."""
+
+    value = np.nan
+
+    def step(self, actions: Any) -> Any:
+        resetting = self._autoreset_envs.copy()
+        batch, rewards, *rest = super().step(actions)
+        rewards[resetting] = self.value
+        return batch, rewards, *rest
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1000.0])
+def test_the_reward_of_a_row_that_only_resets_counts_for_nothing(value: float) -> None:
+    found = []
+    for kind in (ResetsWithReward, SyncVectorEnv):
+        vector = kind(FACTORIES, autoreset_mode=AutoresetMode.NEXT_STEP)
+        vector.value = value
+        collector = RolloutCollector(VectorEnvironment(vector, name="V", seed=0))
+        found.append(collect(collector, 20))
+    assert not found[0].valid.all()
+    assert torch.equal(found[0].rewards, found[1].rewards)
+    assert found[0].episode_returns == found[1].episode_returns
 
 
 def by_episode(rows: list[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:

@@ -31,11 +31,11 @@ class RunOnDisk:
     def __init__(self, directory: RunDirectory | None) -> None:
         self.directory = directory
         self.recorder: RunRecorder | None = None
-        self._own: Path | None = None  # checkpoints/ of the run that is this agent's past
+        self._own: set[Path] = set()  # checkpoints/ of the run that is this agent's past
 
-    def goes_on(self, checkpoints: Path) -> None:
-        """The run with these checkpoints is this agent's own past, and may be added to."""
-        self._own = _identity(checkpoints)
+    def goes_on(self, *checkpoints: Path) -> None:
+        """The run with one of these for its checkpoints is this agent's own, and is added to."""
+        self._own = {_identity(place) for place in checkpoints}
 
     @contextlib.contextmanager
     def recording(self, training: Training, boundary: State) -> Iterator[RunRecorder | None]:
@@ -58,8 +58,8 @@ class RunOnDisk:
             return None
         agent_state.require_portable(training)
         place = _identity(directory.checkpoints)
-        lock = directory.claim(resume=self._own == place)
-        self._own = place
+        lock = directory.claim(resume=place in self._own)
+        self._own = {place}
         config, done = training.config, training.progress
         return RunRecorder(
             directory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import select
 import signal
 import time
@@ -28,6 +29,7 @@ from trpo_fast.environments.processes import (
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.silence import Silence
 
+REPORT_SECONDS = 5.0
 _LIMITED = {AsyncState.WAITING_STEP: "step()", AsyncState.WAITING_RESET: "reset()"}
 
 
@@ -72,7 +74,7 @@ class ProcessEnvironments(AsyncVectorEnv):
         failed = sum(1 for success in successes if not success)
         if not failed:
             return
-        reports = [self.error_queue.get() for _ in range(failed)]
+        reports = [self._report() for _ in range(failed)]
         self._state = AsyncState.DEFAULT
         index, kind, value, trace = min(reports, key=lambda report: report[0])
         if isinstance(value, EnvironmentFault):
@@ -82,6 +84,14 @@ class ProcessEnvironments(AsyncVectorEnv):
             env_index=index,
             trace=trace,
         )
+
+    def _report(self) -> Any:
+        """What a process put into the queue before it said that it failed."""
+        try:
+            return self.error_queue.get(timeout=REPORT_SECONDS)
+        except queue.Empty:  # it died while it wrote
+            text = f"a process of {self._name} failed, and did not say of what"
+            return self.num_envs, EnvironmentFault, EnvironmentFault(text), ""
 
     def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
         """Wait until every process has answered; gymnasium would wait in silence."""

@@ -128,6 +128,7 @@ class Recording:
         self.rewards[t] = transition.rewards
         if transition.quiet:
             return
+        self.rewards[t, transition.resetting] = 0  # of no action, whatever is written there
         self.terminated[t] = transition.terminated
         self.truncated[t] = transition.truncated
         np.logical_not(transition.resetting, out=self.valid[t])

@@ -2,6 +2,9 @@
 
 The format is that of https://github.com/huggingface/safetensors: eight bytes with the size of the
 header, the header as JSON, and the arrays' bytes, one after the other and without gaps.
+
+Its library's `safe_open` maps the file, and one that somebody cuts short meanwhile then ends the
+process with SIGBUS; here that is an error. It knows neither our checksums nor the limits on sizes.
 """
 
 from __future__ import annotations
