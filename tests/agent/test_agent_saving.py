@@ -20,6 +20,7 @@ from trpo_fast.agent.config import UnknownOptionError
 from trpo_fast.agent.saved_spaces import space_from_json, space_to_json
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trpo_fast.runs.directory import RunDirectoryError
 from trpo_fast.runs.logger import read_progress
 
 
@@ -270,3 +271,21 @@ def test_an_agent_is_not_pickled_and_says_so():
         for copier in (pickle.dumps, copy.deepcopy, copy.copy):
             with pytest.raises(TypeError, match=r"agent.save\(path\) and TRPO.load"):
                 copier(agent)
+
+
+def test_a_checkpoint_behind_a_link_is_of_the_run_that_it_lies_in(tmp_path):
+    with small(run_dir=tmp_path / "run") as agent:
+        agent.learn(64, progress_bar=False)
+    link = tmp_path / "newest.safetensors"
+    link.symlink_to(next((tmp_path / "run" / "checkpoints").glob("step-*")))
+    with TRPO.load(link, run_dir=tmp_path / "run") as agent:
+        agent.learn(64, progress_bar=False)
+        assert agent.num_timesteps == 128
+    (tmp_path / "other").mkdir()
+    copy = tmp_path / "other" / "copy.safetensors"
+    copy.write_bytes(link.read_bytes())
+    with (
+        TRPO.load(copy, run_dir=tmp_path / "run") as agent,
+        pytest.raises(RunDirectoryError, match="already holds a run"),
+    ):
+        agent.learn(64, progress_bar=False)
