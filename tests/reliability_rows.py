@@ -310,4 +310,20 @@ ROWS = {
             "What native code reads stays until it is done",
         ),
     },
+    "Several ranks": {
+        "rank_faults": Row(
+            "One rank of a data-parallel step is given NaN or a wrong shape, has other options or "
+            "parameters, or its closure raises",
+            "That error there, and one that repeats it on every other rank; no parameter moves, "
+            "and the next good step is taken. A loss that is not finite on one rank rejects on all",
+        ),
+        "rank_gone": Row(
+            "A rank dies, or hangs for longer than the process group's time-out",
+            "The others end with a `RankError`; no parameter moves",
+        ),
+        "rank_versions": Row(
+            "A rank has another version of the package, of its code or of torch",
+            "All are refused before the first step, with what differs",
+        ),
+    },
 }

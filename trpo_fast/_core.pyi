@@ -3,7 +3,7 @@
 # A tensor crosses as ``(address, sizes, strides)``, sizes and strides in elements; a layer as
 # ``(weight, bias or None, activation, parameter)``: ``trpo_fast.backends.cpu.arguments``.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 TensorArg: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -13,6 +13,11 @@ BlockArg: TypeAlias = tuple[
 ]
 PreconditionerArg: TypeAlias = tuple[TensorArg, Sequence[BlockArg], TensorArg]
 LayerArg: TypeAlias = tuple[TensorArg, TensorArg | None, int, float]
+# Shares of all rows' weight and of the Fisher's, whether the ranks are alike, three buffers, what
+# does a collective by its number.
+RankShareArg: TypeAlias = tuple[
+    float, float, bool, TensorArg, TensorArg, TensorArg, Callable[[int], None]
+]
 
 def isa() -> str: ...
 def bf16_instruction() -> bool: ...
@@ -147,6 +152,7 @@ class _PolicyProblem:
         options: dict[str, float],
         preconditioner: PreconditionerArg | None,
         loss: float | None,
+        ranks: RankShareArg | None,
     ) -> tuple[int, float, float, float, float, float, float, int, int, int, float]: ...
 
 class PolicyProblemF32(_PolicyProblem): ...

@@ -29,10 +29,10 @@ struct SolveWork {
 
 // x = x + alpha p, where r is not wanted any more: with Ax = b - r, x'Ax grows by 2 alpha p'(b - r)
 // + alpha^2 p'Ap.
-template <class T>
+template <class T, class Dot>
 Solution last_step(const Kernels<T>& kernels, Index n, const T* b, const SolveWork<T>& work,
-                   double alpha, double curvature, Solution s) {
-  const auto of_old = [&](const T* v) { return kernels.dot(v, b, n) - kernels.dot(v, work.r, n); };
+                   Dot&& dot, double alpha, double curvature, Solution s) {
+  const auto of_old = [&](const T* v) { return dot(v, b) - dot(v, work.r); };
   s.quadratic = of_old(work.x) + 2 * alpha * of_old(work.p) + alpha * alpha * curvature;
   kernels.add_scaled(T(alpha), work.p, work.x, n);
   ++s.iterations;
@@ -40,18 +40,20 @@ Solution last_step(const Kernels<T>& kernels, Index n, const T* b, const SolveWo
 }
 
 // x = A^-1 b. A.product(p, Ap) computes Ap. Where A.halves(), A.curvature(p) computes p'Ap and
-// A.finish(p, Ap) what is left of Ap for that same p. precondition(r, z) computes z = M^-1 r;
+// A.finish(p, Ap) what is left of Ap for that same p. A.agreed(number) is that number, or what
+// whoever else does the same solve takes for it. precondition(r, z) computes z = M^-1 r;
 // interrupted() is asked before each product.
 template <class T, class Operator, class Precondition, class Interrupted>
 Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
                             const SolveOptions& options, const SolveWork<T>& work, Operator&& A,
                             Precondition&& precondition, Interrupted&& interrupted) {
   T *const x = work.x, *const r = work.r, *const p = work.p, *const Ap = work.Ap;
+  const auto dot = [&](const T* u, const T* v) { return A.agreed(kernels.dot(u, v, n)); };
   for (Index i = 0; i < n; ++i) {
     x[i] = p[i] = 0;
     r[i] = b[i];
   }
-  const double norm = kernels.dot(b, b, n);
+  const double norm = dot(b, b);
   double rr = norm, rz_old = std::numeric_limits<double>::infinity(), progress = 0;
   bool lost = false;  // r, and with it x'(b - r)
   const bool may_halve = !options.last_residual && A.halves();
@@ -66,7 +68,7 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
     }
     if (work.z != nullptr) precondition(r, work.z);  // z = M^-1 r
     const T* const z = work.z != nullptr ? work.z : r;
-    const double rz = work.z != nullptr ? kernels.dot(r, z, n) : rr;
+    const double rz = work.z != nullptr ? dot(r, z) : rr;
     if (!std::isfinite(rz) || rz <= 0) {
       s.status = SolveStatus::breakdown;
       break;
@@ -75,7 +77,7 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
     const bool capped = s.iterations + 1 == options.iterations;
     const bool halved = may_halve && (capped || options.progress > 0);
     if (!halved) A.product(p, Ap);
-    const double curvature = halved ? A.curvature(p) : kernels.dot(p, Ap, n);
+    const double curvature = halved ? A.curvature(p) : dot(p, Ap);
     if (!std::isfinite(curvature)) {
       s.status = SolveStatus::non_finite;
       break;
@@ -88,10 +90,12 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
     // q(x_old) - q(x) = alpha r'z / 2, with q(x) = x'Ax / 2 - b'x
     const double gain = alpha * rz;
     const bool enough = gain < options.progress * (progress + gain);
-    if (halved && (capped || enough)) return last_step(kernels, n, b, work, alpha, curvature, s);
+    if (halved && (capped || enough)) {
+      return last_step(kernels, n, b, work, dot, alpha, curvature, s);
+    }
     if (halved) A.finish(p, Ap);
     kernels.add_scaled(T(-alpha), Ap, r, n);  // r = r - alpha A p
-    const double next = kernels.dot(r, r, n);
+    const double next = dot(r, r);
     if (!std::isfinite(next)) {
       s.status = SolveStatus::breakdown;
       lost = true;
@@ -107,7 +111,7 @@ Solution conjugate_gradient(const Kernels<T>& kernels, Index n, const T* b,
   }
   if (norm == 0) s.residual = 0;
   // x'Ax = x'(b - r), or the sum of the gains, which rests on the p staying conjugate.
-  s.quadratic = lost ? progress : kernels.dot(x, b, n) - kernels.dot(x, r, n);
+  s.quadratic = lost ? progress : dot(x, b) - dot(x, r);
   return s;
 }
 

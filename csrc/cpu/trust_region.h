@@ -26,14 +26,14 @@ struct UpdateWork {
   SolveWork<T> solve;
 };
 
-// theta [P]: the parameters; candidate [P]: on acceptance what they become.
-template <class T, class Interrupted>
+// theta [P]: the parameters; candidate [P]: on acceptance what they become. Problem: PolicyProblem,
+// or SharedProblem where several ranks each have a share of the rows.
+template <class T, class Problem, class Interrupted>
 class TrustRegion {
  public:
   // preconditioner: null, or M^-1 for the work's z.
-  TrustRegion(PolicyProblem<T>& problem, const Preconditioner<T>* preconditioner,
-              const Kernels<T>& kernels, Index parameters, const UpdateOptions& options,
-              Interrupted& interrupted)
+  TrustRegion(Problem& problem, const Preconditioner<T>* preconditioner, const Kernels<T>& kernels,
+              Index parameters, const UpdateOptions& options, Interrupted& interrupted)
       : problem_(problem),
         preconditioner_(preconditioner),
         kernels_(kernels),
@@ -46,7 +46,7 @@ class TrustRegion {
                       std::optional<double> loss = std::nullopt) {
     UpdateResult& u = result_;
     u.loss_before = u.loss_after = (loss ? *loss : problem_.gradient(work.g)) * o_.unit;
-    const double norm = std::sqrt(kernels_.dot(work.g, work.g, n_));
+    const double norm = std::sqrt(dot(work.g, work.g));
     u.gradient_norm = norm * o_.unit;
     if (!std::isfinite(u.loss_before) || !std::isfinite(u.gradient_norm)) {
       return rejected(UpdateStatus::non_finite);
@@ -58,15 +58,15 @@ class TrustRegion {
     SolveOptions solve = o_.solve;
     solve.last_residual = false;
     u.solution = conjugate_gradient<T>(
-        kernels_, n_, work.g, solve, work.solve, DampedFisher<T>{problem_, o_.damping},
+        kernels_, n_, work.g, solve, work.solve, DampedFisher<T, Problem>{problem_, o_.damping},
         [&](const T* r, T* z) { preconditioner_->apply(r, z); }, stop_);
     if (u.solution.status == SolveStatus::interrupted) return rejected(UpdateStatus::interrupted);
-    const double slope = kernels_.dot(work.g, work.solve.x, n_), quadratic = u.solution.quadratic;
+    const double slope = dot(work.g, work.solve.x), quadratic = u.solution.quadratic;
     if (!std::isfinite(slope) || !std::isfinite(quadratic)) {
       return rejected(UpdateStatus::non_finite);
     }
     if (quadratic <= 0 || slope <= 0) return rejected(failed_solve(u.solution.status));
-    const double square = kernels_.dot(work.solve.x, work.solve.x, n_);
+    const double square = dot(work.solve.x, work.solve.x);
     return search(theta, work.solve.x, {u.gradient_norm, slope, quadratic, square}, candidate);
   }
 
@@ -100,14 +100,16 @@ class TrustRegion {
     return u;
   }
 
+  double dot(const T* u, const T* v) { return problem_.agreed(kernels_.dot(u, v, n_)); }
+
   // candidate = theta + step x; whether any element moved.
-  bool move(const T* theta, const T* x, double step, T* candidate) const {
+  bool move(const T* theta, const T* x, double step, T* candidate) {
     bool moved = false;
     for (Index i = 0; i < n_; ++i) {
       candidate[i] = theta[i] + T(step) * x[i];
       moved |= !(candidate[i] == theta[i]);
     }
-    return moved;
+    return problem_.agreed(moved) != 0;
   }
 
   UpdateResult rejected(UpdateStatus status) {
@@ -115,7 +117,7 @@ class TrustRegion {
     return result_;
   }
 
-  PolicyProblem<T>& problem_;
+  Problem& problem_;
   const Preconditioner<T>* preconditioner_;
   const Kernels<T>& kernels_;
   Index n_;

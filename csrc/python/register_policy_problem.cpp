@@ -3,12 +3,14 @@
 
 #include "cpu/conjugate_gradient.h"
 #include "cpu/kernels/dispatch.h"
+#include "cpu/policy/shared_problem.h"
 #include "cpu/preconditioner/input_moments.h"
 #include "cpu/preconditioner/kfac.h"
 #include "cpu/preconditioner/kronecker_factors.h"
 #include "cpu/trust_region.h"
 #include "python/gil.h"
 #include "python/policy_batch_arg.h"
+#include "python/rank_share_arg.h"
 #include "python/register.h"
 #include "python/tensor_arg.h"
 #include "python/update_options.h"
@@ -171,10 +173,12 @@ class BoundProblem {
     return py::make_tuple(candidate.loss, candidate.kl);
   }
 
-  // loss: None, or what gradient() gave, with g in the first row of the work. (status, loss before,
-  // loss after, kl, expected, step, gradient norm, backtracks, solve status, iterations, residual)
+  // loss: None, or what gradient() gave, with g in the first row of the work. ranks: None, or what
+  // RankShareArg reads. (status, loss before, loss after, kl, expected, step, gradient norm,
+  // backtracks, solve status, iterations, residual)
   py::tuple update(py::handle theta, py::handle candidate, py::handle work, const py::dict& args,
-                   const py::object& preconditioner, std::optional<double> loss) {
+                   const py::object& preconditioner, std::optional<double> loss,
+                   const py::object& ranks) {
     const Exclusive only(busy_, kWhat);
     const T* const from = flat(theta, "theta");
     T* const to = flat(candidate, "candidate");
@@ -188,17 +192,39 @@ class BoundProblem {
       throw py::value_error("an update needs actions and advantages");
     }
     UpdateResult u;
-    polled([&](SignalPoll& poll) {
-      TrustRegion<T, SignalPoll> region(*problem_, M.get(), dense_kernels().get<T>(), n, options,
-                                        poll);
-      u = region.update(from, pieces, to, loss);
-    });
+    if (ranks.is_none()) {
+      polled([&](SignalPoll& poll) {
+        TrustRegion<T, PolicyProblem<T>, SignalPoll> region(
+            *problem_, M.get(), dense_kernels().get<T>(), n, options, poll);
+        u = region.update(from, pieces, to, loss);
+      });
+    } else {
+      u = shared_update(from, pieces, to, M.get(), options, loss, RankShareArg<T>(ranks, n));
+    }
     return py::make_tuple(int(u.status), u.loss_before, u.loss_after, u.kl, u.expected, u.step,
                           u.gradient_norm, u.backtracks, int(u.solution.status),
                           u.solution.iterations, u.solution.residual);
   }
 
  private:
+  // The same on this rank's share of the rows.
+  UpdateResult shared_update(const T* theta, const UpdateWork<T>& work, T* candidate,
+                             const Preconditioner<T>* M, const UpdateOptions& options,
+                             std::optional<double> loss, const RankShareArg<T>& ranks) {
+    UpdateResult u;
+    polled([&](SignalPoll& poll) {
+      SharedProblem<T> all(*problem_, ranks.share(), batch_.parameters, loss,
+                           [&poll] { return poll(); });
+      const auto ended = [&all] { return all.ended(); };
+      TrustRegion<T, SharedProblem<T>, decltype(ended)> region(all, M, dense_kernels().get<T>(),
+                                                               batch_.parameters, options, ended);
+      u = region.update(theta, work, candidate);
+      if (all.ended()) u.status = UpdateStatus::interrupted;
+    });
+    ranks.rethrow();
+    return u;
+  }
+
   // call(poll) without the GIL, ended early by a signal whose handler raises.
   template <class Call>
   void polled(Call&& call) {
@@ -254,7 +280,7 @@ void register_problem(py::module_& m, const char* name) {
            py::arg("options"), py::arg("preconditioner"))
       .def("evaluate", &Problem::evaluate, py::arg("theta"))
       .def("update", &Problem::update, py::arg("theta"), py::arg("candidate"), py::arg("work"),
-           py::arg("options"), py::arg("preconditioner"), py::arg("loss"));
+           py::arg("options"), py::arg("preconditioner"), py::arg("loss"), py::arg("ranks"));
 }
 
 }  // namespace

@@ -162,7 +162,8 @@ void drive(const Shape& shape, bool tiled) {
   auto never = [] { return false; };
   std::vector<T> work(5 * size);
   T* const w = work.data();
-  TrustRegion<T, decltype(never)> region(cpu, nullptr, kernels, n, options, never);
+  TrustRegion<T, PolicyProblem<T>, decltype(never)> region(cpu, nullptr, kernels, n, options,
+                                                           never);
   const UpdateResult expected = region.update(
       f.theta.data(), {w, {w + n, w + 2 * n, nullptr, w + 3 * n, w + 4 * n}}, candidate.data());
 

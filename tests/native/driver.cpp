@@ -14,6 +14,7 @@
 #include "cpu/network/mlp_forward.h"
 #include "cpu/network/sampling.h"
 #include "cpu/network/value_fit.h"
+#include "cpu/policy/shared_problem.h"
 #include "cpu/trust_region.h"
 #include "fixture.h"
 
@@ -149,7 +150,8 @@ void drive(const Shape& shape) {
   const UpdateOptions options{
       Constraint::hard, StepSize::boundary, 0.01, 0.1, 1, 1, 0.8, 0, 10, {10, 1e-4, 0}, 1};
   T* const w = work.data();
-  TrustRegion<T, decltype(never)> region(problem, nullptr, kernels, n, options, never);
+  TrustRegion<T, PolicyProblem<T>, decltype(never)> region(problem, nullptr, kernels, n, options,
+                                                           never);
   const UpdateResult update = region.update(
       f.theta.data(), {w, {w + n, w + 2 * n, nullptr, w + 3 * n, w + 4 * n}}, candidate.data());
   if (update.status == UpdateStatus::accepted) {
@@ -158,6 +160,25 @@ void drive(const Shape& shape) {
     check(again.loss < loss, "loss of the accepted step", again.loss, loss);
   } else {
     check(update.status == UpdateStatus::line_search_failed, "status", int(update.status), 3);
+  }
+
+  // One rank of one, and one that leaves.
+  for (const bool leaves : {false, true}) {
+    std::vector<T> product(std::size_t(n) + 1), other(n);
+    std::vector<double> sums(std::size_t(n) + 2), figures(3);
+    const RankShare<T> share{
+        1, 1, false, product.data(), sums.data(), figures.data(), [](Collective) { return true; }};
+    SharedProblem<T> all(problem, share, n, std::nullopt, [leaves] { return leaves; });
+    auto ended = [&all] { return all.ended(); };
+    TrustRegion<T, SharedProblem<T>, decltype(ended)> shared(all, nullptr, kernels, n, options,
+                                                             ended);
+    const UpdateResult same_update = shared.update(
+        f.theta.data(), {w, {w + n, w + 2 * n, nullptr, w + 3 * n, w + 4 * n}}, other.data());
+    check(all.ended() == leaves, "whether a rank left", all.ended(), leaves);
+    if (leaves) continue;
+    check(same_update.status == update.status, "status", int(same_update.status),
+          int(update.status));
+    check_close("KL through sums", same_update.kl, update.kl, 1e-2);
   }
 
   const MatrixView<const T> obs = f.batch.rows.obs;

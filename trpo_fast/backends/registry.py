@@ -70,6 +70,15 @@ def fused_problem(
     Raises:
         ValueError: the named backend cannot serve; the text says why.
     """
+    return ANALYTIC[serving(net, batch, options)].problem(net, parameters, batch, options)
+
+
+def serving(net: Network, batch: Batch, options: Options) -> str:
+    """The name of that backend.
+
+    Raises:
+        ValueError: the named backend cannot serve; the text says why.
+    """
     named = options.backend != "auto"
     kind = net.layers[0].weight.device.type
     suited = [name for name, backend in ANALYTIC.items() if backend.device in (None, kind)]
@@ -82,8 +91,8 @@ def fused_problem(
         backend = ANALYTIC[name]
         refusal = backend.refusal(net, batch, options)
         if refusal is None:
-            return backend.problem(net, parameters, batch, options)
+            return name
         if named:
             raise ValueError(f"backend={name!r} cannot serve: {refusal}. Use backend='auto'.")
-        say_once(f"the policy update leaves backend {name!r}: {refusal}", stacklevel=7)
+        say_once(f"the policy update leaves backend {name!r}: {refusal}", stacklevel=8)
     raise ValueError("no backend serves this batch")

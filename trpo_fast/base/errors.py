@@ -42,6 +42,10 @@ class MissingExtraError(EnvironmentSetupError, ImportError):
     """A package that the environment needs is not installed; the text gives the command."""
 
 
+class RankError(RuntimeError):
+    """A rank that differs from the others, failed, or is gone; the text says what to do."""
+
+
 class EnvironmentFault(RuntimeError):  # noqa: N818
     """An environment raised, returned NaN, or lost its process.
 

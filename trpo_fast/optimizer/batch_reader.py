@@ -38,6 +38,7 @@ class BatchReader:
         self.dtype, self.device = dtype, device
         self.rows = -1
         self.kept: Tensor | None = None
+        self.weight_scale = 1.0  # what the weights were divided by
         obs = self._tree("obs", obs)
         if self.rows <= 0:
             raise ValueError("empty batch: obs has no rows; collect at least one sample")
@@ -166,16 +167,21 @@ class BatchReader:
             self.kept = weights.nonzero().squeeze(-1)
             weights = weights[self.kept]
         # The greatest becomes 1, so that no scale of the weights can overflow a sum.
+        self.weight_scale = high
         scaled = (weights.double() / high).to(self.dtype)
         return scaled.clamp_min(torch.finfo(self.dtype).tiny)
 
 
-def _scaled(advantages: Tensor) -> tuple[float, Tensor]:
-    greatest = float(advantages.abs().max())
+def unit_of(greatest: float) -> float:
+    """The unit of advantages of which the greatest is so large: a power of two, mostly 1."""
     if greatest == 0 or UNIT_RANGE[0] <= greatest <= UNIT_RANGE[1]:
-        return 1.0, advantages
-    unit = 2.0 ** max(math.frexp(greatest)[1], -1000)
-    return unit, advantages.double() / unit
+        return 1.0
+    return float(2.0 ** max(math.frexp(greatest)[1], -1000))
+
+
+def _scaled(advantages: Tensor) -> tuple[float, Tensor]:
+    unit = unit_of(float(advantages.abs().max()))
+    return (1.0, advantages) if unit == 1 else (unit, advantages.double() / unit)
 
 
 def fused_batch(batch: Batch, head: Head, width: int, dtype: torch.dtype) -> Batch:
@@ -201,13 +207,4 @@ def fused_batch(batch: Batch, head: Head, width: int, dtype: torch.dtype) -> Bat
         if tuple(actions.shape) != shape:
             raise ValueError(f"actions have shape {tuple(actions.shape)}, expected {shape}")
         actions = head.checked_actions(actions, mask, dtype)
-    return Batch(
-        batch.rows,
-        flat.to(dtype),
-        actions,
-        batch.advantages,
-        batch.old_log_prob,
-        batch.weights,
-        mask,
-        batch.unit,
-    )
+    return batch._replace(obs=flat.to(dtype), actions=actions, action_mask=mask)

@@ -17,8 +17,10 @@ CLOSURE_ADVICE = (
 )
 
 
-def read_closure(found: Any, sign: float) -> ModelCall:
+def read_closure(found: Any, sign: float, *, shared: bool = False) -> ModelCall:
     """What a closure returned, checked; its loss times ``sign`` is to fall.
+
+    With ``shared`` the weights may all be 0: other ranks have rows that count.
 
     Raises:
         TypeError: it is not (loss, distribution) or (loss, distribution, weights).
@@ -45,7 +47,7 @@ def read_closure(found: Any, sign: float) -> ModelCall:
                 f"{'an empty one' if isinstance(weights, Tensor) else type(weights).__name__}"
             )
         low, high = (float(bound) for bound in weights.detach().aminmax())
-        if not (0 <= low <= high < float("inf") and high > 0):
+        if not (0 <= low <= high < float("inf") and (high > 0 or shared)):
             raise ValueError(
                 f"the closure's weights lie in [{low}, {high}]; they must be finite, >= 0 and "
                 "not all 0"

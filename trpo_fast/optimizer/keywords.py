@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
 from torch import nn
@@ -21,15 +22,22 @@ Params = nn.Module | Iterable[Any]
 P = ParamSpec("P")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keywords(Options):
+    """What ``TRPOOptimizer`` takes beside the parameters: the options, and who shares the step."""
+
+    process_group: Any = None
+
+
 def takes_options(
-    _options: Callable[P, Options],
+    keywords: Callable[P, Options],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, Params, P], None]]:
     """Spell out ``**options`` of an ``__init__`` for type checkers, ``help`` and signatures."""
 
     def spelt_out(init: Callable[..., None]) -> Callable[Concatenate[Any, Params, P], None]:
         own = inspect.signature(init)
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        options = inspect.signature(Options).parameters.values()
+        options = inspect.signature(keywords).parameters.values()
         init.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
         init.__doc__ = "Options:\n" + "\n".join(
             f"  {row.name}: {row.text}. {row.note}".rstrip() for row in TABLE.values()

@@ -14,21 +14,30 @@ from trpo_fast.backends.generic.problem import GenericProblem, ModelCall, Term, 
 from trpo_fast.backends.generic.staleness import backward_named
 from trpo_fast.base.errors import say_once
 from trpo_fast.base.modes import Draws, own_precision, twice_differentiable
+from trpo_fast.base.ranks import Ranks, checksum
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.uncompiled import LightOptimizer, uncompiled
 from trpo_fast.networks.network import Network
 from trpo_fast.optimizer.adaptation import adapted_beta, adapted_damping
 from trpo_fast.optimizer.batch_reader import BatchReader
 from trpo_fast.optimizer.closures import ClosureResult, read_closure
-from trpo_fast.optimizer.keywords import Params, served, takes_options
+from trpo_fast.optimizer.keywords import Keywords, Params, served, takes_options
 from trpo_fast.optimizer.membership import refuse_changed
-from trpo_fast.optimizer.problems import problem_of
+from trpo_fast.optimizer.problems import problem_of, served_by
+from trpo_fast.optimizer.shared_batch import (
+    Read,
+    settings_of,
+    shared_batch,
+    stand_in,
+    unwrapped,
+)
 from trpo_fast.optimizer.state import check_loaded, number
 from trpo_fast.preconditioning.curvature import AGE, Curvature
 from trpo_fast.recognition.recognizer import UNDECIDED, network_of
 from trpo_fast.update.options import TABLE, Options, from_group
 from trpo_fast.update.parameters import FlatParameters
 from trpo_fast.update.result import TrustRegionResult
+from trpo_fast.update.share import Own, Share, SharedProblem, failing_together
 from trpo_fast.update.trust_region import update
 
 
@@ -62,6 +71,9 @@ class TRPOOptimizer(LightOptimizer):
     Args:
         params: A policy module whose ``forward(obs)`` returns a torch distribution with
             batch_shape [N]; or parameters, as every torch optimizer takes them, in one group.
+        process_group: A ``torch.distributed`` group whose ranks each bring rows of their own: every
+            mean is over all of them, and all make the same step. Making the optimizer and each step
+            are then collectives. None: this process alone.
         options: Those of the option table, ``update.options``, by keyword; ``__init__`` and
             ``docs/options.md`` say what each means.
 
@@ -69,6 +81,7 @@ class TRPOOptimizer(LightOptimizer):
         last_result: The last step's ``TrustRegionResult``, or None.
         path: "fused" (analytic Fisher products) or "generic" (autograd).
         path_reason: Why, in words.
+        ranks: Those of ``process_group``, with figures of their collectives, or None.
 
     Raises:
         ValueError: an option out of its limits, more than one group, a parameter of another kind
@@ -76,12 +89,17 @@ class TRPOOptimizer(LightOptimizer):
     """
 
     last_result: TrustRegionResult | None
+    ranks: Ranks | None
     _checked: tuple[tuple[Any, ...], Options] | None = None
     _curvature: Curvature | None = None
     _named: tuple[list[int], list[str]] | None = None
 
-    @takes_options(Options)
+    @takes_options(Keywords)
     def __init__(self, params: Params, **options: Any) -> None:
+        group_of_ranks = options.pop("process_group", None)
+        if isinstance(params, nn.Module):
+            params = unwrapped(params, shared=group_of_ranks is not None)
+        self.ranks = None if group_of_ranks is None else Ranks.of(group_of_ranks)
         given = served(options)
         lr = given.get("lr", Options.lr)
         group = Options(**{**given, "lr": number("lr", lr)}).as_group()
@@ -114,7 +132,7 @@ class TRPOOptimizer(LightOptimizer):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("module", "last_result", "path", "path_reason")
+        own = ("module", "last_result", "path", "path_reason", "ranks")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -172,6 +190,10 @@ class TRPOOptimizer(LightOptimizer):
             TypeError: neither or both forms, or a closure without a distribution.
         """
         given = Samples(obs, actions, advantages, old_log_prob, weights, action_mask)
+        with failing_together(self.ranks):
+            return self._step(closure, given)
+
+    def _step(self, closure: Callable[[], ClosureResult] | None, given: Samples) -> Tensor:
         options = self._options()
         empty = all(item is None for item in given)
         if closure is None and empty and options.lr == 0:
@@ -213,7 +235,7 @@ class TRPOOptimizer(LightOptimizer):
 
         def evaluation() -> ModelCall:
             with draws.same():
-                return read_closure(closure(), sign)
+                return read_closure(closure(), sign, shared=self.ranks is not None)
 
         problem = GenericProblem(
             parameters,
@@ -222,7 +244,17 @@ class TRPOOptimizer(LightOptimizer):
             by_dependence=self.module is not None,
         )
         with twice_differentiable(self.module, options.noise), backward_named():
-            return update(problem, options)
+            if self.ranks is None:
+                return update(problem, options)
+
+            def tell() -> Own:
+                settings = settings_of(options, parameters, "closure")
+                weights, fisher = problem.weights()
+                rows = int(weights > 0)
+                return Own(checksum([parameters.start]), settings, rows, 1.0, weights, fisher)
+
+            shared = SharedProblem(problem, self.ranks, None, tell)
+            return update(shared, options, agreed=self.ranks.agreed)
 
     def _batch_step(
         self, given: Samples, parameters: FlatParameters, options: Options
@@ -232,13 +264,21 @@ class TRPOOptimizer(LightOptimizer):
                 "step(obs=, ...) needs the policy module: construct TRPOOptimizer(policy), or "
                 "give step a closure"
             )
-        reader = BatchReader(
-            given.obs, given.weights, dtype=parameters.dtype, device=parameters.device
-        )
-        batch = reader.batch(given.actions, given.advantages, given.old_log_prob, given.action_mask)
-        network = self._recognise(options, batch.obs, batch.action_mask)
+        ranks = self.ranks
+        if ranks is None:
+            read = self._read(given, parameters, options)
+            batch, network = read.batch, read.network
+        else:
+            batch, network = shared_batch(
+                ranks,
+                lambda: self._read(given, parameters, options),
+                parameters,
+                options,
+                self._statistics,
+            )
         if self._curvature is None or self._curvature.state is not self.state:
             self._curvature = Curvature(self.state)
+        agreed = float if ranks is None else ranks.agreed
         problem, options = problem_of(
             self.module, network, batch, parameters, options, self._curvature
         )
@@ -246,10 +286,37 @@ class TRPOOptimizer(LightOptimizer):
             if self.state:  # torch.distributed.checkpoint wants an entry for each or for none
                 for p in parameters.tensors:
                     self.state.setdefault(p, {AGE: 0})
-            return update(problem, options, unit=batch.unit)
+            return update(problem, options, unit=batch.unit, agreed=agreed)
         say_once(f"TRPOOptimizer takes the generic path: {network}")
         with twice_differentiable(self.module, options.noise), backward_named():
-            return update(problem, options, unit=batch.unit)
+            return update(problem, options, unit=batch.unit, agreed=agreed)
+
+    def _read(self, given: Samples, parameters: FlatParameters, options: Options) -> Read:
+        """The arguments of the keyword form, checked; also for which backend, where ranks ask."""
+        values, empty = given._asdict(), False
+        if self.ranks is not None:
+            values, empty = stand_in(values)
+        reader = BatchReader(
+            values["obs"], values["weights"], dtype=parameters.dtype, device=parameters.device
+        )
+        batch = reader.batch(
+            values["actions"],
+            values["advantages"],
+            values["old_log_prob"],
+            values["action_mask"],
+        )
+        network = self._recognise(options, batch.obs, batch.action_mask)
+        backend = "generic"
+        if self.ranks is not None:
+            batch = batch._replace(share=Share(self.ranks, 1.0, 1.0, batch.rows, batch.rows))
+            batch, backend = served_by(network, batch, parameters, options)
+        return Read(batch, empty, reader.weight_scale, network, backend)
+
+    def _statistics(self) -> int:
+        """A checksum of what the preconditioner keeps: a later step depends on it."""
+        kept = [v for entry in self.state.values() for v in entry.values()]
+        ages = sum(int(v) for v in kept if not isinstance(v, Tensor))
+        return checksum([v for v in kept if isinstance(v, Tensor)]) + ages
 
     def _recognise(self, options: Options, obs: Any, action_mask: Tensor | None) -> Network | str:
         assert self.module is not None  # noqa: S101

@@ -44,10 +44,12 @@ from trpo_fast.preconditioning.preconditioner import (
     Preconditioner,
     places_of,
 )
+from trpo_fast.preconditioning.shared_statistics import SharedStatistics, part_of
 from trpo_fast.update.batch import Batch, batch_rows
 from trpo_fast.update.damping import absolute
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
+from trpo_fast.update.share import Sample, sum_together
 from trpo_fast.update.trust_region import Problem
 
 AGE = "preconditioner_age"
@@ -72,11 +74,16 @@ def precondition(
         factors = curvature.factors(network, problem, batch, options.fisher_fraction)
         # not finite: neither will be the update
         mean = math.nan if factors is None else mean_diagonal(network, problem.parameters, factors)
+        if batch.share is not None:
+            mean = batch.share.ranks.agreed(mean)
         options = absolute(options, mean)
     if kind != "none":
-        problem.preconditioner = curvature.preconditioner(
+        found = curvature.preconditioner(
             kind, network, problem, batch, options.damping, options.fisher_fraction, factors
         )
+        if batch.share is not None and not batch.share.ranks.everywhere(found is not None):
+            found = None
+        problem.preconditioner = found
     return options
 
 
@@ -162,8 +169,10 @@ class Curvature:
         """K-FAC's factors of every stepped layer, for one update; None where not finite."""
         places = places_of(network, problem.parameters)
         source = statistics_of(problem, network, batch, fisher_fraction)
+        if batch.share is not None:
+            source = SharedStatistics(source, batch.share)
         with _quietly(network, problem):
-            return self._factors(network, places, source, batch.rows)
+            return self._factors(network, places, source, batch.all_rows)
 
     def _factors(
         self,
@@ -238,12 +247,17 @@ class Curvature:
         places = places_of(network, parameters)
 
         def compute() -> Sequence[tuple[Tensor, ...]]:
-            rows = layer_rows(network, _some(batch, OUTPUT_ROWS))
-            return [(_layer_diagonal(rows[index], at),) for index, at in places.items()]
+            share = batch.share
+            sample = Sample(OUTPUT_ROWS, 0) if share is None else share.sample(OUTPUT_ROWS)
+            rows = layer_rows(network, _some(batch, sample.rows), sample.first)
+            found = [_layer_diagonal(rows[index], at) for index, at in places.items()]
+            if share is not None:
+                found = sum_together(share.ranks, [part_of(F, share.all) for F in found])
+            return [(F,) for F in found]
 
         keys = [_key(network, index, at) for index, at in places.items()]
         shapes = [((at.outputs, at.columns),) for at in places.values()]
-        interval = refresh_interval(network, batch.rows)
+        interval = refresh_interval(network, batch.all_rows)
         found = self._statistics(interval, keys, ("fisher_diagonal",), shapes, compute)
         if found is None:
             return None
@@ -313,8 +327,10 @@ class _TorchStatistics(KroneckerStatistics):
             for index, at in places.items()
         ]
 
-    def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
-        found = layer_rows(self.network, _some(self.batch, rows))
+    def output_moments(
+        self, places: Mapping[int, Place], rows: int, first: int = 0
+    ) -> list[Tensor]:
+        found = layer_rows(self.network, _some(self.batch, rows), first)
         return [output_moment(found[index]) for index in places]
 
     def inverse(self, factor: Tensor, damping: float) -> Tensor:

@@ -79,11 +79,14 @@ def plain(matrix: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def signs_of(rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
-    """Random signs ``[rows, outputs]``, the same at every call; torch's own generator rests."""
+def signs_of(rows: int, outputs: int, dtype: torch.dtype, first: int = 0) -> Tensor:
+    """Random signs ``[rows, outputs]``, the same at every call; torch's own generator rests.
+
+    They are those of the rows ``first`` and following of a longer draw.
+    """
     generator = torch.Generator("cpu").manual_seed(0)
-    bits = torch.randint(0, 2, (rows, outputs), generator=generator, device="cpu")
-    return (2 * bits - 1).to(dtype)
+    bits = torch.randint(0, 2, (first + rows, outputs), generator=generator, device="cpu")
+    return (2 * bits[first:] - 1).to(dtype)
 
 
 def _share_roots(network: Network, batch: Batch) -> Tensor:
@@ -104,11 +107,14 @@ def input_rows(network: Network, batch: Batch) -> list[InputRows]:
     return found
 
 
-def layer_rows(network: Network, batch: Batch) -> list[LayerRows]:
-    """One draw of every layer's inputs and output gradients at theta_old, over the batch's rows."""
+def layer_rows(network: Network, batch: Batch, first: int = 0) -> list[LayerRows]:
+    """One draw of every layer's inputs and output gradients at theta_old, over the batch's rows.
+
+    ``first``: of the draw's rows, as ``signs_of`` takes it.
+    """
     point = linearise(network.layers, batch.obs)
     outputs = point.outputs
-    signs = signs_of(batch.rows, outputs.shape[1], outputs.dtype).to(outputs.device)
+    signs = signs_of(batch.rows, outputs.shape[1], outputs.dtype, first).to(outputs.device)
     delta = network.head.metric_root(network.at(outputs, batch.action_mask), signs)
     root = _share_roots(network, batch)
     delta = delta * root

@@ -93,8 +93,13 @@ class KroneckerStatistics(ABC):
         """A of the layers in ``places``, over that many evenly strided rows of the Fisher's."""
 
     @abstractmethod
-    def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
-        """G of the layers in ``places``, over that many evenly strided rows of the batch."""
+    def output_moments(
+        self, places: Mapping[int, Place], rows: int, first: int = 0
+    ) -> list[Tensor]:
+        """G of the layers in ``places``, over that many evenly strided rows of the batch.
+
+        ``first`` is the number of the first of them in the draw, as ``kfac.signs_of`` takes it.
+        """
 
     @abstractmethod
     def inverse(self, factor: Tensor, damping: float) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from trpo_fast.update.share import Share
+
 
 class Batch(NamedTuple):
     """One checked batch. Floating tensors have the parameters' dtype; rows of weight 0 are gone.
@@ -19,6 +21,7 @@ class Batch(NamedTuple):
         weights: ``[N]``, positive, or None for equal ones.
         action_mask: ``[N, n]`` bool, or None.
         unit: A power of two that multiplies the advantages and so the loss.
+        share: This rank's part of a data-parallel batch; None where there is one rank.
     """
 
     rows: int
@@ -29,6 +32,12 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
     action_mask: Tensor | None = None
     unit: float = 1.0
+    share: Share | None = None
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of all ranks: what choices by size are made from."""
+        return self.rows if self.share is None else self.share.rows
 
 
 def batch_rows(batch: Batch, rows: slice | Tensor) -> Batch:

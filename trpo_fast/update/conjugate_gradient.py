@@ -21,6 +21,7 @@ def conjugate_gradient(
     tol: float,
     progress_tol: float = 0.0,
     precondition: Callable[[Tensor], Tensor] | None = None,
+    agreed: Callable[[float], float] = float,
 ) -> Solution:
     """Preconditioned conjugate gradients on ``(F + damping I) x = g`` from ``x = 0``.
 
@@ -40,21 +41,26 @@ def conjugate_gradient(
         progress_tol: Stop once an iteration's share of what the quadratic model has fallen so far
             is below this; 0 never does.
         precondition: ``r -> M^-1 r`` ``[P]``, the same positive definite matrix at every call.
+        agreed: A dot product -> what whoever else does the same solve takes for it.
     """
+
+    def inner(a: Tensor, b: Tensor) -> float:
+        return agreed(dot(a, b))
+
     x, r = torch.zeros_like(g), g.clone()
-    rr = rr_start = dot(r, r)
+    rr = rr_start = inner(r, r)
     floor = max(tol, 4 * torch.finfo(g.dtype).eps) ** 2 * rr_start
     status, done, progress = None, 0, 0.0  # progress: twice what the quadratic model has fallen
     p, rz_old = torch.zeros_like(g), math.inf
     while done < iters and rr > floor:
         z = r if precondition is None else precondition(r)  # z = M^-1 r
-        rz = rr if precondition is None else dot(r, z)
+        rz = rr if precondition is None else inner(r, z)
         if not (math.isfinite(rz) and rz > 0):
             status = Status.breakdown
             break
         p = plus(z, p, rz / rz_old)  # p = z + (r'z / r_old'z_old) p
         Ap = plus(product(p), p, damping)
-        pAp = dot(p, Ap)
+        pAp = inner(p, Ap)
         if not math.isfinite(pAp):
             status = Status.non_finite
             break
@@ -63,7 +69,7 @@ def conjugate_gradient(
             break
         alpha = rz / pAp  # alpha = r'z / p'Ap
         r_next = plus(r, Ap, -alpha)  # r = r - alpha A p
-        rr_next = dot(r_next, r_next)
+        rr_next = inner(r_next, r_next)
         if not math.isfinite(rr_next):
             status = Status.breakdown
             break
@@ -74,4 +80,4 @@ def conjugate_gradient(
             break
     residual = math.sqrt(rr / rr_start) if rr_start > 0 else 0.0
     # x'Ax = x'(g - r)
-    return Solution(x, dot(x, g) - dot(x, r), done, residual, status)
+    return Solution(x, inner(x, g) - inner(x, r), done, residual, status)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -68,38 +69,46 @@ class WholeUpdate(Problem):
         """What the function ``update`` does, for a loss in units of ``unit``."""
 
 
-def update(problem: Problem, options: Options, *, unit: float = 1.0) -> TrustRegionResult:
+def update(
+    problem: Problem,
+    options: Options,
+    *,
+    unit: float = 1.0,
+    agreed: Callable[[float], float] = float,
+) -> TrustRegionResult:
     """Do one update in place: an accepted step, or every parameter's bits as before.
 
     Args:
         problem: The batch at theta_old. Its loss is in units of ``unit``.
         options: Checked options.
         unit: What the problem's loss is multiplied by in every figure and decision.
+        agreed: A number that decides -> what whoever else makes the same update takes for it.
     """
     if isinstance(problem, WholeUpdate):
         return problem.update(options, unit)
     theta = problem.parameters.start
     loss, g = problem.surrogate_gradient()
-    size = norm(g)
-    search = _Search(problem, options, theta, unit, loss * unit, size * unit)
+    size = agreed(norm(g))
+    search = _Search(problem, options, theta, unit, loss * unit, size * unit, agreed)
     if not (math.isfinite(loss) and math.isfinite(search.gradient_norm)):
         return search.rejected(Status.non_finite)
     if search.gradient_norm == 0:
         return search.rejected(Status.zero_gradient)
 
     if options.relative_damping:
-        options = absolute(options, probed_mean_diagonal(problem.fisher_product, g))
+        options = absolute(options, agreed(probed_mean_diagonal(problem.fisher_product, g)))
         search.options = options
     # x solves (F + damping I) x = g / |g|
     g_unit = (g.double() / size).to(g.dtype)
     solution = search.solution = problem.solve(g_unit, options)
-    slope, quadratic = dot(g_unit, solution.x), solution.quadratic
+    slope, quadratic = agreed(dot(g_unit, solution.x)), solution.quadratic
     if not (math.isfinite(slope) and math.isfinite(quadratic)):
         return search.rejected(Status.non_finite)
     if quadratic <= 0 or slope <= 0:
         return search.rejected(solution.status or Status.breakdown)
 
-    line = Line(search.gradient_norm, slope, quadratic, dot(solution.x, solution.x))
+    square = agreed(dot(solution.x, solution.x))
+    line = Line(search.gradient_norm, slope, quadratic, square)
     return search.along(solution.x, LineSearch(options, line))
 
 
@@ -114,8 +123,10 @@ class _Search:
         unit: float,
         loss: float,
         gradient_norm: float,
+        agreed: Callable[[float], float],
     ) -> None:
         self.problem, self.options, self.theta, self.unit = problem, options, theta, unit
+        self.agreed = agreed
         self.loss, self.gradient_norm = loss, gradient_norm
         self.solution: Solution | None = None
         self.expected = 0.0
@@ -131,7 +142,7 @@ class _Search:
         while True:
             self.backtracks = line.tried
             candidate = plus(self.theta, x, line.step)
-            if torch.equal(candidate, self.theta):
+            if self.agreed(torch.equal(candidate, self.theta)):
                 if line.tried == 0:
                     return self.rejected(Status.zero_step)
                 break

@@ -145,6 +145,8 @@ class PolicyProblem {
     double loss, kl;
   };
   Candidate evaluate(const T* theta);
+  // A number that decides: the same for everybody who takes part, here nobody else.
+  static double agreed(double number) { return number; }
   // Asks between panels, on the caller's thread, whether to stop: the call then returns soon, and
   // what it and later ones compute is of no use. Null asks nothing.
   void stop_if(std::function<bool()> asked) {
@@ -258,15 +260,16 @@ void PolicyProblem<T>::cache_metric(const H& head, Index row, const T* outputs) 
 }
 
 // F + damping I, for conjugate gradients.
-template <class T>
+template <class T, class Problem = PolicyProblem<T>>
 struct DampedFisher {
-  PolicyProblem<T>& problem;
+  Problem& problem;
   double damping;
 
   void product(const T* p, T* Ap) const { problem.fisher_product(p, damping, Ap); }
   bool halves() const { return problem.fisher_halves(); }
   double curvature(const T* p) const { return problem.damped_quadratic(p, damping); }
   void finish(const T* p, T* Ap) const { problem.finish_fisher_product(p, damping, Ap); }
+  double agreed(double number) const { return problem.agreed(number); }
 };
 
 }  // namespace trpo_fast

@@ -17,6 +17,7 @@ from trpo_fast.backends.cpu.arguments import (
     slabs_of,
     tensor_arg,
 )
+from trpo_fast.backends.cpu.shared_buffers import SharedBuffers
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.backends.native_update import (
     SOLVE_STATUS,
@@ -76,7 +77,7 @@ def bf16_parts(network: Network, batch: Batch, options: Options) -> int:
     if network.layers[0].weight.dtype != torch.float32 or not kernels.bf16_instruction():
         return 0
     weights = sum(layer.weight.numel() for layer in network.layers)
-    if batch.rows * options.fisher_fraction * weights < BF16_WORK:
+    if batch.all_rows * options.fisher_fraction * weights < BF16_WORK:
         return 0
     return int(options.preconditioner in ("auto", "kfac"))
 
@@ -102,6 +103,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
         self, network: Network, parameters: FlatParameters, batch: Batch, options: Options
     ) -> None:
         self.network, self.parameters, self.options = network, parameters, options
+        self._share = batch.share
         self._layers = held_layers(network.layers, parameters.held)
         self._dtype = dtype = parameters.dtype
         self._tensors: list[Tensor] = []
@@ -151,6 +153,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
         """``trust_region.update``'s steps up to the accepted parameters, in one native call."""
         theta = self.parameters.start
         candidate, work = torch.empty_like(theta), self._update_work()
+        shared = None if self._share is None else SharedBuffers(self._share, theta)
         figures = self._native.update(
             tensor_arg(theta, self._dtype),
             tensor_arg(candidate, self._dtype),
@@ -158,7 +161,10 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
             update_options(options, unit, self.preconditioner is not None),
             self._preconditioner(),
             self._loss,
+            None if shared is None else shared.argument,
         )
+        if shared is not None:
+            shared.check(figures, candidate)
         result = update_result(figures, options, self.backend)
         if result.accepted:
             self.parameters.replace(theta, candidate)
@@ -203,9 +209,11 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
         self._native.input_moments(kept, targets, memory.address)
         return found
 
-    def output_moments(self, places: Mapping[int, Place], rows: int) -> list[Tensor]:
+    def output_moments(
+        self, places: Mapping[int, Place], rows: int, first: int = 0
+    ) -> list[Tensor]:
         """G of the layers in ``places``, over evenly strided rows of the batch."""
-        return self._factors(places, rows, inputs=False)
+        return self._factors(places, rows, inputs=False, first=first)
 
     def inverse(self, factor: Tensor, damping: float) -> Tensor:
         """``(factor + damping I)^-1`` in slabs, as csrc/cpu/kernels/slabs.h lays it out.
@@ -231,10 +239,12 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
             return torch.ones(1, 1, dtype=self._dtype, device="cpu")
         return torch.empty(size, size, dtype=self._dtype, device="cpu")
 
-    def _factors(self, places: Mapping[int, Place], rows: int, *, inputs: bool) -> list[Tensor]:
+    def _factors(
+        self, places: Mapping[int, Place], rows: int, *, inputs: bool, first: int = 0
+    ) -> list[Tensor]:
         """A or G of the layers in ``places``, by passes of their own."""
         rows = min(rows, self._rows)
-        signs = signs_of(rows, self._outputs, self._dtype)
+        signs = signs_of(rows, self._outputs, self._dtype, first)
         memory = Workspace(self._native.factor_bytes(rows))
         found: list[Tensor] = []
         targets: list[tuple[TensorArg | None, bool, TensorArg | None]] = []

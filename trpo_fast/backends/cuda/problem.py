@@ -53,6 +53,8 @@ PRODUCT_CODES = {"auto": 0, "fp32": 0, "tf32": 1, "bf16": 2, "bf16x3": 3}
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     """Why ``CudaProblem`` cannot serve, or None."""
+    if batch.share is not None:
+        return "its kernel makes the whole update and cannot wait for other ranks' sums"
     weight = network.layers[0].weight
     if PRODUCT_CODES[options.precision] and weight.dtype is not torch.float32:
         return f"precision={options.precision!r} needs float32 parameters, these are {weight.dtype}"

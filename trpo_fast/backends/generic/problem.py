@@ -6,6 +6,7 @@ batch too large for that is linearised chunk by chunk, again at each product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -88,6 +89,7 @@ class GenericProblem:
         self._first: list[dict[int, Made]] = []  # what each term's call made there
         self.kept: Linearization | None = None  # of a single Fisher term
         self._convolutions = Convolutions()
+        self._rows: tuple[int, Tensor | None] = (0, None)  # of the last term
 
     def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``.
@@ -112,6 +114,7 @@ class GenericProblem:
                 dependent = by_kl[index] or (by_loss is not None and not self.by_dependence)
                 used[index] = used[index] or dependent
             self.kept = linear
+            self._rows = math.prod(found.distribution.batch_shape), found.weights
             self.old.append(in_double(detached(found.distribution)))
             loss += term.share * float(found.loss.detach())
             g -= self.parameters.flatten(loss_slopes)
@@ -121,6 +124,13 @@ class GenericProblem:
             if not is_used:
                 view.zero_()
         return loss, g
+
+    def weights(self) -> tuple[float, float]:
+        """Sums of weights of the only term's rows, and of those of the Fisher matrix.
+
+        After ``surrogate_gradient``; a row without a weight counts as 1.
+        """
+        return _sums_of_weights(*self._rows, self.options.fisher_fraction)
 
     def solve(self, g: Tensor, options: Options) -> Solution:
         """Conjugate gradients on ``fisher_product``."""
@@ -241,13 +251,26 @@ def _mean_kl(
         raise ValueError(f"weights have shape {shapes}; they must be equal")
     if fraction < 1:
         kl = kl.flatten()
-        kept = torch.arange(len(kl), device=kl.device)
-        if weights is not None:
-            weights = weights.flatten()
-            kept = kept[weights > 0]
-        kept = kept[strided_rows(len(kept), fraction, kl.device)]
-        kl, weights = kl[kept], None if weights is None else weights[kept]
+        kept = _fisher_rows(len(kl), weights, fraction, kl.device)
+        kl, weights = kl[kept], None if weights is None else weights.flatten()[kept]
     return weighted_mean(kl, weights)
+
+
+def _fisher_rows(
+    rows: int, weights: Tensor | None, fraction: float, device: torch.device
+) -> Tensor:
+    """The evenly strided fraction of the rows of a weight above 0."""
+    kept = torch.arange(rows, device=device)
+    if weights is not None:
+        kept = kept[weights.flatten() > 0]
+    return kept[strided_rows(len(kept), fraction, device)]
+
+
+def _sums_of_weights(count: int, weights: Tensor | None, fraction: float) -> tuple[float, float]:
+    """Over all rows, and over the Fisher's."""
+    flat = torch.ones(count, dtype=torch.float64) if weights is None else weights.double().flatten()
+    kept = _fisher_rows(count, weights, fraction, flat.device)
+    return float(flat.sum()), float(flat[kept].sum())
 
 
 def refuse_generic(options: Options, reason: str) -> None:
