@@ -9,6 +9,12 @@ from trpo_fast._version import __version__  # noqa: F401 (as every package has i
 from trpo_fast.base.errors import FallbackWarning
 from trpo_fast.networks.distributions import MaskedCategorical, MultiCategorical
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
+from trpo_fast.networks.structured import (
+    CnnPolicy,
+    CnnValueFunction,
+    MultiInputPolicy,
+    MultiInputValueFunction,
+)
 from trpo_fast.optimizer.functional import fisher_vector_product, natural_gradient
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
@@ -19,10 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TRPO",
+    "CnnPolicy",
+    "CnnValueFunction",
     "FallbackWarning",
     "MaskedCategorical",
     "MlpPolicy",
     "MultiCategorical",
+    "MultiInputPolicy",
+    "MultiInputValueFunction",
     "Status",
     "TRPOOptimizer",
     "TrustRegionResult",

@@ -18,9 +18,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from trpo_fast.adapters.common import stepped
+from trpo_fast.base.trees import tree_rows
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
-from trpo_fast.update.batch import tree_rows
 from trpo_fast.update.result import TrustRegionResult
 
 try:

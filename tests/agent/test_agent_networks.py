@@ -196,8 +196,8 @@ def test_a_value_function_without_a_parameter_of_its_own_is_refused():
 
 @pytest.mark.parametrize("name", ["policy", "value_function"])
 def test_a_network_that_is_no_module_is_named(name):
-    with pytest.raises(TypeError, match=rf"{name} is a str, expected an nn\.Module"):
-        small(**{name: "mlp"})
+    with pytest.raises(TypeError, match=rf"{name} is a list, expected an nn\.Module"):
+        small(**{name: []})
 
 
 def test_a_policy_that_gives_no_distribution_is_told_what_to_give():

@@ -14,8 +14,8 @@ from trpo_fast.adapters.sb3_policies import Actor, Values
 from trpo_fast.adapters.value_fit import native_fit
 from trpo_fast.backends.generic.linearization import depends_on
 from trpo_fast.base.modes import twice_differentiable
+from trpo_fast.base.trees import tree_rows
 from trpo_fast.networks.distribution_parts import parts_of
-from trpo_fast.update.batch import tree_rows
 
 
 def critic_parameters(policy: Any, observations: Any) -> list[nn.Parameter]:

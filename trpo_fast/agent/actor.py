@@ -12,15 +12,15 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from trpo_fast.base.errors import BadObservationError
-from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
 from trpo_fast.environments.flattening import ObservationFlattener, action_converter
 from trpo_fast.environments.gymnasium_api import refuse_whole_results
 from trpo_fast.environments.interface import Rows
 from trpo_fast.environments.observation_check import entry
+from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.networks.distributions import mode
-from trpo_fast.rollouts.normalization import ObservationNormalizer, as_networks_see
+from trpo_fast.rollouts.observations import Shown, StructuredObservations, as_networks_see
 
 
 class Actor:
@@ -30,7 +30,7 @@ class Actor:
         policy: module whose forward(obs [N, O]) gives a distribution.
         observation_space: of one raw observation (an action-mask entry is not part of it).
         action_space: of one action.
-        normalizer: None where observations are used as they are.
+        normalizer: what makes of rows what the policy sees; None for flattened rows as they are.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class Actor:
         policy: nn.Module,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        normalizer: ObservationNormalizer | None,
+        normalizer: Shown | None,
     ) -> None:
         self.policy = policy
         self.observation_space = observation_space
         self._normalizer = normalizer
-        self._flatten = ObservationFlattener(observation_space)
+        self._flatten: RowFormat = ObservationFlattener(observation_space)
+        if isinstance(normalizer, StructuredObservations):
+            self._flatten = normalizer.rows
         self._to_env = action_converter(policy, action_space)
         self._action_space = action_space
         self._masks = MaskReader(action_space)
@@ -94,28 +96,27 @@ class Actor:
     def act_on(
         self, deterministic: bool, rows: Rows, masks: npt.ArrayLike | None
     ) -> npt.NDArray[Any]:
-        """Actions [n, ...] for env.step from flattened observations [n, O] and their masks."""
-        with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinite
-            narrow = rows.astype(np.float32, copy=False)
-        if not all_finite(torch.from_numpy(narrow)):
-            env, feature = (int(i) for i in np.argwhere(~np.isfinite(narrow))[0])
-            raise BadObservationError(env, feature, narrow[env])
+        """Actions [n, ...] for env.step from rows of observations [n, O] and their masks."""
+        bad = self._flatten.bad_rows(rows)
+        if bad.any():
+            env = int(np.flatnonzero(bad)[0])
+            raise BadObservationError(env, self._flatten.bad_number(rows[env]))
         obs = as_networks_see(torch.from_numpy(rows).to(self._device), self._normalizer)
         training = self.policy.training
         self.policy.eval()
         try:
-            with torch.no_grad(), one_thread_if_small(self.policy, len(obs)):
+            with torch.no_grad(), one_thread_if_small(self.policy, len(rows)):
                 distribution = self._distribution(obs, masks)
                 actions: Tensor = mode(distribution) if deterministic else distribution.sample()
         finally:
             self.policy.train(training)
         return self._to_env(actions)
 
-    def _distribution(self, obs: Tensor, masks: npt.ArrayLike | None) -> Any:
+    def _distribution(self, obs: Any, masks: npt.ArrayLike | None) -> Any:
         if masks is None:
             return self.policy(obs)
         return self.policy(
-            obs, action_mask=torch.from_numpy(np.asarray(masks, bool)).to(obs.device)
+            obs, action_mask=torch.from_numpy(np.asarray(masks, bool)).to(self._device)
         )
 
     def _masks_of(

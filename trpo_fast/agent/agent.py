@@ -6,11 +6,10 @@ and faults all go back to such a state, never to the middle of an update.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import numbers
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,14 +25,14 @@ from trpo_fast.agent.config import OPTIONS, Config
 from trpo_fast.agent.evaluation import Evaluation
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.making import make_environments
+from trpo_fast.agent.policies import row_format
 from trpo_fast.agent.run_on_disk import RunOnDisk
 from trpo_fast.agent.scoring import Scoring
 from trpo_fast.agent.state import Training
-from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.output import remark, say
 from trpo_fast.base.time_budget import Clock
-from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
@@ -47,8 +46,10 @@ class TRPO:
 
     Args:
         env: a gymnasium id, a function that makes an Env, an Env, or a vector environment.
-        policy: module whose forward(obs) gives a torch Distribution; MlpPolicy without one.
-        value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
+        policy: module whose forward(obs) gives a torch Distribution; or "mlp", "cnn",
+            "multi_input", or "auto", as without one: by the observation space. A module with
+            `observation = "structured"` is given the space's nesting, others flattened rows.
+        value_function: module with forward(obs) -> [N]; one like the policy without.
         run_dir: directory for config, logs, checkpoints and the learning curve; without one,
             nothing is written.
         options: every field of `trpo_fast.agent.config.Config`, by keyword.
@@ -60,7 +61,7 @@ class TRPO:
         self,
         env: Any,
         *,
-        policy: nn.Module | None = None,
+        policy: nn.Module | str | None = None,
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
         _dtype: torch.dtype | None = None,  # of the networks of a checkpoint
@@ -68,19 +69,12 @@ class TRPO:
     ) -> None:
         if "env_kwargs" in options and options["env_kwargs"] is None:
             del options["env_kwargs"]
+        if isinstance(policy, str):
+            options, policy = {**options, "policy": policy}, None
         config = Config.from_options(options)
         if config.seed is None:
             config = config.replace(seed=int(np.random.SeedSequence().generate_state(1)[0]))
-        with _options_out_of_place(config.env_kwargs):
-            self.env = make_vector_env(
-                env,
-                num_envs=config.num_envs,
-                vectorization=config.vectorization,
-                seed=config.seed,
-                env_kwargs=config.env_kwargs,
-                num_workers=config.num_workers,
-                step_timeout=config.step_timeout,
-            )
+        self.env = make_environments(env, config, row_format(policy, config.policy))
         config = config.replace(num_envs=self.env.num_envs)
         self.observation_space = self.env.observation_space
         self.action_space = self.env.action_space
@@ -93,7 +87,7 @@ class TRPO:
                 config,
                 self.observation_space,
                 self.action_space,
-                self.env.observation_width,
+                self.env.row_format,
                 policy=policy,
                 value_function=value_function,
                 dtype=_dtype,
@@ -359,8 +353,10 @@ class TRPO:
         if predict_only:  # the arguments are for an environment to come
             config, kept = config.replace(env_kwargs={}, vectorization="sync"), config
         options = {name: getattr(config, name) for name in OPTIONS}
-        networks = {"policy": policy, "value_function": value_function}
+        networks: dict[str, Any] = {"policy": policy, "value_function": value_function}
         agent_state.check_networks(state, networks)
+        named = options.pop("policy")
+        networks["policy"] = named if policy is None else policy
         dtype = agent_state.saved_dtype(state)
         agent = cls(source, run_dir=run_dir, _dtype=dtype, **networks, **options)
         try:
@@ -394,21 +390,6 @@ class TRPO:
         self.close()
 
 
-@contextlib.contextmanager
-def _options_out_of_place(env_kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Say so where an environment refuses an argument that is the agent's."""
-    try:
-        yield
-    except EnvironmentSetupError as error:
-        for name in env_kwargs:
-            if name in OPTIONS and f"unexpected keyword argument '{name}'" in str(error):
-                raise EnvironmentSetupError(
-                    f"{error}. {name} is an option of the agent, not of its environment: give it "
-                    f"beside env_kwargs, as TRPO(env, {name}={env_kwargs[name]!r})"
-                ) from error
-        raise
-
-
 def _with_suffix(path: str | Path) -> Path:
     path = given_path(path, "the checkpoint's path")
     return path if path.suffix else path.with_name(path.name + ".safetensors")
@@ -419,7 +400,8 @@ def _signature() -> inspect.Signature:
     own = inspect.signature(TRPO.__init__).parameters
     keep = [own[name] for name in ("env", "policy", "value_function", "run_dir")]
     options = inspect.signature(Config).parameters
-    return inspect.Signature([*keep, *(options[name] for name in OPTIONS)])
+    more = (options[name] for name in OPTIONS if name not in own)
+    return inspect.Signature([*keep, *more])
 
 
 TRPO.__signature__ = _signature()  # type: ignore[attr-defined]

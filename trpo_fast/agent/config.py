@@ -18,6 +18,8 @@ from trpo_fast.base.option import Option, check_fields, did_you_mean, option, ta
 from trpo_fast.environments.vectorization import SAME_EPISODES, VECTORIZATIONS, same_episodes
 from trpo_fast.update.options import GROUP, SharedOptions
 
+# Of the agent's own policies.
+POLICIES = ("auto", "mlp", "cnn", "multi_input")
 GROUPS = ("environment", "rollout", "networks", GROUP, "critic", "run")
 
 
@@ -105,11 +107,34 @@ class Config(SharedOptions):
         "for HalfCheetah, 1 for CartPole.",
     )
 
+    policy: str = option(
+        "auto",
+        "networks",
+        "a perceptron (mlp), convolutions for images (cnn), an encoder for each part of a Dict or "
+        "Tuple (multi_input); auto: the last two where there are images",
+        choices=POLICIES,
+        fixed=True,
+    )
     hidden_sizes: tuple[int, ...] = option(
-        (64, 64), "networks", "widths of the policy's hidden layers", minimum=1, fixed=True
+        (64, 64),
+        "networks",
+        "widths of the policy's hidden layers (cnn has its own)",
+        minimum=1,
+        fixed=True,
     )
     value_hidden_sizes: tuple[int, ...] = option(
-        (64, 64), "networks", "widths of the value function's hidden layers", minimum=1, fixed=True
+        (64, 64),
+        "networks",
+        "widths of the value function's hidden layers (cnn has its own)",
+        minimum=1,
+        fixed=True,
+    )
+    share_encoder: bool = option(
+        False,
+        "networks",
+        "the value function reads the policy's encoder (cnn, multi_input), which the policy's "
+        "steps alone move",
+        fixed=True,
     )
     activation: str = option(
         "tanh", "networks", "activation of both networks: tanh, relu, silu, ...", fixed=True

@@ -21,6 +21,7 @@ from trpo_fast import _native
 from trpo_fast.backends.forward import mlp_forward
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
+from trpo_fast.base.trees import finite_in_rows, first_leaf, tree_leaves, tree_rows
 from trpo_fast.base.uncompiled import LightOptimizer
 from trpo_fast.recognition.recognizer import layers_of
 
@@ -85,16 +86,16 @@ class Critic:
             raise ValueError("the value function has no parameter of its own to fit")
         self._adam = _Adam(self.parameters, lr=learning_rate, eps=1e-5, fused=True)
 
-    def fit(self, observations: Tensor, returns: Tensor, rng: np.random.Generator) -> CriticResult:
-        """Regress the returns [N] on the observations [N, O], both as the networks see them.
+    def fit(self, observations: Any, returns: Tensor, rng: np.random.Generator) -> CriticResult:
+        """Regress the returns [N] on the observations [N, ...], both as the networks see them.
 
         `rng` shuffles the rows; the same state of it gives the same bits.
         """
         skipped = 0
-        if not (all_finite(returns) and all_finite(observations)):
-            usable = torch.isfinite(returns) & torch.isfinite(observations.flatten(1)).all(1)
+        if not (all_finite(returns) and all(map(all_finite, tree_leaves(observations)))):
+            usable = torch.isfinite(returns) & finite_in_rows(observations)
             skipped = int((~usable).sum())
-            observations, returns = observations[usable], returns[usable]
+            observations, returns = tree_rows(observations, usable), returns[usable]
         count = len(returns)
         orders: Iterator[Tensor] = (
             torch.from_numpy(rng.permutation(count)) for _ in range(self.epochs * (count > 0))
@@ -115,11 +116,11 @@ class Critic:
         return CriticResult(loss, skipped + max((refused for _, refused in passes), default=0))
 
     def _fit_generic(
-        self, observations: Tensor, returns: Tensor, orders: Iterable[Tensor]
+        self, observations: Any, returns: Tensor, orders: Iterable[Tensor]
     ) -> list[Pass]:
         device = returns.device
         return [
-            self._epoch(observations[order], returns[order])
+            self._epoch(observations, returns, order)
             for order in (each.to(device) for each in orders)
         ]
 
@@ -133,9 +134,11 @@ class Critic:
         native.write_back()
         return passes
 
-    def _native_fit(self, observations: Tensor) -> AdamFit | None:
+    def _native_fit(self, observations: Any) -> AdamFit | None:
         """The native fit of the value function, where it can serve these observations."""
-        if _native.core is None or observations.ndim != 2 or not observations.is_cpu:
+        if _native.core is None or not isinstance(observations, Tensor):
+            return None
+        if observations.ndim != 2 or not observations.is_cpu:
             return None
         from trpo_fast.backends.cpu.value_fit import AdamFit
 
@@ -144,13 +147,11 @@ class Critic:
             return None
         return AdamFit.of(layers, self._adam, self.parameters, self.batch_size)
 
-    def _epoch(self, observations: Tensor, returns: Tensor) -> tuple[float, int]:
+    def _epoch(self, observations: Any, returns: Tensor, order: Tensor) -> tuple[float, int]:
         """One pass; returns the summed squared error and the rows whose step was refused."""
         total, refused = 0.0, 0
-        batches = zip(
-            observations.split(self.batch_size), returns.split(self.batch_size), strict=True
-        )
-        for batch, targets in batches:
+        for rows in order.split(self.batch_size):
+            batch, targets = tree_rows(observations, rows), returns[rows]
             loss = (self.value_function(batch) - targets).square().mean()
             found: list[Tensor | None] = list(
                 torch.autograd.grad(loss, self.parameters, allow_unused=True)
@@ -198,8 +199,8 @@ def explained_variance(values: Tensor, returns: Tensor) -> float | None:
     return 1.0 - float((returns - values).double().var(correction=0)) / variance
 
 
-def state_values(value_function: nn.Module, observations: Tensor) -> Tensor:
-    """Values of ``observations`` ``[N, O]``, outside autograd, as the module's forward gives them.
+def state_values(value_function: nn.Module, observations: Any) -> Tensor:
+    """Values ``[N]`` of ``observations``, outside autograd, as the module's forward gives them.
 
     A ``ValueFunction`` is evaluated by ``backends.forward``: torch's own threads, once woken by
     a large product, spin for milliseconds on the cores that the native update wants next.
@@ -208,6 +209,6 @@ def state_values(value_function: nn.Module, observations: Tensor) -> Tensor:
     with torch.no_grad():
         if not isinstance(layers, str):
             return mlp_forward(layers, observations.to(layers[0].weight.dtype)).squeeze(-1)
-        with one_thread_if_small(value_function, len(observations)):
+        with one_thread_if_small(value_function, len(first_leaf(observations))):
             values: Tensor = value_function(observations)
             return values

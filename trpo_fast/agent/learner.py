@@ -20,16 +20,20 @@ from torch import Tensor, nn
 
 from trpo_fast.agent.config import Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
+from trpo_fast.agent.policies import make_networks, warn_of_distant_bounds
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.spaces import action_dimensions
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
+from trpo_fast.base.trees import first_leaf, tree_rows
+from trpo_fast.environments.packing import ObservationPacker
+from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.networks.distributions import mode
-from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.optimizer.state import number
 from trpo_fast.rollouts.gae import compute_gae
-from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler, as_networks_see
+from trpo_fast.rollouts.normalization import ObservationNormalizer, ReturnScaler
+from trpo_fast.rollouts.observations import Shown, StructuredObservations, as_networks_see
 from trpo_fast.rollouts.rollout import Rollout, bootstrap_values
 from trpo_fast.update.options import TABLE, SharedOptions
 from trpo_fast.update.result import FIGURES, TrustRegionResult
@@ -47,8 +51,6 @@ COLUMNS = (
     "train/unscaled_advantages",
     "train/skipped_critic_rows",
 )
-# Of a Box's width, below which the first Gaussian reaches next to nothing of it.
-NARROW_SHARE = 0.01
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
 # Below this share of what they were computed from in float32, advantages' deviation is rounding.
@@ -68,9 +70,9 @@ class Learner:
         config: the options; `seed` must be set.
         observation_space: of one observation.
         action_space: of one action.
-        observation_width: O, of the flattened observation.
-        policy: module whose forward(obs) gives a distribution; MlpPolicy without one.
-        value_function: module with forward(obs [N, O]) -> [N]; ValueFunction without one.
+        row_format: of the rows that observations come in.
+        policy: module whose forward(obs) gives a distribution; one by `config.policy` without.
+        value_function: module with forward(obs) -> [N]; one like the policy without.
         dtype: of the networks made here; torch's default without one.
     """
 
@@ -80,7 +82,7 @@ class Learner:
         config: Config,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        observation_width: int,
+        row_format: RowFormat,
         *,
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
@@ -96,15 +98,15 @@ class Learner:
                 f"backend={config.backend!r} does not serve networks on {str(self.device)!r}; "
                 f"use backend='auto', or device={config.backend!r}"
             )
-        generator = torch.Generator("cpu").manual_seed(int(config.seed or 0))
         with _mistakes_are_the_users(), made_on_cpu(dtype):
-            if policy is None:
-                policy = _make_policy(config, observation_space, action_space, generator)
-            if value_function is None:
-                sizes, activation = config.value_hidden_sizes, config.activation
-                value_function = ValueFunction(
-                    observation_space, sizes, activation, generator=generator
-                )
+            policy, value_function = make_networks(
+                config,
+                observation_space,
+                action_space,
+                row_format,
+                policy=policy,
+                value_function=value_function,
+            )
             warn_of_distant_bounds(policy, action_space)
             self.policy = policy.to(self.device)
             self.value_function = value_function.to(self.device)
@@ -112,20 +114,30 @@ class Learner:
             if config.max_kl_per == "dimension":
                 options["max_kl"] *= action_dimensions(action_space)
             self.optimizer = TRPOOptimizer(self.policy, **options)
+            self.normalizer = _shown(config, row_format)
             self.critic = Critic(
                 self.value_function,
                 learning_rate=config.critic_lr,
                 epochs=config.critic_epochs,
                 batch_size=config.critic_batch_size,
-                leave=shared_parameters(self.policy, self.value_function, observation_width),
+                leave=shared_parameters(
+                    self.policy,
+                    self.value_function,
+                    self._blank(row_format),
+                    said=config.share_encoder,
+                ),
             )
-        self.normalizer: ObservationNormalizer | None = None
-        if config.normalize_observations:
-            self.normalizer = ObservationNormalizer((observation_width,), config.observation_clip)
         self.return_scaler: ReturnScaler | None = None
         if config.normalize_rewards:
             self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
         self.counters = {"train/unscaled_advantages": 0, "train/skipped_critic_rows": 0}
+
+    def _blank(self, row_format: RowFormat) -> Any:
+        """A batch of one observation of zeros, as the networks see it."""
+        if isinstance(self.normalizer, StructuredObservations):
+            return self.normalizer.blank(self.device)
+        dtype = next((p.dtype for p in self.value_function.parameters()), None)
+        return torch.zeros(1, row_format.width, dtype=dtype, device=self.device)
 
     @_trainable
     def update(
@@ -185,7 +197,7 @@ class Learner:
     def as_shown(self, rollout: Rollout) -> Rollout:
         """The rollout with every observation as the networks see it, on their device."""
 
-        def shown(observations: Tensor) -> Tensor:
+        def shown(observations: Tensor) -> Any:
             return as_networks_see(observations.to(self.device), self.normalizer)
 
         with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
@@ -196,8 +208,8 @@ class Learner:
                 last_observations=shown(rollout.last_observations),
             )
 
-    def _values(self, observations: Tensor) -> Tensor:
-        """V of observations [N, O] as the networks see them, on the CPU."""
+    def _values(self, observations: Any) -> Tensor:
+        """V of observations [N, ...] as the networks see them, on the CPU."""
         return state_values(self.value_function, observations).cpu()
 
     def _scaled(self, advantages: Tensor, values: Tensor) -> Tensor:
@@ -234,13 +246,15 @@ class Learner:
             "train/policy_objective": -result.loss_after,
         }
 
-    def _policy_figures(self, observations: Tensor, masks: Tensor | None) -> dict[str, Any]:
-        stride = max(len(observations) // ENTROPY_ROWS, 1)
+    def _policy_figures(self, observations: Any, masks: Tensor | None) -> dict[str, Any]:
+        stride = max(len(first_leaf(observations)) // ENTROPY_ROWS, 1)
         keywords = {} if masks is None else {"action_mask": masks[::stride]}
         figures: dict[str, Any] = {}
         with torch.no_grad(), one_thread_if_small(self.policy, ENTROPY_ROWS):
             try:
-                distribution = self.policy(observations[::stride], **keywords)
+                distribution = self.policy(
+                    tree_rows(observations, slice(None, None, stride)), **keywords
+                )
                 figures["train/entropy"] = float(distribution.entropy().mean())
             except NotImplementedError:
                 figures["train/entropy"] = None
@@ -302,22 +316,38 @@ class Learner:
         scaler.load_state_dict(saved)
 
 
-def shared_parameters(policy: nn.Module, value: nn.Module, width: int) -> list[nn.Parameter]:
+def _shown(config: Config, rows: RowFormat) -> Shown | None:
+    """What makes of rows what networks see; None where that is the rows themselves."""
+    clip = config.observation_clip
+    if isinstance(rows, ObservationPacker):
+        return StructuredObservations(rows, clip, normalize=config.normalize_observations)
+    return ObservationNormalizer((rows.width,), clip) if config.normalize_observations else None
+
+
+def shared_parameters(
+    policy: nn.Module, value: nn.Module, blank: Any, *, said: bool = False
+) -> list[nn.Parameter]:
     """Parameters of both networks on which the policy's distribution depends.
 
     The critic must not move them: that would move the policy without asking its trust region. A
     warning says that they learn from the policy's step alone.
+
+    Args:
+        policy: as the agent has it.
+        value: likewise.
+        blank: a batch of one observation, as they see it.
+        said: no warning, since the user asked for it.
     """
     of_policy = {id(p) for p in policy.parameters()}
     both = [p for p in value.parameters() if id(p) in of_policy and p.requires_grad]
     if not both:
         return []
-    distribution = policy(torch.zeros(1, width, dtype=both[0].dtype, device=both[0].device))
+    distribution = policy(blank)
     probe = distribution.log_prob(mode(distribution)).sum()
     gradients = torch.autograd.grad(probe, both, allow_unused=True)
     used: list[Tensor | None] = list(gradients)
     shared = [p for p, g in zip(both, used, strict=True) if g is not None]
-    if shared:
+    if shared and not said:
         warnings.warn(
             f"{len(shared)} parameter tensors of the value function belong to the policy: the "
             "trust-region step moves them, the critic's fit does not. Separate networks learn "
@@ -344,56 +374,6 @@ def normalize_advantages(advantages: Tensor, values: Tensor | None = None) -> tu
 
 def _largest(numbers: Tensor) -> float:
     return float(numbers.abs().max()) if numbers.numel() else 0.0
-
-
-def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
-    """Warn where the first Gaussian of a policy of ours hardly meets a Box's bounds.
-
-    Its actions are then all clipped to one value, or to a corner of the Box: updates are accepted
-    and nothing is learnt.
-    """
-    if not (isinstance(policy, MlpPolicy) and isinstance(space, spaces.Box)) or policy.squash:
-        return
-    learnt = policy.log_std
-    if learnt is None:  # the last outputs, at first the same everywhere
-        log_std = cast("nn.Linear", policy.body[-1]).bias[policy.head.components :]
-    else:
-        log_std = learnt.data
-    reach = 2 * log_std.detach().double().exp().numpy(force=True)
-    low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
-    outside = (low > reach) | (high < -reach)
-    with np.errstate(invalid="ignore"):
-        narrow = 2 * reach < NARROW_SHARE * (high - low)
-    narrow &= np.isfinite(high - low)
-    if not (outside | narrow).any():
-        return
-    index = int(np.flatnonzero(outside | narrow)[0])
-    how = "lie outside" if outside[index] else f"span under {NARROW_SHARE:.0%} of"
-    warnings.warn(
-        f"the policy's first actions, within +-{reach[index]:.3g}, {how} the bounds of action "
-        f"{index}, [{low[index]:g}, {high[index]:g}]: what is clipped there teaches nothing. Use "
-        "squash=True, which maps actions onto the bounds, or rescale them with "
-        "gymnasium.wrappers.RescaleAction(env, -1, 1)",
-        stacklevel=5,
-    )
-
-
-def _make_policy(
-    config: Config,
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    generator: torch.Generator,
-) -> MlpPolicy:
-    return MlpPolicy(
-        observation_space,
-        action_space,
-        config.hidden_sizes,
-        config.activation,
-        log_std_init=config.log_std_init,
-        state_dependent_std=config.state_dependent_std,
-        squash=config.squash,
-        generator=generator,
-    )
 
 
 @contextlib.contextmanager

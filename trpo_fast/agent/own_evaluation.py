@@ -25,10 +25,9 @@ from trpo_fast.agent.evaluation import (
 )
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import logit_blocks
-from trpo_fast.base.tensors import bad_rows
 from trpo_fast.environments.interface import Bool, Environments, Rows
 
-# (flattened observations [B, O], action masks [B, n] or None) -> actions [B, ...] for env.step.
+# (rows of observations [B, O], action masks [B, n] or None) -> actions [B, ...] for env.step.
 ActRows = Callable[[Rows, Bool | None], npt.NDArray[np.generic]]
 # Evaluation's episodes are numbered from here on: training does not come so far.
 FIRST_EPISODE = 10**9
@@ -105,7 +104,7 @@ class _Play:
 
     def step(self, act: ActRows) -> None:
         """Act everywhere; in those that have played their share, for company."""
-        bad = bad_rows(self._rows)
+        bad = self.env.row_format.bad_rows(self._rows)
         self._rows[bad & (self.left == 0)] = 0
         self._drop(bad & (self.left > 0), "a NaN or infinite observation")
         done = self.env.step(act(self._rows, self._masks), self._rows)

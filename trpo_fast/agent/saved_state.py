@@ -268,7 +268,10 @@ def _statistics(learner: Learner, num_envs: int | None) -> Check:
 
     known: dict[str, Check] = {}
     if learner.normalizer is not None:
-        known["observations"] = running(learner.normalizer.statistics.mean.shape, {})
+        statistics = learner.normalizer.statistics
+        known["observations"] = (
+            parts({}) if statistics is None else running(statistics.mean.shape, {})
+        )
     if learner.return_scaler is not None:
         known["returns"] = running((), {"returns": array(np.float64, (num_envs,))})
     return parts(known)
@@ -285,7 +288,7 @@ def _collector(env: Environments, num_envs: int | None) -> Check:
     }
     check = parts(
         {
-            "observations": array((np.float32, np.float64), (num_envs, env.observation_width)),
+            "observations": array(_kept_as(env), (num_envs, env.observation_width)),
             "returns": array(np.float64, each),
             "lengths": array(np.int64, each, least=0),
             "restarts": array(np.int64, (), least=0),
@@ -307,6 +310,11 @@ def _collector(env: Environments, num_envs: int | None) -> Check:
         yield from lines
 
     return check_all
+
+
+def _kept_as(env: Environments) -> Any:
+    """Dtypes of rows of observations; flattened ones were float32 in older checkpoints."""
+    return np.uint8 if env.observation_dtype is np.uint8 else (np.float32, np.float64)
 
 
 def _actions(space: Space) -> Check:

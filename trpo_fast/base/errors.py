@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 _said: set[str] = set()
@@ -76,12 +75,11 @@ class EnvironmentFault(RuntimeError):  # noqa: N818
 
 
 class BadObservationError(ValueError):
-    """An observation that is not finite, `env` its place in the batch."""
+    """An observation that is not finite; `env` is its place in the batch."""
 
-    def __init__(self, env: int, feature: int, row: npt.NDArray[np.float32]) -> None:
+    def __init__(self, env: int, what: str) -> None:
         super().__init__(
-            f"the observation of environment {env} holds {row[feature]} at index {feature} of its "
-            f"{len(row)} numbers (flattened, as float32): no action can be chosen from it. Check "
-            "the environment."
+            f"the observation of environment {env} holds {what}: no action can be chosen from it. "
+            "Check the environment."
         )
         self.env = env

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from trpo_fast.base.errors import UnsupportedSpaceError
 
 Space = spaces.Space[Any]
+Path = tuple[Any, ...]  # keys that lead to a part of a nested space
 SUPPORTED_ACTIONS = "Box (floating point), Discrete, MultiDiscrete, MultiBinary"
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
@@ -38,6 +40,33 @@ def _flattens(space: spaces.Space) -> bool:  # type: ignore[type-arg]
         return all(_flattens(part) for part in space.spaces)
     kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     return isinstance(space, kinds)
+
+
+def leaves(space: Space, path: Path = ()) -> Iterator[tuple[Path, Space]]:
+    """The parts of a nested space that hold numbers, with the keys that lead there."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from leaves(part, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from leaves(part, (*path, index))
+    else:
+        yield path, space
+
+
+def unsupported(space: Space, path: Path) -> UnsupportedSpaceError:
+    """What to raise for a part of an observation space that has no fixed size."""
+    return UnsupportedSpaceError(
+        f"observations of {type(space).__name__}{at(path)} are not supported. "
+        f"Supported: {SUPPORTED_OBSERVATIONS}. Wrap the environment, for example in "
+        "gymnasium.wrappers.TransformObservation, to get one of these, or leave an entry of a Dict "
+        "out by gymnasium.wrappers.FilterObservation."
+    )
+
+
+def at(path: Path) -> str:
+    """The keys that lead to a leaf, in words for a message; "" where there are none."""
+    return f" (at {'/'.join(map(str, path))})" if path else ""
 
 
 def check_action_space(space: Space) -> None:

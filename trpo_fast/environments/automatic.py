@@ -90,6 +90,7 @@ class AutomaticEnvironments:
         self.observation_space: Space = local.observation_space
         self.observation_dtype = local.observation_dtype
         self.observation_width = local.observation_width
+        self.row_format = local.row_format
         self.resumable = local.resumable
 
     @property

@@ -31,8 +31,8 @@ class Shape:
 
     num_envs: int  # B
     workers: int  # W
-    width: int  # O, of a flattened observation
-    dtype: str  # of flattened observations
+    width: int  # O, of a row of observations
+    dtype: str  # of such rows
     choices: int  # n, of an action mask; 0 where actions cannot be masked
     action_shape: tuple[int, ...]
     action_dtype: str
@@ -69,8 +69,8 @@ class Board:
 
     words: npt.NDArray[np.int64]
     actions: npt.NDArray[Any]
-    observations: npt.NDArray[np.floating[Any]]
-    finals: npt.NDArray[np.floating[Any]]
+    observations: npt.NDArray[Any]
+    finals: npt.NDArray[Any]
     rewards: npt.NDArray[np.float64]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]

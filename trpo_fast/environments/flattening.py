@@ -13,9 +13,10 @@ from gymnasium import spaces
 from torch import nn
 
 from trpo_fast.base.errors import UnsupportedSpaceError
-from trpo_fast.base.spaces import SUPPORTED_OBSERVATIONS, Space
+from trpo_fast.base.spaces import Space, at, leaves, unsupported
+from trpo_fast.base.tensors import bad_rows, finite_rows
 from trpo_fast.environments.interface import Rows
-from trpo_fast.environments.observation_check import as_kept, at, leaves, pick, require_inside
+from trpo_fast.environments.observation_check import as_kept, pick, require_inside
 
 # Writes one leaf of a batch [B, ...] into its columns [B, width].
 _Write = Callable[[npt.NDArray[Any], Rows], None]
@@ -67,6 +68,28 @@ class ObservationFlattener:
             write(np.asarray(pick(observation, path))[None], row[None, columns])
         return row
 
+    def bad_rows(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which rows hold NaN, infinity, or a number that float32 does not reach, ``[B]``."""
+        return bad_rows(rows)
+
+    def finite_rows(self, array: Rows) -> Callable[[int], bool]:
+        """Whether ``array[i]`` holds none, as a function of i, while the array is filled."""
+        return finite_rows(array)
+
+    def bad_number(self, row: Rows) -> str:
+        """What and where the first such number of a row is, in words."""
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite to networks
+            narrow = row.astype(np.float32, copy=False)
+        index = int(np.flatnonzero(~np.isfinite(narrow))[0])
+        return f"{narrow[index]} at index {index} of its {len(row)} numbers (flattened, as float32)"
+
+    def bad_place(self, row: Rows) -> str:
+        """Where a row holds what `bad_rows` tells of, in words; "" where there is but one place."""
+        for path, columns, _ in self._leaves:
+            if bad_rows(row[None, columns]).any():
+                return at(path)
+        return ""
+
 
 def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
@@ -75,11 +98,7 @@ def _leaf_writer(space: Space, path: tuple[Any, ...]) -> tuple[int, _Write]:
         return _one_hot(space, path, np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
         return _one_hot(space, path, space.nvec.ravel(), np.asarray(space.start).ravel())
-    raise UnsupportedSpaceError(
-        f"observations of {type(space).__name__}{at(path)} are not supported. "
-        f"Supported: {SUPPORTED_OBSERVATIONS}. Wrap the environment, for example in "
-        "gymnasium.wrappers.TransformObservation, to get one of these."
-    )
+    raise unsupported(space, path)
 
 
 def _is_wide(space: Space) -> bool:

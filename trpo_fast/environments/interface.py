@@ -10,9 +10,10 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from trpo_fast.environments.action_masks import MaskSource
+from trpo_fast.environments.row_format import RowFormat
 
 Bool = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[Any]  # of observations, see RowFormat
 # Number of a running episode and its actions so far [n, ...].
 Episode = tuple[int, npt.NDArray[Any]]
 
@@ -40,16 +41,18 @@ class Environments(Protocol):
         num_envs: B.
         action_space: of one environment.
         observation_space: of one environment, without an action mask.
+        row_format: of what it shows.
     """
 
     name: str
     num_envs: int
     action_space: spaces.Space[Any]
     observation_space: spaces.Space[Any]
+    row_format: RowFormat
 
     @property
-    def observation_dtype(self) -> type[np.floating[Any]]:
-        """Of flattened observations: float32, or float64 where a space is wider."""
+    def observation_dtype(self) -> type[np.generic]:
+        """Of a row of observations, see `RowFormat`."""
         ...
 
     @property
@@ -59,7 +62,7 @@ class Environments(Protocol):
 
     @property
     def observation_width(self) -> int:
-        """O, the width of a flattened observation."""
+        """O, the width of a row of observations."""
         ...
 
     @property

@@ -19,7 +19,7 @@ from trpo_fast.base.errors import (
     UnknownEnvironmentError,
     UnsupportedSpaceError,
 )
-from trpo_fast.base.spaces import check_action_space
+from trpo_fast.base.spaces import Space, check_action_space
 from trpo_fast.environments import env_pool
 from trpo_fast.environments.automatic import AutomaticEnvironments, why_not_workers
 from trpo_fast.environments.flattening import ObservationFlattener
@@ -28,8 +28,10 @@ from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 from trpo_fast.environments.origins import is_importable, newest_version, registering_package
 from trpo_fast.environments.process_vector import ProcessEnvironments
+from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
+from trpo_fast.environments.vector_masks import without_mask
 from trpo_fast.environments.vectorization import VECTORIZATIONS
 from trpo_fast.environments.workers import Workers
 
@@ -49,6 +51,7 @@ def make_vector_env(
     env_kwargs: Mapping[str, Any] | None = None,
     num_workers: int = 0,
     step_timeout: float = 0.0,
+    rows: Callable[[Space], RowFormat] = ObservationFlattener,
 ) -> Environments:
     """A vector of ``num_envs`` environments with seeded, replayable episodes.
 
@@ -68,6 +71,8 @@ def make_vector_env(
         num_workers: processes of "workers" besides this one; 0: as many as there are other cores.
         step_timeout: seconds after which a step or a reset in another process is taken to hang, and
             one in this process is told of, since nobody can end it; 0: never.
+        rows: makes the format of the observations from their space, as `ObservationFlattener` and
+            `ObservationPacker` do.
 
     Raises:
         EnvironmentSetupError: the environment cannot be made or served; its kinds are
@@ -86,10 +91,10 @@ def make_vector_env(
     name = environment_name(env)
     if isinstance(env, VectorEnv):
         _refuse_kwargs(env_kwargs, name)
-        return VectorEnvironment(env, name=name, seed=seed)
+        return VectorEnvironment(env, name=name, seed=seed, rows=rows)
     if vectorization == "envpool":
         pool = _pool(env, num_envs, seed, env_kwargs or {})
-        return VectorEnvironment(pool, name=name, seed=seed)
+        return VectorEnvironment(pool, name=name, seed=seed, rows=rows)
     if isinstance(env, gym.Env):
         _refuse_kwargs(env_kwargs, name)
         if vectorization in ("workers", "async"):
@@ -100,10 +105,10 @@ def make_vector_env(
         num_envs = 1
     factories = [_Factory(env, dict(env_kwargs or {}), name, seed, i) for i in range(num_envs)]
     if vectorization == "workers":
-        return _workers(factories, num_workers, step_timeout)
+        return _workers(factories, rows, num_workers, step_timeout)
     local = vectorization if vectorization == "async" else "sync"
-    make = partial(_vector, factories, local, step_timeout)
-    vector = VectorEnvironment(make(), name=name, seed=seed, remake=make)
+    make = partial(_vector, factories, rows, local, step_timeout)
+    vector = VectorEnvironment(make(), name=name, seed=seed, remake=make, rows=rows)
     if vectorization != "auto":
         return vector
     reason = why_not_workers(num_envs, num_workers)
@@ -111,7 +116,10 @@ def make_vector_env(
         vector.choice = f"sync: {reason}"
         return vector
     return AutomaticEnvironments(
-        vector, partial(_workers, factories, num_workers, step_timeout), num_workers, step_timeout
+        vector,
+        partial(_workers, factories, rows, num_workers, step_timeout),
+        num_workers,
+        step_timeout,
     )
 
 
@@ -193,7 +201,7 @@ class _Factory:
             return self.env(**self.kwargs)
 
 
-def _first(factories: Sequence[_Factory]) -> SeededEpisodes:
+def _first(factories: Sequence[_Factory], rows: Callable[[Space], RowFormat]) -> SeededEpisodes:
     """The first environment, whose spaces are served.
 
     It is made before any other: what fails later fails once per process, with a longer text.
@@ -201,7 +209,7 @@ def _first(factories: Sequence[_Factory]) -> SeededEpisodes:
     first = factories[0]()
     try:
         check_action_space(first.action_space)
-        ObservationFlattener(first.observation_space)
+        rows(without_mask(first.observation_space, first.action_space))
     except UnsupportedSpaceError:
         first.close()
         raise
@@ -210,11 +218,12 @@ def _first(factories: Sequence[_Factory]) -> SeededEpisodes:
 
 def _workers(
     factories: Sequence[_Factory],
+    rows: Callable[[Space], RowFormat],
     num_workers: int,
     step_timeout: float,
     start_timeout: float | None = None,
 ) -> Workers:
-    first = _first(factories)
+    first = _first(factories, rows)
     if start_timeout is None:
         first.close()
     else:
@@ -228,13 +237,17 @@ def _workers(
         workers=num_workers,
         step_timeout=step_timeout,
         start_timeout=start_timeout,
+        rows=rows,
     )
 
 
 def _vector(
-    factories: Sequence[_Factory], vectorization: str, step_timeout: float
+    factories: Sequence[_Factory],
+    rows: Callable[[Space], RowFormat],
+    vectorization: str,
+    step_timeout: float,
 ) -> VectorEnv[Any, Any, Any]:
-    first = _first(factories)
+    first = _first(factories, rows)
     # SAME_STEP spends no step on resetting, and leaves nothing pending between two steps that
     # a checkpoint would have to keep.
     mode = AutoresetMode.SAME_STEP

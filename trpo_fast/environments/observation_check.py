@@ -6,44 +6,30 @@ number fills a row, and 256 is 0 in uint8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from trpo_fast.base.spaces import Space
-
-Path = tuple[Any, ...]
+from trpo_fast.base.spaces import Path, Space, at, leaves
 
 
-def leaves(space: Space, path: Path = ()) -> Iterator[tuple[Path, Space]]:
-    """The parts of a nested space that hold numbers, with the keys that lead there."""
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            yield from leaves(part, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        for index, part in enumerate(space.spaces):
-            yield from leaves(part, (*path, index))
-    else:
-        yield path, space
-
-
-def entry(observation: Any, key: Any) -> Any:
-    """One entry of a nested observation; ValueError where it has none."""
+def entry(observation: Any, key: Any, path: Path = ()) -> Any:
+    """One entry of a nested observation, itself at ``path``; ValueError where it has none."""
     try:
         return observation[key]
     except (KeyError, IndexError, TypeError):
         raise ValueError(
-            f"the observation, a {type(observation).__name__}, has no entry {key}"
+            f"the observation{at(path)}, a {type(observation).__name__}, has no entry {key}"
         ) from None
 
 
 def pick(observation: Any, path: Path) -> Any:
     """The part of a nested observation that the keys lead to; ValueError where there is none."""
-    for key in path:
-        observation = entry(observation, key)
+    for depth, key in enumerate(path):
+        observation = entry(observation, key, path[:depth])
     return observation
 
 
@@ -152,11 +138,6 @@ def _first(values: npt.NDArray[Any], wrong: Any, space: Space, path: Path) -> st
     batched = values.ndim > len(space.shape or ())
     whose = f" of environment {place[0]}" if batched else ""
     return f"{whose}{at(path)} holds {values[place]}"
-
-
-def at(path: Path) -> str:
-    """The keys that lead to a leaf, in words for a message; "" where there are none."""
-    return f" (at {'/'.join(map(str, path))})" if path else ""
 
 
 def _short(space: Space) -> str:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from trpo_fast.base.errors import EnvironmentFault
-from trpo_fast.base.spaces import check_action_space
+from trpo_fast.base.spaces import Space, check_action_space
 from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
@@ -32,12 +32,13 @@ from trpo_fast.environments.interface import Bool, Rows, Transition
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.process_vector import end_processes
 from trpo_fast.environments.processes import closed, death, warn_of_closing
+from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.seeded_episodes import restart_seed
 from trpo_fast.environments.vector_masks import VectorMasks, merged_masks
 
 
 class VectorEnvironment:
-    """B environments stepped together, observations flattened to rows.
+    """B environments stepped together, each observation a row.
 
     Args:
         vector: a gymnasium vector environment.
@@ -46,6 +47,7 @@ class VectorEnvironment:
         remake: makes the same vector afresh; given where its members are :class:`SeededEpisodes`,
             whose episodes can be replayed.
         first: number of its first environment in messages, where it is a share of a larger vector.
+        rows: makes the format of its observations from their space.
 
     Raises:
         UnsupportedSpaceError: no policy here can serve one of its spaces.
@@ -59,6 +61,7 @@ class VectorEnvironment:
         seed: int,
         remake: Callable[[], VectorEnv[Any, Any, Any]] | None = None,
         first: int = 0,
+        rows: Callable[[Space], RowFormat] = ObservationFlattener,
     ) -> None:
         self.vector: Any = vector
         self.first = first
@@ -79,7 +82,7 @@ class VectorEnvironment:
             guard=self._guard,
         )
         self.observation_space = self._masks.observation_space
-        self._flatten = ObservationFlattener(self.observation_space)
+        self._flatten = self.row_format = rows(self.observation_space)
         self._check = ObservationCheck(vector.single_observation_space)
         self._no_finals = np.empty((0, self.observation_width), self.observation_dtype)
         self.autoreset_mode = _autoreset_mode(vector)
@@ -90,12 +93,12 @@ class VectorEnvironment:
 
     @property
     def observation_width(self) -> int:
-        """O, the width of a flattened observation."""
+        """O, the width of a row of observations."""
         return self._flatten.width
 
     @property
-    def observation_dtype(self) -> type[np.floating[Any]]:
-        """Of flattened observations: float32, or float64 where a space is wider."""
+    def observation_dtype(self) -> type[np.generic]:
+        """Of a row of observations, see `RowFormat`."""
         return self._flatten.dtype
 
     @property

@@ -23,6 +23,7 @@ from trpo_fast.environments.board import Bell, Board, Gone
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments, created
 from trpo_fast.environments.interface import Bool, Episode
 from trpo_fast.environments.processes import close_for, end_with_trainer
+from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.watch import NOBODY
@@ -46,6 +47,7 @@ class Source:
     first: int  # number of its first environment
     observation_space: Space
     action_space: Space
+    rows_of: Callable[[Space], RowFormat]  # makes the format of their observations
 
     @property
     def rows(self) -> slice:
@@ -86,7 +88,12 @@ class Share:
             watched=source.name if own else "",
         )
         self._env = VectorEnvironment(
-            vector, name=source.name, seed=source.seed, remake=lambda: vector, first=source.first
+            vector,
+            name=source.name,
+            seed=source.seed,
+            remake=lambda: vector,
+            first=source.first,
+            rows=source.rows_of,
         )
         rows = source.rows
         self._first = source.first

@@ -25,6 +25,7 @@ from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Bool, Episode, Rows, Transition
 from trpo_fast.environments.processes import closed, dismiss, end, warn_of_closing
+from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.silence import Silence
 from trpo_fast.environments.vector_masks import without_mask
@@ -46,6 +47,7 @@ class Workers:
             0: never. With it this process steps none, so that it can tell.
         start_timeout: seconds that the processes have to start, and for an answer until it is set
             to None; None: as long as it takes.
+        rows: makes the format of the observations from their space.
 
     Raises:
         EnvironmentSetupError: the processes cannot be started.
@@ -65,13 +67,15 @@ class Workers:
         workers: int = 0,
         step_timeout: float = 0.0,
         start_timeout: float | None = None,
+        rows: Callable[[Space], RowFormat] = ObservationFlattener,
     ) -> None:
         self.name = name
         self.num_envs = len(factories)
         self.action_space = action_space
         self.observation_space = without_mask(observation_space, action_space)
-        flattener = ObservationFlattener(self.observation_space)
-        self.observation_width, self.observation_dtype = flattener.width, flattener.dtype
+        self.row_format = rows(self.observation_space)
+        self.observation_width = self.row_format.width
+        self.observation_dtype = self.row_format.dtype
         self.mask_source: MaskSource | None = None
         self.step_timeout = step_timeout
         self.start_timeout = start_timeout
@@ -84,6 +88,7 @@ class Workers:
                 int(part[0]),
                 observation_space,
                 action_space,
+                type(self.row_format),
             )
             for part in np.array_split(np.arange(self.num_envs), parts)
         ]

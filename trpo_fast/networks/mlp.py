@@ -57,7 +57,7 @@ def perceptron(
         last = index == len(widths) - 2
         with torch.random.fork_rng([]):  # what torch draws first is not kept
             linear = nn.Linear(int(n_in), int(n_out))
-        _initialise(linear, last_gain if last else math.sqrt(2), ortho_init, generator)
+        initialise(linear, last_gain if last else math.sqrt(2), generator, ortho_init)
         modules.append(linear)
         if not last:
             modules.append(ACTIVATIONS[activation].make())
@@ -89,17 +89,23 @@ def flat_observations(obs: Tensor, body: nn.Sequential, width: int) -> Tensor:
     return flat
 
 
-def _initialise(
-    linear: nn.Linear, gain: float, ortho_init: bool, generator: torch.Generator | None
+def initialise(
+    layer: nn.Linear | nn.Conv2d,
+    gain: float,
+    generator: torch.Generator | None,
+    ortho_init: bool = True,
 ) -> None:
+    """Draw a layer's first weights: orthogonal (of filters as rows), or as torch does."""
+    rows = layer.weight.detach().flatten(1)  # a view
+    bias = cast("Tensor", layer.bias)
     if ortho_init:
-        orthogonal_(linear.weight, gain, generator)
-        nn.init.zeros_(linear.bias)
+        orthogonal_(rows, gain, generator)
+        nn.init.zeros_(bias)
         return
     # torch.nn.Linear.reset_parameters, with a generator.
-    bound = 1 / math.sqrt(linear.in_features)
-    nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
-    nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+    bound = 1 / math.sqrt(rows.shape[1])
+    nn.init.kaiming_uniform_(rows, a=math.sqrt(5), generator=generator)
+    nn.init.uniform_(bias, -bound, bound, generator=generator)
 
 
 class MlpPolicy(nn.Module):

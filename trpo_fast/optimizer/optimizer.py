@@ -287,7 +287,8 @@ class TRPOOptimizer(LightOptimizer):
                 for p in parameters.tensors:
                     self.state.setdefault(p, {AGE: 0})
             return update(problem, options, unit=batch.unit, agreed=agreed)
-        say_once(f"TRPOOptimizer takes the generic path: {network}")
+        if getattr(self.module, "observation", "") != "structured":  # those are made for it
+            say_once(f"TRPOOptimizer takes the generic path: {network}")
         with twice_differentiable(self.module, options.noise), backward_named():
             return update(problem, options, unit=batch.unit, agreed=agreed)
 

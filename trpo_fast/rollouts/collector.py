@@ -17,7 +17,7 @@ from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.environments.interface import Environments, Transition
 from trpo_fast.environments.seeded_episodes import SEED_BITS
-from trpo_fast.rollouts.normalization import ObservationNormalizer
+from trpo_fast.rollouts.observations import Shown
 from trpo_fast.rollouts.rollout import Recording, Rollout
 from trpo_fast.rollouts.samplers import Sampler, sampler_for, sampling
 
@@ -41,7 +41,9 @@ class RolloutCollector:
         self.env = env
         self.on_fault = on_fault
         self.dropped_episodes = 0
-        self._observations = np.zeros((env.num_envs, env.observation_width), env.observation_dtype)
+        self._bad_rows = env.row_format.bad_rows
+        shape = env.num_envs, env.observation_width
+        self._observations: npt.NDArray[Any] = np.zeros(shape, env.observation_dtype)
         self._masks: Bool | None = None
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
@@ -56,7 +58,7 @@ class RolloutCollector:
     def collect(
         self,
         policy: nn.Module,
-        normalizer: ObservationNormalizer | None,
+        normalizer: Shown | None,
         steps: int,
         rng: np.random.Generator,
         budget: TimeBudget | None = None,
@@ -66,7 +68,7 @@ class RolloutCollector:
         Args:
             policy: ``policy(obs)`` or ``policy(obs, action_mask=mask)`` gives a distribution of
                 batch_shape [B]; in eval mode meanwhile.
-            normalizer: applied to what the policy sees; the rollout keeps raw observations.
+            normalizer: makes of them what the policy sees; the rollout keeps raw observations.
             steps: T. A single step that only resets (NEXT_STEP) is followed by another.
             rng: gives the noise of the whole rollout, and a seed for torch, on which a policy that
                 samples for itself draws; torch's own generator is left as it was.
@@ -136,7 +138,7 @@ class RolloutCollector:
         """Every environment shows the first observation of an episode."""
         self._returns[:] = 0
         self._lengths[:] = 0
-        self._renew(bad_rows(self._observations), self._observations)
+        self._renew(self._bad_rows(self._observations), self._observations)
         self._started = True
 
     def _step(
@@ -186,25 +188,32 @@ class RolloutCollector:
         env_actions: npt.NDArray[Any],
     ) -> None:
         following = recording.observations[t + 1]
-        bad_row = bad_rows(following)
+        bad_row = self._bad_rows(following)
         # Where an episode was terminated its final observation has no use, and environments do
         # terminate because it is not finite. NEXT_STEP alone shows it here.
         unused = bad_row & transition.terminated & ~transition.fresh
         following[unused] = 0
         bad_reward = bad_rows(recording.rewards[t][:, None])
         bad_episode = bad_reward | (bad_row & ~unused & ~transition.fresh)
-        bad_final = bad_rows(transition.final_observations)
+        bad_final = self._bad_rows(transition.final_observations)
         bad_episode[transition.final_envs[bad_final]] = True
         if bad_episode.any():
             if self.on_fault == "stop":
                 env = int(np.flatnonzero(bad_episode)[0])
                 reward = recording.rewards[t, env]
-                what = "a NaN or infinite reward" if bad_reward[env] else NO_NUMBER
+                final = transition.final_observations[transition.final_envs == env]
+                what = NO_NUMBER + self._bad_place(*final, following[env])
+                what = "a NaN or infinite reward" if bad_reward[env] else what
                 if bad_reward[env] and np.isfinite(reward):
                     what = f"the reward {reward:g}, beyond float32's {np.finfo(np.float32).max:.2g}"
                 raise self._nan_fault(env, what, env_actions)
             self._drop(t, bad_episode, recording, transition)
         self._renew(bad_row & transition.fresh & ~bad_episode, following)
+
+    def _bad_place(self, *rows: npt.NDArray[Any]) -> str:
+        """Where the first bad one of some rows is, in words."""
+        bad = [row for row in rows if self._bad_rows(row[None]).any()]
+        return self.env.row_format.bad_place(bad[0]) if bad else ""
 
     def _nan_fault(
         self, env: int, what: str, env_actions: npt.NDArray[Any] | None
@@ -242,22 +251,22 @@ class RolloutCollector:
             self._masks = self.env.reset_where(running, following, self._masks)
         self._require_finite_start(bad & ~pending, following)
 
-    def _renew(self, bad: Bool, observations: npt.NDArray[np.floating[Any]]) -> None:
+    def _renew(self, bad: Bool, observations: npt.NDArray[Any]) -> None:
         """Reset once more where the first observation of an episode is not finite."""
         if not bad.any():
             return
         if self.on_fault == "stop":
-            raise self._nan_fault(int(np.flatnonzero(bad)[0]), NO_NUMBER, None)
+            env = int(np.flatnonzero(bad)[0])
+            raise self._nan_fault(env, NO_NUMBER + self._bad_place(observations[env]), None)
         self._count_dropped(bad, " at a reset")
         self._masks = self.env.reset_where(bad, observations, self._masks)
         self._require_finite_start(bad, observations)
 
-    def _require_finite_start(
-        self, where: Bool, observations: npt.NDArray[np.floating[Any]]
-    ) -> None:
-        bad = where & bad_rows(observations)
+    def _require_finite_start(self, where: Bool, observations: npt.NDArray[Any]) -> None:
+        bad = where & self._bad_rows(observations)
         if bad.any():
-            raise self._nan_fault(int(np.flatnonzero(bad)[0]), NO_NUMBER, None)
+            env = int(np.flatnonzero(bad)[0])
+            raise self._nan_fault(env, NO_NUMBER + self._bad_place(observations[env]), None)
 
     def _count_dropped(self, bad: Bool, when: str) -> None:
         if not self.dropped_episodes:

@@ -18,7 +18,7 @@ import torch
 
 from trpo_fast.rollouts.gae import compute_gae
 
-__all__ = ["ObservationNormalizer", "ReturnScaler", "RunningMeanStd", "as_networks_see"]
+__all__ = ["ObservationNormalizer", "ReturnScaler", "RunningMeanStd"]
 
 Array = TypeVar("Array", npt.NDArray[np.floating[Any]], torch.Tensor)
 Float64 = npt.NDArray[np.float64]
@@ -194,21 +194,6 @@ class ObservationNormalizer:
         self.statistics.load_state_dict(state)
         self._pending = RunningMeanStd(self.statistics.mean.shape)
         self._refresh()
-
-
-def as_networks_see(raw: Array, normalizer: ObservationNormalizer | None) -> Array:
-    """Observations [..., O] as networks see them: normalised in their own width, then float32.
-
-    Args:
-        raw: as the environments give them; a tensor on any device, or an array.
-        normalizer: None where none is used.
-    """
-    shown: Any = raw if normalizer is None else normalizer(raw)
-    if isinstance(shown, torch.Tensor):
-        shown = shown.float()
-    else:
-        shown = shown.astype(np.float32, copy=False)
-    return shown  # type: ignore[no-any-return]
 
 
 class ReturnScaler:

@@ -11,13 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trpo_fast.base.tensors import bad_rows, finite_rows
+from trpo_fast.base.tensors import finite_rows
+from trpo_fast.base.trees import first_leaf, tree_leaves, tree_map, tree_rows
 from trpo_fast.environments.interface import Environments, Transition
 
 Bool = npt.NDArray[np.bool_]
 
-# Rows per call of the value function: bounds the memory of its hidden layers.
+# Rows per call of the value function, and numbers in them: bounds the memory of its hidden layers.
 _VALUE_ROWS = 1 << 16
+_VALUE_NUMBERS = 1 << 24
 
 
 @dataclass
@@ -28,7 +30,8 @@ class Rollout:
     be left out of every mean and every count.
     """
 
-    observations: Tensor  # [T, B, O] as the environment gave them, float32 or float64
+    # [T, B, O] as the environment gave them, rows; or a nesting of [T, B, ...], as networks see it
+    observations: Any
     actions: Tensor  # [T, B] or [T, B, A], as distribution.sample() gave them
     log_probs: Tensor  # [T, B]
     rewards: Tensor  # [T, B] float64
@@ -36,8 +39,8 @@ class Rollout:
     truncated: Tensor  # [T, B] bool
     valid: Tensor  # [T, B] bool
     final_index: tuple[Tensor, Tensor]  # ([K], [K]): steps, environments
-    final_observations: Tensor  # [K, O], where episodes were truncated and not terminated
-    last_observations: Tensor  # [B, O], after the last row
+    final_observations: Any  # [K, O], where episodes were truncated and not terminated
+    last_observations: Any  # [B, O], after the last row
     action_masks: Tensor | None  # [T, B, n] bool
     episode_returns: list[float]  # of the episodes that ended here, in order
     episode_lengths: list[int]
@@ -48,42 +51,49 @@ class Rollout:
         """Number of transitions."""
         return int(self.valid.sum())
 
-    def select(self, rows: Tensor) -> Tensor:
-        """The valid rows of a [T, B, ...] tensor as [N, ...]; a view when all are valid."""
-        flat = rows.flatten(0, 1)
-        return flat if bool(self.valid.all()) else flat[self.valid.flatten()]
+    def select(self, rows: Any) -> Any:
+        """The valid rows of a nesting of [T, B, ...] as [N, ...]; views when all are valid."""
+        flat = tree_map(lambda leaf: leaf.flatten(0, 1), rows)
+        return flat if bool(self.valid.all()) else tree_rows(flat, self.valid.flatten())
 
 
 def bootstrap_values(
-    rollout: Rollout, value_fn: Callable[[Tensor], Tensor]
+    rollout: Rollout, value_fn: Callable[[Any], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All values that advantage estimation needs, in one evaluation after the rollout.
 
     Args:
         rollout: T steps of B environments.
-        value_fn: raw observations [N, O] to values [N].
+        value_fn: observations [N, ...] to values [N].
 
     Returns:
         ``values`` [T, B], ``last_values`` [B] and ``final_values`` [T, B], the latter 0 but where
         an episode was truncated without being terminated.
     """
-    steps, envs, width = rollout.observations.shape
-    values = _in_chunks(value_fn, rollout.observations.reshape(-1, width)).reshape(steps, envs)
+    steps, envs = rollout.rewards.shape
+    flat = tree_map(lambda leaf: leaf.flatten(0, 1), rollout.observations)
+    values = _in_chunks(value_fn, flat).reshape(steps, envs)
     last_values = _in_chunks(value_fn, rollout.last_observations)
     final_values = torch.zeros_like(values)
-    if len(rollout.final_observations):
+    if len(first_leaf(rollout.final_observations)):
         final_values[rollout.final_index] = _in_chunks(value_fn, rollout.final_observations)
     return values, last_values, final_values
 
 
-def _in_chunks(value_fn: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def _in_chunks(value_fn: Callable[[Any], Tensor], rows: Any) -> Tensor:
+    count = len(first_leaf(rows))
+    numbers = max(sum(leaf[:1].numel() for leaf in tree_leaves(rows)), 1)
+    size = min(_VALUE_ROWS, -(-_VALUE_NUMBERS // numbers))
     with torch.no_grad():
-        parts = [value_fn(part) for part in rows.split(_VALUE_ROWS)]
+        parts = [
+            value_fn(tree_rows(rows, slice(start, start + size)))
+            for start in range(0, max(count, 1), size)
+        ]
     values = torch.cat(parts) if len(parts) > 1 else parts[0]
-    if values.shape != rows.shape[:1]:
+    if values.shape != (count,):
         raise ValueError(
-            f"the value function must give [N] values for [N, O] observations; for N = "
-            f"{len(rows)} it gave shape {tuple(values.shape)}."
+            f"the value function must give [N] values for [N, ...] observations; for N = "
+            f"{count} it gave shape {tuple(values.shape)}."
         )
     return values
 
@@ -94,8 +104,9 @@ class Recording:
     def __init__(self, env: Environments, steps: int) -> None:
         shape = (steps, env.num_envs)
         self._dtype = env.observation_dtype
+        self._bad_rows = env.row_format.bad_rows
         rows = (steps + 1, env.num_envs, env.observation_width)
-        self.observations: npt.NDArray[np.floating[Any]] = np.empty(rows, self._dtype)
+        self.observations: npt.NDArray[Any] = np.empty(rows, self._dtype)
         self.rewards = np.empty(shape)
         # As most steps leave them; the others are written.
         self.terminated = np.zeros(shape, bool)
@@ -103,12 +114,12 @@ class Recording:
         self.valid = np.ones(shape, bool)
         self.masks: Bool | None = None
         self.actions: Tensor | None = None
-        self.finals: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.floating[Any]]]] = []
+        self.finals: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[Any]]] = []
         self.episode_returns: list[float] = []
         self.episode_lengths: list[int] = []
         self.dropped = 0
         self._rewards_finite = finite_rows(self.rewards)
-        self._observations_finite = finite_rows(self.observations)
+        self._observations_finite = env.row_format.finite_rows(self.observations)
 
     def keep_masks(self, t: int, masks: Bool) -> None:
         """Note the action masks [B, n] that step t was taken under."""
@@ -140,7 +151,7 @@ class Recording:
         return (
             self._rewards_finite(t)
             and self._observations_finite(t + 1)
-            and (transition.quiet or not bad_rows(transition.final_observations).any())
+            and (transition.quiet or not self._bad_rows(transition.final_observations).any())
         )
 
     def forget_finals(self, t: int, envs: Bool) -> None:
@@ -150,7 +161,7 @@ class Recording:
             stay = ~envs[kept]
             self.finals.append((t, kept[stay], rows[stay]))
 
-    def finish(self, last: npt.NDArray[np.floating[Any]], log_probs: Tensor) -> Rollout:
+    def finish(self, last: npt.NDArray[Any], log_probs: Tensor) -> Rollout:
         """The rollout; its last observations are copied to ``last`` [B, O] too."""
         last[:] = self.observations[-1]
         width = self.observations.shape[-1]

@@ -26,7 +26,7 @@ from trpo_fast.environments.flattening import action_converter, dtype_converter
 from trpo_fast.networks import network
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import network_of
-from trpo_fast.rollouts.normalization import ObservationNormalizer, as_networks_see
+from trpo_fast.rollouts.observations import Shown, StructuredObservations, as_networks_see
 from trpo_fast.rollouts.rollout import Recording
 
 Array = npt.NDArray[Any]
@@ -42,7 +42,7 @@ class Sampler:
     def __init__(
         self,
         policy: nn.Module,
-        normalizer: ObservationNormalizer | None,
+        normalizer: Shown | None,
         recording: Recording,
         space: spaces.Space[Any],
     ) -> None:
@@ -55,14 +55,17 @@ class Sampler:
         self._device, self._dtype = parameter.device, parameter.dtype
         self._kept: list[Tensor] = []
 
-    def _shown(self, t: int) -> tuple[Tensor, Tensor | None]:
-        """What the policy is shown at step t, [B, O], and its masks."""
+    def _shown(self, t: int) -> tuple[Any, Tensor | None]:
+        """What the policy is shown at step t, [B, O] or the space's nesting, and its masks."""
         recording = self._recording
-        shown = as_networks_see(recording.observations[t], self._normalizer)
+        raw: Any = recording.observations[t]
+        if isinstance(self._normalizer, StructuredObservations):
+            raw = torch.from_numpy(raw).to(self._device)
+        shown = as_networks_see(raw, self._normalizer)
+        if isinstance(shown, np.ndarray):
+            shown = torch.from_numpy(shown).to(self._device)
         mask = None if recording.masks is None else torch.from_numpy(recording.masks[t])
-        return torch.from_numpy(shown).to(self._device), (
-            None if mask is None else mask.to(self._device)
-        )
+        return shown, None if mask is None else mask.to(self._device)
 
     def __call__(self, t: int) -> Array:
         """Sample step t by the policy's own distribution."""
@@ -76,9 +79,10 @@ class Sampler:
             )
         actions: Tensor = chosen.sample()
         log_prob: Tensor = chosen.log_prob(actions)
-        if log_prob.shape != (len(x),):
+        envs = self._recording.rewards.shape[1]
+        if log_prob.shape != (envs,):
             raise ValueError(
-                f"the policy's log_prob must have shape [{len(x)}], one number per row of "
+                f"the policy's log_prob must have shape [{envs}], one number per row of "
                 f"obs; got {tuple(log_prob.shape)}. Wrap per-dimension distributions in "
                 "torch.distributions.Independent(..., 1)."
             )
@@ -98,7 +102,7 @@ class NetworkSampler(Sampler):
     def __init__(
         self,
         policy: nn.Module,
-        normalizer: ObservationNormalizer | None,
+        normalizer: Shown | None,
         recording: Recording,
         space: spaces.Space[Any],
         net: Network,
@@ -167,6 +171,7 @@ class NativeSampler(NetworkSampler):
         policy: Any = self._policy
         actions, recording = self._actions(), self._recording
         raw, normalizer = recording.observations, self._normalizer
+        assert not isinstance(normalizer, StructuredObservations)  # noqa: S101 (a perceptron's)
         bounds = (
             np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
             for bound in (policy.action_low, policy.action_high)
@@ -200,7 +205,7 @@ class NativeSampler(NetworkSampler):
 
 def sampler_for(
     policy: nn.Module,
-    normalizer: ObservationNormalizer | None,
+    normalizer: Shown | None,
     recording: Recording,
     space: spaces.Space[Any],
     rng: np.random.Generator,

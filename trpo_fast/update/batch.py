@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from trpo_fast.base.trees import first_leaf, tree_rows
 from trpo_fast.update.share import Share
 
 
@@ -47,19 +48,3 @@ def batch_rows(batch: Batch, rows: slice | Tensor) -> Batch:
     chosen: dict[str, Any] = {k: None if t is None else t[rows] for k, t in parts.items()}
     obs = tree_rows(batch.obs, rows)
     return batch._replace(rows=len(first_leaf(obs)), obs=obs, **chosen)
-
-
-def tree_rows(tree: Any, rows: slice | Tensor) -> Any:
-    """Some rows of a nesting of tensors."""
-    if isinstance(tree, dict):
-        return {key: tree_rows(item, rows) for key, item in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(tree_rows(item, rows) for item in tree)
-    return tree[rows]
-
-
-def first_leaf(tree: Any) -> Tensor:
-    """The first tensor of a nesting."""
-    while not isinstance(tree, Tensor):
-        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
-    return tree

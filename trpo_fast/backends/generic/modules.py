@@ -11,8 +11,9 @@ from torch.distributions import Categorical, Distribution
 from trpo_fast.backends.generic.problem import FisherTerm, ModelCall, Term
 from trpo_fast.base.modes import Draws
 from trpo_fast.base.tensors import strided_rows, weighted_mean
+from trpo_fast.base.trees import first_leaf
 from trpo_fast.networks.distributions import MultiCategorical, whole_actions
-from trpo_fast.update.batch import Batch, batch_rows, first_leaf
+from trpo_fast.update.batch import Batch, batch_rows
 from trpo_fast.update.options import Options
 
 CHUNK_ROWS = 1 << 17

@@ -1,0 +1,191 @@
+"""Which policy and value function an agent has: by name, by the spaces, or the user's own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from trpo_fast.agent.config import Config, ConfigError
+from trpo_fast.base.images import image_of
+from trpo_fast.base.spaces import Space, leaves
+from trpo_fast.environments.flattening import ObservationFlattener
+from trpo_fast.environments.packing import ObservationPacker
+from trpo_fast.environments.row_format import RowFormat
+from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
+from trpo_fast.networks.structured import (
+    CnnPolicy,
+    CnnValueFunction,
+    MultiInputPolicy,
+    MultiInputValueFunction,
+    StructuredPolicy,
+)
+
+STRUCTURED = "structured"
+FLAT = "flat"
+# Of a Box's width, below which the first Gaussian reaches next to nothing of it.
+NARROW_SHARE = 0.01
+# Policies on observations as they are.
+NESTED = ("cnn", "multi_input")
+
+
+def chosen(name: str, space: Space) -> str:
+    """The policy that "auto" is for a space: a perceptron where no part of it is an image."""
+    if name != "auto":
+        return name
+    if image_of(space) is not None:
+        return "cnn"
+    return "multi_input" if any(image_of(leaf) for _, leaf in leaves(space)) else "mlp"
+
+
+def observation_kind(module: nn.Module) -> str:
+    """Whether a module takes flattened rows or the environment's nesting; it says so itself."""
+    kind = getattr(module, "observation", FLAT)
+    if kind not in (FLAT, STRUCTURED):
+        raise ConfigError(
+            f"{type(module).__name__}.observation is {kind!r}; it is {STRUCTURED!r} for the "
+            f"environment's own nesting, or {FLAT!r}, as without it, for flattened rows"
+        )
+    return str(kind)
+
+
+def row_format(policy: nn.Module | None, name: str) -> Callable[[Space], RowFormat]:
+    """What makes the format of observations from their space, for a module or a policy's name."""
+    return partial(_format, None if policy is None else observation_kind(policy), name)
+
+
+def _format(kind: str | None, name: str, space: Space) -> RowFormat:
+    nested = chosen(name, space) in NESTED if kind is None else kind == STRUCTURED
+    return ObservationPacker(space) if nested else ObservationFlattener(space)
+
+
+def make_networks(
+    config: Config,
+    observation_space: Space,
+    action_space: Space,
+    rows: RowFormat,
+    *,
+    policy: nn.Module | None,
+    value_function: nn.Module | None,
+) -> tuple[nn.Module, nn.Module]:
+    """The two networks of an agent, those of the user where they are given.
+
+    Raises:
+        ValueError: an option or space that the networks asked for cannot serve.
+    """
+    generator = torch.Generator("cpu").manual_seed(int(config.seed or 0))
+    kind = STRUCTURED if isinstance(rows, ObservationPacker) else FLAT
+    name = chosen(config.policy, observation_space)
+    if policy is None:
+        policy = _policy(name, config, observation_space, action_space, generator)
+    if value_function is None:
+        name = name if kind == STRUCTURED and name in NESTED else "mlp"
+        name = "multi_input" if kind == STRUCTURED and name == "mlp" else name
+        value_function = _value_function(name, config, observation_space, policy, generator)
+    elif observation_kind(value_function) != kind:
+        raise ConfigError(
+            f"the policy takes {kind} observations, the value function "
+            f"{observation_kind(value_function)} ones: both must take the same, as "
+            "observation = 'structured' on a module says"
+        )
+    if kind == FLAT:
+        _warn_of_flat_images(policy, observation_space)
+    return policy, value_function
+
+
+def _policy(
+    name: str,
+    config: Config,
+    observation_space: Space,
+    action_space: Space,
+    generator: torch.Generator,
+) -> nn.Module:
+    options: dict[str, Any] = {
+        "log_std_init": config.log_std_init,
+        "state_dependent_std": config.state_dependent_std,
+        "squash": config.squash,
+        "generator": generator,
+    }
+    if name == "cnn":
+        return CnnPolicy(observation_space, action_space, **options)
+    kind = MultiInputPolicy if name == "multi_input" else MlpPolicy
+    return kind(observation_space, action_space, config.hidden_sizes, config.activation, **options)
+
+
+def _value_function(
+    name: str,
+    config: Config,
+    observation_space: Space,
+    policy: nn.Module,
+    generator: torch.Generator,
+) -> nn.Module:
+    shared = None
+    if config.share_encoder:
+        if not isinstance(policy, StructuredPolicy):
+            raise ConfigError(
+                "share_encoder=True shares the encoder of a policy of kind 'cnn' or "
+                f"'multi_input'; this one is a {type(policy).__name__}"
+            )
+        shared = policy.encoder
+    if name == "cnn":
+        return CnnValueFunction(observation_space, encoder=shared, generator=generator)
+    sizes, activation = config.value_hidden_sizes, config.activation
+    if name == "multi_input":
+        return MultiInputValueFunction(
+            observation_space, sizes, activation, encoder=shared, generator=generator
+        )
+    return ValueFunction(observation_space, sizes, activation, generator=generator)
+
+
+def _warn_of_flat_images(policy: nn.Module, space: Space) -> None:
+    """Warn where a perceptron of ours is shown an image as a row of numbers."""
+    images = [leaf for _, leaf in leaves(space) if image_of(leaf) is not None]
+    if images and isinstance(policy, MlpPolicy):
+        better = (
+            "MultiInputPolicy" if isinstance(space, spaces.Dict | spaces.Tuple) else "CnnPolicy"
+        )
+        name = "multi_input" if better == "MultiInputPolicy" else "cnn"
+        warnings.warn(
+            f"images of {images[0].shape} are flattened into a perceptron, which does not see "
+            f"what lies beside what: {better} (policy={name!r}) does",
+            stacklevel=6,
+        )
+
+
+def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
+    """Warn where the first Gaussian of a policy of ours hardly meets a Box's bounds.
+
+    Its actions are then all clipped to one value, or to a corner of the Box: updates are accepted
+    and nothing is learnt.
+    """
+    policy = policy.actor if isinstance(policy, StructuredPolicy) else policy
+    if not (isinstance(policy, MlpPolicy) and isinstance(space, spaces.Box)) or policy.squash:
+        return
+    learnt = policy.log_std
+    if learnt is None:  # the last outputs, at first the same everywhere
+        log_std = cast("nn.Linear", policy.body[-1]).bias[policy.head.components :]
+    else:
+        log_std = learnt.data
+    reach = 2 * log_std.detach().double().exp().numpy(force=True)
+    low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+    outside = (low > reach) | (high < -reach)
+    with np.errstate(invalid="ignore"):
+        narrow = 2 * reach < NARROW_SHARE * (high - low)
+    narrow &= np.isfinite(high - low)
+    if not (outside | narrow).any():
+        return
+    index = int(np.flatnonzero(outside | narrow)[0])
+    how = "lie outside" if outside[index] else f"span under {NARROW_SHARE:.0%} of"
+    warnings.warn(
+        f"the policy's first actions, within +-{reach[index]:.3g}, {how} the bounds of action "
+        f"{index}, [{low[index]:g}, {high[index]:g}]: what is clipped there teaches nothing. Use "
+        "squash=True, which maps actions onto the bounds, or rescale them with "
+        "gymnasium.wrappers.RescaleAction(env, -1, 1)",
+        stacklevel=5,
+    )
