@@ -14,6 +14,8 @@ from trpo_fast.environments.packing import ObservationPacker
 def test_leaves_come_out_as_they_went_in():
     packer, batch = ObservationPacker(Pictures.observation_space), nested(5)
     rows = packer(batch)
+    dirty = np.full_like(rows, 77)
+    np.testing.assert_array_equal(packer(batch, dirty), rows)  # the gaps between leaves, too
     assert (rows.dtype, rows.shape) == (np.uint8, (5, packer.width))
     found = {leaf.path: leaf.of(rows) for leaf in packer.leaves}
     np.testing.assert_array_equal(found["picture",], batch["picture"])

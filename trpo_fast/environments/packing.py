@@ -61,6 +61,7 @@ class ObservationPacker:
     def __init__(self, space: Space) -> None:
         self.space = space
         self.leaves: list[Leaf] = []
+        self._gaps: list[slice] = []  # between leaves; zeros, so that rows can be compared
         self.width = 0
         for path, leaf in leaves(space):
             self.leaves.append(self._place(path, leaf))
@@ -89,6 +90,8 @@ class ObservationPacker:
         end = self.width + math.prod(shape) * kept.itemsize
         leaf = Leaf(path, space, shape, kept, slice(self.width, end), start)
         self.width = -(-end // ALIGNED) * ALIGNED
+        if end < self.width:
+            self._gaps.append(slice(end, self.width))
         return leaf
 
     def __call__(self, batch: Any, out: Bytes | None = None) -> Bytes:
@@ -101,6 +104,8 @@ class ObservationPacker:
         rows = np.zeros((len(first), self.width), np.uint8) if out is None else out
         for leaf in self.leaves:
             self._write(leaf, np.asarray(pick(batch, leaf.path)), rows)
+        for gap in self._gaps if out is not None else ():
+            rows[:, gap] = 0
         return rows
 
     def one(self, observation: Any) -> Bytes:
