@@ -238,7 +238,7 @@ def test_sizes_that_the_arrays_have_not_are_refused_before_anything_is_made(
     def make(*_: Any, **__: Any) -> None:
         raise AssertionError("environments are made")
 
-    monkeypatch.setattr("trpo_fast.agent.agent.make_vector_env", make)
+    monkeypatch.setattr("trpo_fast.agent.making.make_vector_env", make)
     for options in ({}, {"predict_only": True}, {"num_envs": 1}):
         with pytest.raises(CheckpointError, match=words):
             TRPO.load(path, **options)

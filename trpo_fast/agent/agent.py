@@ -61,7 +61,7 @@ class TRPO:
         self,
         env: Any,
         *,
-        policy: nn.Module | str | None = None,
+        policy: nn.Module | str | None = "auto",
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
         _dtype: torch.dtype | None = None,  # of the networks of a checkpoint

@@ -70,7 +70,8 @@ def _space(kind: str, body: Any) -> Space:
         _shape(n if isinstance(n, tuple) else [n])
         return spaces.MultiBinary(n)
     if kind == "Dict":
-        return spaces.Dict({key: space_from_json(part) for key, part in body})
+        # a list, since it would sort the keys of a mapping
+        return spaces.Dict([(key, space_from_json(part)) for key, part in body])
     if kind == "Tuple":
         return spaces.Tuple([space_from_json(part) for part in body])
     raise ValueError(f"{kind!r} is no kind of space here")
