@@ -9,6 +9,7 @@ from trpo_fast._version import __version__  # noqa: F401 (as every package has i
 from trpo_fast.base.errors import FallbackWarning
 from trpo_fast.networks.distributions import MaskedCategorical, MultiCategorical
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
+from trpo_fast.networks.recurrent import RecurrentPolicy, RecurrentValueFunction
 from trpo_fast.networks.structured import (
     CnnPolicy,
     CnnValueFunction,
@@ -33,6 +34,8 @@ __all__ = [
     "MultiCategorical",
     "MultiInputPolicy",
     "MultiInputValueFunction",
+    "RecurrentPolicy",
+    "RecurrentValueFunction",
     "Status",
     "TRPOOptimizer",
     "TrustRegionResult",

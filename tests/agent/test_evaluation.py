@@ -77,7 +77,7 @@ def test_masks_are_obeyed_wherever_they_come_from(place):
     actor = Actor(policy, env.observation_space, env.action_space, None)
 
     def act(observations, masks):
-        return actor.act_each(observations, masks, deterministic=True)
+        return actor.act_each(observations, masks, deterministic=True)[0]
 
     # The environment raises on a masked action.
     result = run_episodes(act, lambda: Masked(place), 4, seed=0)

@@ -113,7 +113,7 @@ def test_an_observation_that_is_no_number_is_a_fault_or_dropped() -> None:
     actor = Actor(policy, env.observation_space, env.action_space, None)
 
     def act(observations: Any, masks: Any) -> Any:
-        return actor.act_each(observations, masks, deterministic=True)
+        return actor.act_each(observations, masks, deterministic=True)[0]
 
     def make() -> Any:
         return Poisoned("observation", (1, 2))

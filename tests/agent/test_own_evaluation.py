@@ -24,8 +24,8 @@ MODES = list(AutoresetMode)
 OWN = {"eval_envs": 0, "eval_every": 64, "eval_episodes": 3}
 
 
-def zeros(rows: Any, masks: Any) -> Any:
-    return np.zeros(len(rows), np.int64)
+def zeros(rows: Any, masks: Any, state: Any, fresh: Any) -> Any:
+    return np.zeros(len(rows), np.int64), state
 
 
 class Single(Walk):

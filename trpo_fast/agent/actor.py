@@ -46,10 +46,17 @@ class Actor:
         self._flatten: RowFormat = ObservationFlattener(observation_space)
         if isinstance(normalizer, StructuredObservations):
             self._flatten = normalizer.rows
+        # What makes the memory of a recurrent policy, of which others have none.
+        self._memory: Any = getattr(policy, "initial_memory", None)
         self._to_env = action_converter(policy, action_space)
         self._action_space = action_space
         self._masks = MaskReader(action_space)
         self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the policy has a memory."""
+        return self._memory is not None
 
     def is_single(self, observation: Any) -> bool:
         """Whether this is one observation (not a batch); ValueError when it is neither."""
@@ -67,36 +74,105 @@ class Actor:
         raise ValueError(f"observation of shape {shape}: expected {wanted}, or (n, *{wanted})")
 
     def act(
-        self, observations: Any, *, deterministic: bool, masks: npt.ArrayLike | None = None
-    ) -> npt.NDArray[Any]:
-        """Actions [n, ...] for env.step from a batch of raw observations.
+        self,
+        observations: Any,
+        *,
+        deterministic: bool,
+        masks: npt.ArrayLike | None = None,
+        state: Any = None,
+        episode_start: Any = None,
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """Actions [n, ...] for env.step from a batch of raw observations, and the next state.
+
+        Args:
+            observations: a batch, as gymnasium's vector environments stack it.
+            deterministic: act by the mode.
+            masks: of the actions.
+            state: what the last call returned, or None; see `_memory_of`.
+            episode_start: [n], where an episode begins.
 
         Raises ValueError where one of them does not fit the space or is not finite.
         """
         rows = self._flatten(observations)
-        return self.act_on(deterministic, rows, self._masks_of(masks, observations, len(rows)))
+        whole = self._masks_of(masks, observations, len(rows))
+        return self.act_on(deterministic, rows, whole, state, episode_start)
 
     def act_each(
         self,
         observations: Sequence[Any],
         masks: Sequence[npt.ArrayLike | None],
+        states: Sequence[Any] = (),
         *,
         deterministic: bool,
-    ) -> npt.NDArray[Any]:
-        """Actions [n, ...] for a list of n single observations and their masks.
+    ) -> tuple[npt.NDArray[Any], Sequence[Any]]:
+        """Actions [n, ...] for a list of n single observations and their masks; the next states.
 
-        An observation's own mask counts where none is given beside it.
+        An observation's own mask counts where none is given beside it. A state of None is that at
+        the beginning of an episode.
         """
         rows = np.stack([self._flatten.one(observation) for observation in observations])
         found = [self._mask_of(o, mask) for o, mask in zip(observations, masks, strict=True)]
         some = any(mask is not None for mask in found)
         whole = np.stack([self._masks.sized(mask) for mask in found]) if some else None
-        return self.act_on(deterministic, rows, whole)
+        if self._memory is None:
+            return self._act(rows, deterministic, whole, None)[0], states
+        given = [self._memory_of(state, 1, None) for state in states or [None] * len(rows)]
+        memory = tuple(torch.cat(parts) for parts in zip(*given, strict=True))
+        actions, after = self._act(rows, deterministic, whole, memory)
+        kept = _arrays(after)
+        return actions, [tuple(part[:, i : i + 1] for part in kept) for i in range(len(rows))]
 
     def act_on(
-        self, deterministic: bool, rows: Rows, masks: npt.ArrayLike | None
-    ) -> npt.NDArray[Any]:
-        """Actions [n, ...] for env.step from rows of observations [n, O] and their masks."""
+        self,
+        deterministic: bool,
+        rows: Rows,
+        masks: npt.ArrayLike | None,
+        state: Any = None,
+        episode_start: Any = None,
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """As `act`, from rows of observations [n, O] and their masks."""
+        memory = self._memory_of(state, len(rows), episode_start)
+        found, after = self._act(rows, deterministic, masks, memory)
+        return found, state if after is None else _arrays(after)
+
+    def _memory_of(self, state: Any, count: int, episode_start: Any) -> tuple[Tensor, ...]:
+        """The memory of a recurrent policy, () of others.
+
+        `state` is Stable-Baselines3's: a tuple of arrays [1, n, size], those of an LSTM (h, c), or
+        None for zeros. ValueError for anything else.
+        """
+        if self._memory is None:
+            return ()
+        memory: tuple[Tensor, ...] = self._memory(count)
+        if state is not None:
+            shape = (1, *memory[0].shape)
+            given = state if isinstance(state, tuple | list) else (state,)
+            shapes = [np.shape(part) for part in given]
+            if shapes != [shape] * len(memory):
+                raise ValueError(
+                    f"state has arrays of shapes {shapes}, expected {len(memory)} of {shape}: what "
+                    "predict returned for as many observations, or None"
+                )
+            memory = tuple(
+                torch.as_tensor(np.asarray(part[0])).to(zeros)
+                for part, zeros in zip(given, memory, strict=True)
+            )
+        if episode_start is None:
+            return memory
+        starts = np.asarray(episode_start, bool).reshape(-1)
+        if len(starts) != count:
+            raise ValueError(f"episode_start of {len(starts)} entries for {count} observations")
+        fresh = torch.from_numpy(starts).to(memory[0].device)[:, None]
+        return tuple(torch.where(fresh, 0.0, part) for part in memory)
+
+    def _act(
+        self,
+        rows: Rows,
+        deterministic: bool,
+        masks: npt.ArrayLike | None,
+        memory: tuple[Tensor, ...] | None,
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """Actions, and the memory after them; None of a policy that has none."""
         bad = self._flatten.bad_rows(rows)
         if bad.any():
             env = int(np.flatnonzero(bad)[0])
@@ -106,18 +182,24 @@ class Actor:
         self.policy.eval()
         try:
             with torch.no_grad(), one_thread_if_small(self.policy, len(rows)):
-                distribution = self._distribution(obs, masks)
+                distribution, after = self._distribution(obs, masks, memory)
                 actions: Tensor = mode(distribution) if deterministic else distribution.sample()
         finally:
             self.policy.train(training)
-        return self._to_env(actions)
+        return self._to_env(actions), after
 
-    def _distribution(self, obs: Any, masks: npt.ArrayLike | None) -> Any:
-        if masks is None:
-            return self.policy(obs)
-        return self.policy(
-            obs, action_mask=torch.from_numpy(np.asarray(masks, bool)).to(self._device)
-        )
+    def _distribution(
+        self, obs: Any, masks: npt.ArrayLike | None, memory: tuple[Tensor, ...] | None
+    ) -> tuple[Any, Any]:
+        given: dict[str, Any] = {}
+        if masks is not None:
+            mask = torch.from_numpy(np.asarray(masks, bool))
+            given["action_mask"] = mask.to(self._device)
+        if self._memory is None:
+            return self.policy(obs, **given), None
+        policy: Any = self.policy
+        chosen, after = policy.step(obs, memory, **given)
+        return chosen, after
 
     def _masks_of(
         self, masks: npt.ArrayLike | None, observations: Any, count: int
@@ -154,3 +236,8 @@ class Actor:
             raise ValueError(
                 f"action masks are for discrete choices; actions here are {self._action_space}"
             )
+
+
+def _arrays(memory: Sequence[Tensor]) -> tuple[npt.NDArray[Any], ...]:
+    """A memory as Stable-Baselines3 hands it on: arrays [1, n, size]."""
+    return tuple(part.numpy(force=True)[None] for part in memory)

@@ -47,8 +47,9 @@ class TRPO:
     Args:
         env: a gymnasium id, a function that makes an Env, an Env, or a vector environment.
         policy: module whose forward(obs) gives a torch Distribution; or "mlp", "cnn",
-            "multi_input", or "auto", as without one: by the observation space. A module with
-            `observation = "structured"` is given the space's nesting, others flattened rows.
+            "multi_input", "recurrent", or "auto", as without one: by the observation space. A
+            module with `observation = "structured"` is given the space's nesting, others flattened
+            rows.
         value_function: module with forward(obs) -> [N]; one like the policy without.
         run_dir: directory for config, logs, checkpoints and the learning curve; without one,
             nothing is written.
@@ -256,21 +257,30 @@ class TRPO:
         *,
         action_masks: npt.ArrayLike | None = None,
     ) -> tuple[npt.NDArray[Any], Any]:
-        """Actions for env.step from raw observations, one or a batch; and `state` unchanged.
+        """Actions for env.step from raw observations, one or a batch; and the next `state`.
 
-        The signature is Stable-Baselines3's; its evaluate_policy runs on it. `state` and
-        `episode_start` are for recurrent policies and not used. Sampling
+        The signature is Stable-Baselines3's; its evaluate_policy runs on it. `state` is what the
+        last call returned, None at first; `episode_start` tells where an episode begins, whose
+        state is forgotten. Policies without a memory return `state` as it is. Sampling
         (`deterministic=False`) draws from torch's global generator. Raises ValueError for an
         observation that does not fit the space, or holds NaN or infinity.
         """
-        del episode_start
-        single = self.actor.is_single(observation)
-        if single:
-            actions = self.actor.act_each(
-                [observation], [action_masks], deterministic=deterministic
+        if self.actor.is_single(observation):
+            fresh = self.actor.remembers and episode_start is not None and np.any(episode_start)
+            actions, states = self.actor.act_each(
+                [observation],
+                [action_masks],
+                [None if fresh else state],
+                deterministic=deterministic,
             )
-            return actions[0], state
-        return self.actor.act(observation, deterministic=deterministic, masks=action_masks), state
+            return actions[0], states[0]
+        return self.actor.act(
+            observation,
+            deterministic=deterministic,
+            masks=action_masks,
+            state=state,
+            episode_start=episode_start,
+        )
 
     def evaluate(
         self,

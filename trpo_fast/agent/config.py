@@ -19,7 +19,7 @@ from trpo_fast.environments.vectorization import SAME_EPISODES, VECTORIZATIONS, 
 from trpo_fast.update.options import GROUP, SharedOptions
 
 # Of the agent's own policies.
-POLICIES = ("auto", "mlp", "cnn", "multi_input")
+POLICIES = ("auto", "mlp", "cnn", "multi_input", "recurrent")
 GROUPS = ("environment", "rollout", "networks", GROUP, "critic", "run")
 
 
@@ -111,7 +111,8 @@ class Config(SharedOptions):
         "auto",
         "networks",
         "a perceptron (mlp), convolutions for images (cnn), an encoder for each part of a Dict or "
-        "Tuple (multi_input); auto: the last two where there are images",
+        "Tuple (multi_input), a memory after such encoders (recurrent); auto: cnn or multi_input "
+        "where there are images, else mlp",
         choices=POLICIES,
         fixed=True,
     )
@@ -128,6 +129,12 @@ class Config(SharedOptions):
         "widths of the value function's hidden layers (cnn has its own)",
         minimum=1,
         fixed=True,
+    )
+    cell: str = option(
+        "lstm", "networks", "of a recurrent policy", choices=("lstm", "gru"), fixed=True
+    )
+    cell_size: int = option(
+        64, "networks", "numbers that a recurrent policy's cell gives", minimum=1, fixed=True
     )
     share_encoder: bool = option(
         False,

@@ -153,21 +153,26 @@ class Critic:
         for rows in order.split(self.batch_size):
             batch, targets = tree_rows(observations, rows), returns[rows]
             loss = (self.value_function(batch) - targets).square().mean()
-            found: list[Tensor | None] = list(
-                torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            )
-            gradients = [gradient for gradient in found if gradient is not None]
-            # One number that is finite only if the loss and every gradient are.
-            norm = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach()
-            if not bool(torch.isfinite(norm)):
-                refused += len(targets)
-                continue
-            for parameter, gradient in zip(self.parameters, found, strict=True):
-                parameter.grad = gradient
-            self._adam.step()
-            total += float(loss.detach()) * len(targets)
+            found = self._descend(loss)
+            refused += 0 if found is not None else len(targets)
+            total += (found or 0.0) * len(targets)
         self._adam.zero_grad(set_to_none=True)
         return total, refused
+
+    def _descend(self, loss: Tensor) -> float | None:
+        """One step of Adam; the loss before it, or None where it is refused as not finite."""
+        found: list[Tensor | None] = list(
+            torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        )
+        gradients = [gradient for gradient in found if gradient is not None]
+        # One number that is finite only if the loss and every gradient are.
+        norm = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach()
+        if not bool(torch.isfinite(norm)):
+            return None
+        for parameter, gradient in zip(self.parameters, found, strict=True):
+            parameter.grad = gradient
+        self._adam.step()
+        return float(loss.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's moments and step counts, one entry a parameter (the weights are not in it)."""

@@ -28,8 +28,9 @@ from trpo_fast.environments.processes import closed, warn_of_closing
 from trpo_fast.environments.watch import NOBODY, SOMEBODY, Watch
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
-# (raw observations of n environments, their action masks or None) -> n actions for env.step.
-Act = Callable[[Sequence[Any], Sequence[npt.NDArray[np.bool_] | None]], Sequence[Any]]
+# (raw observations of n environments, their action masks or None) -> n actions for env.step; see
+# `run_episodes` for one with states.
+Act = Callable[..., Any]
 
 REPORT_SECONDS = 10.0
 LARGEST = float(np.finfo(np.float32).max)  # reward
@@ -78,6 +79,7 @@ def run_episodes(
     on_fault: str = "stop",
     report: Callable[[str], None] | None = None,
     done: Callable[[Evaluation], None] | None = None,
+    stateful: bool = False,
 ) -> Evaluation:
     """Play so many episodes and report their returns.
 
@@ -95,6 +97,8 @@ def run_episodes(
             out, with a warning.
         report: gets a line every ten seconds.
         done: gets the result before the environments are closed, which they may be bad at.
+        stateful: `act` is given the environments' states too, None where an episode begins, and
+            returns actions and next states.
 
     Raises:
         ValueError: `episodes` is below 1.
@@ -112,7 +116,7 @@ def run_episodes(
         _warn_of_fresh_statistics(stage.players[0].env)
         for player in stage.players:
             player.begin()
-        _play(act, stage, on_fault, report)
+        _play(act if stateful else _stateful(act), stage, on_fault, report)
         played = [episode for player in stage.players for episode in player.done]
         result = result_of(played, max_steps)
         if done is not None:
@@ -131,6 +135,10 @@ def check_episodes(episodes: object) -> None:
         raise ValueError(f"an evaluation needs a whole number >= 1 of episodes, got {episodes!r}")
 
 
+def _stateful(act: Act) -> Act:
+    return lambda observations, masks, states: (act(observations, masks), states)
+
+
 def _play(act: Act, stage: _Stage, on_fault: str, report: Callable[[str], None] | None) -> None:
     players = stage.players
     total = sum(len(player.waiting) + 1 for player in players)
@@ -138,12 +146,17 @@ def _play(act: Act, stage: _Stage, on_fault: str, report: Callable[[str], None] 
     while playing := [player for player in players if player.number is not None]:
         stage.asked(NOBODY)
         try:
-            actions = act([p.observation for p in playing], [p.mask for p in playing])
+            actions, states = act(
+                [p.observation for p in playing],
+                [p.mask for p in playing],
+                [p.state for p in playing],
+            )
         except BadObservationError as error:
             player = playing[error.env]
             player.give_up(player.fault(str(error), error), on_fault)
             continue
-        for player, action in zip(playing, actions, strict=True):
+        for player, action, state in zip(playing, actions, states, strict=True):
+            player.state = state
             bad = player.step(action)
             if bad is not None:
                 player.give_up(bad, on_fault)
@@ -197,6 +210,7 @@ class _Player:
         self.env, self.waiting, self.done = env, list(numbers), list[Episode]()
         self.number: int | None = None  # of the running episode
         self.length, self.observation = 0, None
+        self.state: Any = None  # of the policy, in this episode
         self.mask: npt.NDArray[np.bool_] | None = None
         self._stage = stage
         self._index, self._seed, self._max_steps = index, seed, max_steps
@@ -211,7 +225,7 @@ class _Player:
         self.number = self.waiting.pop(0) if self.waiting else None
         if self.number is None:
             return
-        self._total, self.length = 0.0, 0
+        self._total, self.length, self.state = 0.0, 0, None
         self._stage.asked(self._index)
         try:
             shown, info = reset_result(self.env.reset(seed=episode_seed(self._seed, self.number)))

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from trpo_fast.agent.config import Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
 from trpo_fast.agent.policies import make_networks, warn_of_distant_bounds
+from trpo_fast.agent.recurrence import RecurrentCritic, RecurrentLearning
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.spaces import action_dimensions
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
@@ -29,6 +31,7 @@ from trpo_fast.base.trees import first_leaf, tree_rows
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.networks.distributions import mode
+from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.optimizer.state import number
 from trpo_fast.rollouts.gae import compute_gae
@@ -115,7 +118,8 @@ class Learner:
                 options["max_kl"] *= action_dimensions(action_space)
             self.optimizer = TRPOOptimizer(self.policy, **options)
             self.normalizer = _shown(config, row_format)
-            self.critic = Critic(
+            kind = RecurrentCritic if is_recurrent(self.value_function) else Critic
+            self.critic = kind(
                 self.value_function,
                 learning_rate=config.critic_lr,
                 epochs=config.critic_epochs,
@@ -127,6 +131,9 @@ class Learner:
                     said=config.share_encoder,
                 ),
             )
+        self.recurrence: RecurrentLearning | None = None
+        if is_recurrent(self.policy):
+            self.recurrence = RecurrentLearning(self.policy, self.value_function, config.num_envs)
         self.return_scaler: ReturnScaler | None = None
         if config.normalize_rewards:
             self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
@@ -151,7 +158,7 @@ class Learner:
         budget = budget or TimeBudget()
         with budget.phase("inference"):
             shown = self.as_shown(rollout)
-            values, last_values, final_values = bootstrap_values(shown, self._values)
+            values, last_values, final_values = self._bootstrap(shown)
         rewards = rollout.rewards
         if self.return_scaler is not None:
             rewards = self.return_scaler(rewards)
@@ -171,16 +178,22 @@ class Learner:
         # The rollout's own log-probabilities are those of the current policy: None computes them
         # as the step itself does, so that the ratio is 1 to the last bit.
         scaled = self._scaled(rollout.select(advantages), values).to(self.device, values.dtype)
+        actions = rollout.select(rollout.actions).to(self.device)
         with budget.phase("update"):
-            self.optimizer.step(
-                obs=observations,
-                actions=rollout.select(rollout.actions).to(self.device),
-                advantages=scaled,
-                old_log_prob=None,
-                action_mask=masks,
-            )
+            if self.recurrence is not None:
+                self.recurrence.step(self.optimizer, rollout, observations, actions, scaled, masks)
+            else:
+                self.optimizer.step(
+                    obs=observations,
+                    actions=actions,
+                    advantages=scaled,
+                    old_log_prob=None,
+                    action_mask=masks,
+                )
         returns = rollout.select(returns).to(values.dtype)
         with budget.phase("critic"):
+            if self.recurrence is not None:
+                self.recurrence.prepare(self.critic)
             fit = self.critic.fit(observations, returns.to(self.device), rng)
         if fit.skipped_rows:
             text = "the critic skipped rows that were not finite, or gave such gradients"
@@ -207,6 +220,14 @@ class Learner:
                 final_observations=shown(rollout.final_observations),
                 last_observations=shown(rollout.last_observations),
             )
+
+    def _bootstrap(self, shown: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        if self.recurrence is None:
+            return bootstrap_values(shown, self._values)
+        self.recurrence.begin(shown)
+        if self.recurrence.memory is None:
+            return bootstrap_values(shown, self._values)
+        return self.recurrence.bootstrap(shown)
 
     def _values(self, observations: Any) -> Tensor:
         """V of observations [N, ...] as the networks see them, on the CPU."""
@@ -246,15 +267,20 @@ class Learner:
             "train/policy_objective": -result.loss_after,
         }
 
-    def _policy_figures(self, observations: Any, masks: Tensor | None) -> dict[str, Any]:
+    def _distribution(self, observations: Any, masks: Tensor | None) -> Distribution:
+        """The policy's of some of the rows, or of whole sequences."""
+        if self.recurrence is not None:
+            return self.recurrence.distribution(observations, masks)
         stride = max(len(first_leaf(observations)) // ENTROPY_ROWS, 1)
         keywords = {} if masks is None else {"action_mask": masks[::stride]}
+        rows = tree_rows(observations, slice(None, None, stride))
+        return cast("Distribution", self.policy(rows, **keywords))
+
+    def _policy_figures(self, observations: Any, masks: Tensor | None) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         with torch.no_grad(), one_thread_if_small(self.policy, ENTROPY_ROWS):
             try:
-                distribution = self.policy(
-                    tree_rows(observations, slice(None, None, stride)), **keywords
-                )
+                distribution = self._distribution(observations, masks)
                 figures["train/entropy"] = float(distribution.entropy().mean())
             except NotImplementedError:
                 figures["train/entropy"] = None
@@ -274,6 +300,7 @@ class Learner:
             "critic": _cloned(self.critic.state_dict()),
             "statistics": {k: n.state_dict() for k, n in normalizers.items() if n is not None},
             "counters": dict(self.counters),
+            "memory": {} if self.recurrence is None else self.recurrence.state(),
         }
 
     def _options(self) -> dict[str, Any]:
@@ -307,6 +334,8 @@ class Learner:
         if scaler is not None:
             self._load_returns(scaler, state["statistics"]["returns"])
         self.counters.update({k: int(v) for k, v in state["counters"].items()})
+        if self.recurrence is not None:
+            self.recurrence.load(state["memory"])
 
     def _load_returns(self, scaler: ReturnScaler, saved: Mapping[str, Any]) -> None:
         current = scaler.state_dict()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,9 @@ from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import logit_blocks
 from trpo_fast.environments.interface import Bool, Environments, Rows
 
-# (rows of observations [B, O], action masks [B, n] or None) -> actions [B, ...] for env.step.
-ActRows = Callable[[Rows, Bool | None], npt.NDArray[np.generic]]
+# (rows of observations [B, O], action masks [B, n] or None, the state that it returned, where an
+# episode begins [B]) -> actions [B, ...] for env.step, and the next state.
+ActRows = Callable[[Rows, Bool | None, Any, Bool], tuple[npt.NDArray[np.generic], Any]]
 # Evaluation's episodes are numbered from here on: training does not come so far.
 FIRST_EPISODE = 10**9
 
@@ -87,6 +89,7 @@ class _Play:
         self._rows = np.zeros((count, env.observation_width), env.observation_dtype)
         self._masks: Bool | None = None
         self._returns = np.zeros(count)
+        self._state: Any = None  # of the policy
         self._max_steps, self._on_fault = max_steps, on_fault
 
     def begin(self) -> None:
@@ -107,7 +110,8 @@ class _Play:
         bad = self.env.row_format.bad_rows(self._rows)
         self._rows[bad & (self.left == 0)] = 0
         self._drop(bad & (self.left > 0), "a NaN or infinite observation")
-        done = self.env.step(act(self._rows, self._masks), self._rows)
+        actions, self._state = act(self._rows, self._masks, self._state, self.lengths == 0)
+        done = self.env.step(actions, self._rows)
         self._masks = done.action_masks
         # NEXT_STEP shows what an episode ended with, which nobody acts on.
         self._rows[done.ended & ~done.fresh] = 0

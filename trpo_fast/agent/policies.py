@@ -19,6 +19,11 @@ from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
+from trpo_fast.networks.recurrent import (
+    RecurrentPolicy,
+    RecurrentValueFunction,
+    is_recurrent,
+)
 from trpo_fast.networks.structured import (
     CnnPolicy,
     CnnValueFunction,
@@ -32,7 +37,7 @@ FLAT = "flat"
 # Of a Box's width, below which the first Gaussian reaches next to nothing of it.
 NARROW_SHARE = 0.01
 # Policies on observations as they are.
-NESTED = ("cnn", "multi_input")
+NESTED = ("cnn", "multi_input", "recurrent")
 
 
 def chosen(name: str, space: Space) -> str:
@@ -85,14 +90,23 @@ def make_networks(
     if policy is None:
         policy = _policy(name, config, observation_space, action_space, generator)
     if value_function is None:
-        name = name if kind == STRUCTURED and name in NESTED else "mlp"
-        name = "multi_input" if kind == STRUCTURED and name == "mlp" else name
+        if kind == FLAT:
+            name = "mlp"
+        elif is_recurrent(policy):
+            name = "recurrent"
+        elif name not in NESTED:
+            name = "multi_input"
         value_function = _value_function(name, config, observation_space, policy, generator)
     elif observation_kind(value_function) != kind:
         raise ConfigError(
             f"the policy takes {kind} observations, the value function "
             f"{observation_kind(value_function)} ones: both must take the same, as "
             "observation = 'structured' on a module says"
+        )
+    if is_recurrent(value_function) and not is_recurrent(policy):
+        raise ConfigError(
+            "the value function has a memory and the policy has none: use policy='recurrent', or a "
+            "value function without"
         )
     if kind == FLAT:
         _warn_of_flat_images(policy, observation_space)
@@ -114,8 +128,12 @@ def _policy(
     }
     if name == "cnn":
         return CnnPolicy(observation_space, action_space, **options)
+    sizes, activation = config.hidden_sizes, config.activation
+    if name == "recurrent":
+        options |= {"cell": config.cell, "cell_size": config.cell_size}
+        return RecurrentPolicy(observation_space, action_space, sizes, activation, **options)
     kind = MultiInputPolicy if name == "multi_input" else MlpPolicy
-    return kind(observation_space, action_space, config.hidden_sizes, config.activation, **options)
+    return kind(observation_space, action_space, sizes, activation, **options)
 
 
 def _value_function(
@@ -136,6 +154,15 @@ def _value_function(
     if name == "cnn":
         return CnnValueFunction(observation_space, encoder=shared, generator=generator)
     sizes, activation = config.value_hidden_sizes, config.activation
+    if name == "recurrent":
+        return RecurrentValueFunction(
+            observation_space,
+            sizes,
+            activation,
+            cell=config.cell,
+            cell_size=config.cell_size,
+            generator=generator,
+        )
     if name == "multi_input":
         return MultiInputValueFunction(
             observation_space, sizes, activation, encoder=shared, generator=generator
@@ -164,7 +191,8 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     Its actions are then all clipped to one value, or to a corner of the Box: updates are accepted
     and nothing is learnt.
     """
-    policy = policy.actor if isinstance(policy, StructuredPolicy) else policy
+    if isinstance(policy, StructuredPolicy | RecurrentPolicy):
+        policy = policy.actor
     if not (isinstance(policy, MlpPolicy) and isinstance(space, spaces.Box)) or policy.squash:
         return
     learnt = policy.log_std

@@ -145,12 +145,14 @@ def check_values(
             "critic": _by_number(learner.critic.parameters, _moments_of),
             "statistics": _statistics(learner, saved_envs),
             "counters": parts(dict.fromkeys(learner.counters, whole())),
+            "memory": _memory(learner, saved_envs),
         },
-        missing=("curvature",),
+        missing=("curvature",) if learner.recurrence is not None else ("curvature", "memory"),
     )
     lines = [*check(state["learner"], "/learner")]
     if state["collector"]:
-        lines += _collector(env, saved_envs)(state["collector"], "/collector")
+        check = _collector(env, saved_envs, learner)
+        lines += check(state["collector"], "/collector")
     _refuse(iter(lines))
 
 
@@ -277,7 +279,13 @@ def _statistics(learner: Learner, num_envs: int | None) -> Check:
     return parts(known)
 
 
-def _collector(env: Environments, num_envs: int | None) -> Check:
+def _memory(learner: Learner, num_envs: int | None) -> Check:
+    """What the value function remembers of the running episodes."""
+    held = None if learner.recurrence is None else learner.recurrence.memory
+    return parts({} if held is None else {"values": tensor(held.dtype, (num_envs, held.shape[1]))})
+
+
+def _collector(env: Environments, num_envs: int | None, learner: Learner) -> Check:
     """Where the last rollout ended, with the running episodes where they can be replayed."""
     each = (num_envs,)
     episodes = {
@@ -286,8 +294,14 @@ def _collector(env: Environments, num_envs: int | None) -> Check:
         "action_counts": array(np.int64, each, least=0),
         "actions": _actions(env.action_space),
     }
+    remembered: dict[str, Check] = {}
+    if learner.recurrence is not None:
+        policy: Any = learner.policy
+        like = policy.initial_memory(1)[0].new_zeros((), device="cpu").numpy()
+        remembered["memory"] = array(like.dtype.type, (num_envs, policy.memory_size))
     check = parts(
         {
+            **remembered,
             "observations": array(_kept_as(env), (num_envs, env.observation_width)),
             "returns": array(np.float64, each),
             "lengths": array(np.int64, each, least=0),
@@ -295,7 +309,7 @@ def _collector(env: Environments, num_envs: int | None) -> Check:
             "masks": array(bool, (num_envs, sum(logit_blocks(env.action_space)))),
             **episodes,
         },
-        missing=("masks", "restarts", *episodes),
+        missing=("masks", "restarts", "memory", *episodes),
     )
 
     def check_all(value: Any, where: str) -> Iterator[str]:

@@ -97,4 +97,5 @@ class Scoring:
             on_fault=config.on_fault,
             report=report,
             done=done,
+            stateful=True,
         )

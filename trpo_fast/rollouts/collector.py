@@ -19,7 +19,7 @@ from trpo_fast.environments.interface import Environments, Transition
 from trpo_fast.environments.seeded_episodes import SEED_BITS
 from trpo_fast.rollouts.observations import Shown
 from trpo_fast.rollouts.rollout import Recording, Rollout
-from trpo_fast.rollouts.samplers import Sampler, sampler_for, sampling
+from trpo_fast.rollouts.samplers import RecurrentSampler, Sampler, sampler_for, sampling
 
 Bool = npt.NDArray[np.bool_]
 NO_NUMBER = "a NaN or infinite observation"
@@ -45,6 +45,7 @@ class RolloutCollector:
         shape = env.num_envs, env.observation_width
         self._observations: npt.NDArray[Any] = np.zeros(shape, env.observation_dtype)
         self._masks: Bool | None = None
+        self._memory: npt.NDArray[Any] | None = None  # [B, M], of a recurrent policy
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
         self._started = False
@@ -93,6 +94,8 @@ class RolloutCollector:
             np.errstate(over="ignore"),
         ):
             sampler = sampler_for(policy, normalizer, recording, self.env.action_space, rng)
+            if isinstance(sampler, RecurrentSampler):
+                self._memory = sampler.enter(self._memory, self._lengths == 0)
             for t in range(steps):
                 self._step(t, recording, sampler, budget)
             rollout = recording.finish(self._observations, sampler.log_probs())
@@ -153,6 +156,7 @@ class RolloutCollector:
             now[:] = self._observations
         if self._masks is not None:
             recording.keep_masks(t, self._masks)
+        np.equal(self._lengths, 0, out=recording.starts[t])
         start = perf_counter()
         env_actions = sampler(t)
         acted = perf_counter()
@@ -322,6 +326,8 @@ class RolloutCollector:
         }
         if self._masks is not None:
             state["masks"] = self._masks.copy()
+        if self._memory is not None:
+            state["memory"] = self._memory.copy()
         if self.env.resumable:
             episodes = self.env.running_episodes()
             state["seed_bits"] = np.array(SEED_BITS)
@@ -343,6 +349,7 @@ class RolloutCollector:
             EnvironmentFault: an environment raised, or ended an episode too early.
         """
         self._boundary, self._unfinished, self._lent = None, False, False
+        self._memory = np.array(state["memory"]) if "memory" in state else None
         if not state:
             self._reset()
             return

@@ -42,6 +42,8 @@ class Rollout:
     final_observations: Any  # [K, O], where episodes were truncated and not terminated
     last_observations: Any  # [B, O], after the last row
     action_masks: Tensor | None  # [T, B, n] bool
+    starts: Tensor  # [T, B] bool, where the observation is the first of an episode
+    memory: Tensor | None  # [B, M], of a recurrent policy before the first row; None for others
     episode_returns: list[float]  # of the episodes that ended here, in order
     episode_lengths: list[int]
     dropped_episodes: int = 0
@@ -112,6 +114,8 @@ class Recording:
         self.terminated = np.zeros(shape, bool)
         self.truncated = np.zeros(shape, bool)
         self.valid = np.ones(shape, bool)
+        self.starts = np.zeros(shape, bool)
+        self.memory: npt.NDArray[Any] | None = None
         self.masks: Bool | None = None
         self.actions: Tensor | None = None
         self.finals: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[Any]]] = []
@@ -188,6 +192,8 @@ class Recording:
             ),
             last_observations=observations[-1],
             action_masks=None if self.masks is None else torch.from_numpy(self.masks),
+            starts=torch.from_numpy(self.starts),
+            memory=None if self.memory is None else torch.from_numpy(self.memory),
             episode_returns=self.episode_returns,
             episode_lengths=self.episode_lengths,
             dropped_episodes=self.dropped,

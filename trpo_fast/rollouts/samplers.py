@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from trpo_fast.base.tensors import all_finite
 from trpo_fast.environments.flattening import action_converter, dtype_converter
 from trpo_fast.networks import network
 from trpo_fast.networks.network import Network
+from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.recognition.recognizer import network_of
 from trpo_fast.rollouts.observations import Shown, StructuredObservations, as_networks_see
 from trpo_fast.rollouts.rollout import Recording
@@ -70,8 +71,7 @@ class Sampler:
     def __call__(self, t: int) -> Array:
         """Sample step t by the policy's own distribution."""
         x, mask = self._shown(t)
-        given = {} if mask is None else {"action_mask": mask}
-        chosen = self._policy(x, **given)
+        chosen = self._chosen(t, x, {} if mask is None else {"action_mask": mask})
         if not isinstance(chosen, Distribution):
             raise TypeError(
                 f"the policy's forward gives a {type(chosen).__name__}, expected a "
@@ -91,9 +91,45 @@ class Sampler:
         self._recording.keep_actions(t, actions)
         return self._to_env(actions)
 
+    def _chosen(self, t: int, x: Any, given: dict[str, Tensor]) -> Any:
+        """The distribution of step t."""
+        del t
+        return self._policy(x, **given)
+
     def log_probs(self) -> Tensor:
         """Log-probabilities [T, B] of the actions."""
         return torch.stack(self._kept)
+
+
+class RecurrentSampler(Sampler):
+    """By a policy with a memory, carried from step to step and 0 where episodes begin."""
+
+    def enter(self, memory: Array | None, fresh: npt.NDArray[np.bool_]) -> Array:
+        """Begin the rollout with the memory [B, M] that the last one left; None for nothing yet.
+
+        Returns what the memory is kept in from here on.
+        """
+        policy: Any = self._policy
+        self._memory = memory
+        if self._memory is None:
+            self._memory = torch.cat(policy.initial_memory(len(fresh)), 1).numpy(force=True)
+        self._memory[fresh] = 0
+        self._recording.memory = self._memory.copy()
+        return self._memory
+
+    def _chosen(self, t: int, x: Any, given: dict[str, Tensor]) -> Any:
+        policy, kept = cast("Any", self._policy), cast("Array", self._memory)
+        kept[self._recording.starts[t]] = 0
+        memory = split_memory(policy, torch.from_numpy(kept).to(self._device))
+        chosen, after = policy.step(x, memory, **given)
+        kept[...] = torch.cat(after, 1).numpy(force=True)
+        return chosen
+
+
+def split_memory(module: Any, memory: Tensor) -> tuple[Tensor, ...]:
+    """The parts ``[n, size]`` of a recurrent module's memory ``[n, M]``."""
+    parts: tuple[Tensor, ...] = memory.split(module.trunk.size, 1)
+    return parts
 
 
 class NetworkSampler(Sampler):
@@ -211,6 +247,8 @@ def sampler_for(
     rng: np.random.Generator,
 ) -> Sampler:
     """The fastest sampler that serves the policy; the noise is drawn from ``rng`` here."""
+    if is_recurrent(policy):
+        return RecurrentSampler(policy, normalizer, recording, space)
     net = network_of(policy)
     if isinstance(net, str):
         return Sampler(policy, normalizer, recording, space)
