@@ -16,6 +16,7 @@ from toy_environments import BOTH, TERMINATED, TRUNCATED, Scripted
 from trpo_fast import TRPO, RecurrentPolicy, RecurrentValueFunction, ValueFunction
 from trpo_fast.agent.config import ConfigError
 from trpo_fast.agent.recurrence import numbered
+from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 SIZES = {"policy": "recurrent", "cell_size": 5}
 
@@ -243,6 +244,15 @@ def test_a_memory_is_for_both_or_for_the_policy_alone():
     with small(policy=own) as agent:
         assert isinstance(agent.value_function, RecurrentValueFunction)
         agent.learn(64, progress_bar=False)
+
+
+def test_a_cell_of_a_size_that_the_file_has_not_is_refused(tmp_path):
+    with small(**SIZES) as agent:
+        path = agent.save(tmp_path / "small")
+    state = load_checkpoint(path)
+    state["config"]["cell_size"] = 10**6
+    with pytest.raises(CheckpointError, match=r"cell_size is of 1000000000000 numbers or more"):
+        TRPO.load(save_checkpoint(path, state))
 
 
 def test_rows_of_a_sequence_are_numbered():

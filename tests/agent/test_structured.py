@@ -81,6 +81,20 @@ def test_a_loaded_agent_goes_on_bit_for_bit(tmp_path, env, shared):
             assert alone.predict(_observation(env))[0] in (0, 1, 2)
 
 
+def test_the_least_of_images_is_loaded(tmp_path):
+    """Whose network is smaller than the perceptron that hidden_sizes tell of."""
+
+    class Least(Picture):
+        observation_space = spaces.Box(0, 255, (3, 3, 1), np.uint8)
+
+        def _shown(self):
+            return super()._shown()[:3, :3, :1]
+
+    with TRPO(Least, seed=0, num_envs=1) as agent:
+        path = agent.save(tmp_path / "least")
+    TRPO.load(path, Least).close()
+
+
 def _observation(env):
     return env().reset(seed=5)[0]
 

@@ -108,8 +108,12 @@ def _oversized(state: State, config: Config) -> Iterator[str]:
             continue
         values = saved.values() if isinstance(saved, Mapping) else ()
         held = sum(value.numel() for value in values if isinstance(value, Tensor))
+        cell = config.cell_size**2 if config.policy == "recurrent" else 0
+        if cell > held:
+            yield f"config/cell_size is of {cell} numbers or more, learner/{name} has {held}"
         needed = sum(sizes) + sum(one * two for one, two in itertools.pairwise(sizes))
-        if needed > held:
+        # Networks for images have sizes of their own, which may be of less.
+        if needed > held and sizes != getattr(Config, option):
             yield f"config/{option} is of {needed} numbers or more, learner/{name} has {held}"
     statistics = learner.get("statistics")
     returns = statistics.get("returns") if isinstance(statistics, Mapping) else None

@@ -120,10 +120,12 @@ class ObservationPacker:
     def _write(leaf: Leaf, values: npt.NDArray[Any], rows: Bytes) -> None:
         kept = as_kept(values, leaf.space, leaf.path)
         require_inside(kept, leaf.space, leaf.path)
-        if kept.shape != (len(rows), *leaf.shape):
+        shape = (len(rows), *leaf.shape)
+        if not leaf.path and kept.size == math.prod(shape):
+            kept = kept.reshape(shape)  # as flattened, a plain Box may come in another shape
+        if kept.shape != shape:
             raise ValueError(
-                f"the observations{at(leaf.path)} have shape {kept.shape}, their space says "
-                f"{(len(rows), *leaf.shape)}"
+                f"the observations{at(leaf.path)} have shape {kept.shape}, their space says {shape}"
             )
         with np.errstate(over="ignore"):
             leaf.of(rows)[...] = kept if leaf.start is None else kept.astype(np.int64) - leaf.start
