@@ -1,11 +1,13 @@
 """The update of locomotion tasks on tensor simulators: trpo_fast.rsl_rl beside rsl_rl's PPO.
 
-``python benchmarks/large_batches.py [--observations 48] [--minibatches N] [--turns N]`` prints the
-table of docs/gpu-simulators.md: 4,096 environments of 24 steps, 12 actions, actor and critic with
-hidden layers of 512, 256 and 128 and ELU, the configuration that rsl_rl's users write. The rollout,
-the networks' start and the configuration are the same for both. PPO's update is 5 epochs of 4
-minibatches, which are all alike: ``--minibatches`` measures so many of the 20 and takes the rest in
-proportion. Within a turn each runs once after the other; a ratio is the median over the turns.
+``python benchmarks/large_batches.py [--observations 48] [--minibatches N] [--turns N]
+[--ours NAME=VALUE ...]`` prints the table of docs/gpu-simulators.md: 4,096 environments of 24
+steps, 12 actions, actor and critic with hidden layers of 512, 256 and 128 and ELU, the
+configuration that rsl_rl's users write. The rollout, the networks' start and the configuration are
+the same for both. PPO's update is 5 epochs of 4 minibatches, which are all alike: ``--minibatches``
+measures so many of the 20 and takes the rest in proportion. ``--ours`` sets entries of our
+configuration, ``fisher_fraction=0.25`` say. Within a turn each runs once after the other; a ratio
+is the median over the turns.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import time
 from collections.abc import Iterator
 from statistics import median
@@ -26,7 +29,9 @@ EPOCHS, MINIBATCHES = 5, 4
 OURS, THEIRS = "trpo_fast.rsl_rl:TRPO", "rsl_rl.algorithms:PPO"
 
 
-def configuration(name: str, steps: int = STEPS, hidden: list[int] = HIDDEN) -> dict[str, Any]:
+def configuration(
+    name: str, steps: int = STEPS, hidden: list[int] = HIDDEN, **entries: Any
+) -> dict[str, Any]:
     """What a task's configuration says, with the one line that differs."""
     network = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": hidden, "activation": "elu"}
     head = {"class_name": "rsl_rl.modules.distribution:GaussianDistribution", "init_std": 1.0}
@@ -48,13 +53,16 @@ def configuration(name: str, steps: int = STEPS, hidden: list[int] = HIDDEN) -> 
             "use_clipped_value_loss": True,
             "schedule": "adaptive",
             "desired_kl": 0.01,
+            **entries,
         },
         "actor": {**network, "distribution_cfg": head},
         "critic": network,
     }
 
 
-def algorithm(name: str, envs: int, steps: int, width: int, hidden: list[int]) -> Any:
+def algorithm(
+    name: str, envs: int, steps: int, width: int, hidden: list[int], **entries: Any
+) -> Any:
     """An algorithm with a full storage, the same for each name."""
     from rsl_rl.utils import resolve_callable
     from tensordict import TensorDict
@@ -63,7 +71,7 @@ def algorithm(name: str, envs: int, steps: int, width: int, hidden: list[int]) -
         return TensorDict({"policy": torch.randn(envs, width)}, batch_size=[envs])
 
     torch.manual_seed(1)
-    cfg = configuration(name, steps, hidden)
+    cfg = configuration(name, steps, hidden, **entries)
     env = SimpleNamespace(num_envs=envs, num_actions=ACTIONS)
     kind: Any = resolve_callable(name)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the networks
@@ -137,9 +145,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN)
     parser.add_argument("--minibatches", type=int, default=4, choices=range(1, 21))
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--ours", nargs="*", default=[], metavar="NAME=VALUE")
     args = parser.parse_args(arguments)
+    entries = {name: json.loads(value) for name, value in (x.split("=") for x in args.ours)}
     sizes = (args.envs, args.steps, args.observations, args.hidden)
-    ours, theirs = algorithm(OURS, *sizes), algorithm(THEIRS, *sizes)
+    ours, theirs = algorithm(OURS, *sizes, **entries), algorithm(THEIRS, *sizes)
     trpo_seconds(ours)  # memory is touched, statistics of the preconditioner are made
     ppo_seconds(theirs, 1)
     turns = [

@@ -4,7 +4,7 @@ The class is rsl_rl's ``PPO`` with another ``update``: rollouts, storage, advant
 on time-outs, observation groups, runner and logs are rsl_rl's, and so is every entry of the
 configuration that has a meaning here. Departures: one trust-region step on the whole rollout in
 place of epochs over minibatches; the critic alone is regressed in ``num_learning_epochs`` of
-``num_mini_batches``, by plain squared errors at a fixed ``learning_rate``; no entropy bonus.
+``num_mini_batches``, by plain squared errors at a fixed learning rate; no entropy bonus.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ try:
     from rsl_rl.utils import resolve_optimizer
 
     from trpo_fast.adapters.rsl_rl_critic import fit_values
-    from trpo_fast.adapters.rsl_rl_models import Inputs, actor_of
+    from trpo_fast.adapters.rsl_rl_models import Inputs, actor_of, distribution_of
 except ImportError as error:
     raise ImportError(
         "trpo_fast.rsl_rl needs rsl-rl-lib 5: pip install 'trpo_fast[rsl-rl]'"
@@ -38,8 +38,11 @@ except ImportError as error:
 # Of PPO's configuration, what a trust region has no use for.
 UNUSED = (
     *("clip_param", "entropy_coef", "value_loss_coef", "use_clipped_value_loss", "max_grad_norm"),
-    *("schedule", "desired_kl", "use_mixed_precision"),
+    "use_mixed_precision",
 )
+# With schedule="adaptive" PPO's learning rate slows down where the KL passes this many desired_kl;
+# the configured one is where it starts, and says nothing of what the critic's should be.
+KL_ALLOWED, CRITIC_LEARNING_RATE = 2.0, 3e-3
 POLICY_STATE = "policy_optimizer_state_dict"
 # From 5.5 on rsl_rl's normalisers learn after an update, before that at each environment step.
 NORMALISES_AFTER_UPDATES = tuple(
@@ -60,7 +63,9 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
         critic: rsl_rl's model of the values.
         storage: The rollouts'.
         configuration: PPO's, so that one may be kept as it is, and any option of
-            ``TRPOOptimizer`` by its name: ``max_kl``, ``damping``, ``cg_iters`` and so on.
+            ``TRPOOptimizer`` by its name: ``damping``, ``cg_iters`` and so on. ``max_kl``, if not
+            given, is twice ``desired_kl``; ``critic_learning_rate`` is ``learning_rate`` where
+            ``schedule`` is "fixed" and 3e-3 otherwise.
 
     Attributes:
         policy_optimizer: The actor's ``TRPOOptimizer``; its options may be edited.
@@ -69,16 +74,21 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
 
     Raises:
         TypeError: an entry of the configuration is neither PPO's nor an option of the update.
-        ValueError: an option out of its limits; several processes; a mirror loss; a distribution
-            that is none of rsl_rl's.
+        ValueError: an option out of its limits; several processes; a mirror loss; an actor whose
+            distribution or ``forward`` is none of rsl_rl's.
     """
 
     last_result: TrustRegionResult | None = None
 
     def __init__(self, actor: Any, critic: Any, storage: Any, **configuration: Any) -> None:
         options = {name: configuration.pop(name) for name in TABLE if name in configuration}
-        learning_rate = configuration.get("learning_rate", 1e-3)
+        learning_rate = configuration.pop("critic_learning_rate", None)
         super().__init__(actor, critic, storage, **configuration)
+        if self.desired_kl is not None:
+            options.setdefault("max_kl", KL_ALLOWED * self.desired_kl)
+        if learning_rate is None:
+            adaptive = self.schedule == "adaptive"
+            learning_rate = CRITIC_LEARNING_RATE if adaptive else self.learning_rate
         if self.is_multi_gpu:
             raise ValueError(
                 "trpo_fast.rsl_rl.TRPO serves one process: each of several would step by a trust "
@@ -192,12 +202,17 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
 
     @torch.no_grad()
     def _entropy(self) -> float:
-        """The mean entropy of the actions in the rollout's first step; in all of a recurrent's."""
-        if self.get_policy().is_recurrent:
+        """The mean entropy of the actions in the rollout's first step; in all of a recurrent's.
+
+        The model then has the distribution of after the step, of which the runner logs the
+        deviation.
+        """
+        model = self.get_policy()
+        if model.is_recurrent:
             trajectories = next(self.storage.recurrent_mini_batch_generator(1, 1))
             distribution = self._recurrent_loss(trajectories)[1]
         else:
-            distribution = self._actor.policy(self._actor.read(self.storage.observations[0]))
+            distribution = distribution_of(model, self.storage.observations[0])
         return float(distribution.entropy().mean())
 
     def _fit_rnd(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from torch.distributions import Distribution, Independent, Normal
 
 _CHECKS = Distribution._validate_args
 pytest.importorskip("rsl_rl", reason="rsl-rl-lib is not installed: pip install '.[test]'")
-from rsl_rl.modules.distribution import GaussianDistribution  # noqa: E402
+from rsl_rl.models import MLPModel  # noqa: E402
+from rsl_rl.modules import distribution as heads  # noqa: E402
 from rsl_rl.runners import OnPolicyRunner  # noqa: E402
 from tensor_environments import TensorPendulum, VecEnv  # noqa: E402
 from tensordict import TensorDict  # noqa: E402
@@ -38,6 +40,15 @@ HEADS = {
     "of the state": {"class_name": "HeteroscedasticGaussianDistribution", "std_type": "log"},
     "beta": {"class_name": "BetaDistribution", "action_range": (-2.0, 3.0)},
 }
+
+
+def _known(cfg: dict[str, Any]) -> bool:
+    """Whether this release of rsl_rl has the distribution, with these options."""
+    kind = getattr(heads, cfg["class_name"], None)
+    return kind is not None and not {*cfg} - {"class_name", *inspect.signature(kind).parameters}
+
+
+HEADS = {name: cfg for name, cfg in HEADS.items() if _known(cfg)}
 FUSED = ("scalar", "log", "fixed")
 # What Isaac Lab and mjlab write for PPO.
 PPO_ENTRIES: dict[str, Any] = {
@@ -76,6 +87,11 @@ def observations() -> TensorDict:
 
 def configuration(**algorithm: Any) -> dict[str, Any]:
     network = {"class_name": "MLPModel", "hidden_dims": [16, 8], "activation": "elu"}
+    # Older releases take entries out.
+    return copy.deepcopy(_entries(network, algorithm))
+
+
+def _entries(network: dict[str, Any], algorithm: dict[str, Any]) -> dict[str, Any]:
     return {
         "num_steps_per_env": STEPS,
         "save_interval": 100,
@@ -123,14 +139,16 @@ def measured(alg: Any, before: Any) -> tuple[float, float]:
             model(rows, stochastic_output=True)
         params = [model.output_distribution_params for model in (before, now)]
         kl = now.get_kl_divergence(*params)
-        ratio = (now.get_output_log_prob(actions) - before.get_output_log_prob(actions)).exp()
-    return float(kl.mean()), float(((ratio - 1) * storage.advantages.flatten()).mean())
+        # Before 5.5 the normaliser learned within the rollout: the first ratios are not 1.
+        taken = storage.actions_log_prob.flatten()
+        old, new = ((m.get_output_log_prob(actions) - taken).exp() for m in (before, now))
+    return float(kl.mean()), float(((new - old) * storage.advantages.flatten()).mean())
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_step_keeps_its_promise_by_rsl_rls_own_measure(head: str) -> None:
-    cfg = configuration(max_kl=0.02)
-    cfg["actor"]["distribution_cfg"] = HEADS[head]
+    cfg = configuration()
+    cfg["actor"]["distribution_cfg"] = dict(HEADS[head])
     alg = algorithm(cfg)
     fill(alg)
     before, critic = copy.deepcopy(alg.get_policy()), flat(alg.critic).clone()
@@ -164,9 +182,9 @@ class Oracle(nn.Module):
 
 @pytest.mark.parametrize("head", ["scalar", "log"])
 def test_a_step_is_the_references_on_the_same_rollout(head: str) -> None:
-    exact = {"preconditioner": "none", "precision": "fp32", "cg_tol": 0.0}
+    exact = {"max_kl": 0.01, "preconditioner": "none", "precision": "fp32", "cg_tol": 0.0}
     cfg = configuration(**exact)
-    cfg["actor"]["distribution_cfg"] = HEADS[head]
+    cfg["actor"]["distribution_cfg"] = dict(HEADS[head])
     alg = algorithm(cfg)
     fill(alg)
     alg.update()  # statistics of the normalisers
@@ -190,10 +208,10 @@ def test_a_step_is_the_references_on_the_same_rollout(head: str) -> None:
     assert float((found - wanted).abs().max()) < 2e-4 * float(wanted.abs().max())
 
 
-@pytest.mark.parametrize("head", ["scalar", "log", "beta"])
+@pytest.mark.parametrize("head", [name for name in HEADS if name in ("scalar", "log", "beta")])
 def test_a_refused_step_leaves_the_actor_as_it_was(head: str) -> None:
     cfg = configuration(step_size="damped", lr=3.0, max_backtracks=0)  # nine times max_kl
-    cfg["actor"]["distribution_cfg"] = HEADS[head]
+    cfg["actor"]["distribution_cfg"] = dict(HEADS[head])
     alg = algorithm(cfg)
     fill(alg)
     before = flat(alg.get_policy()).clone()
@@ -240,7 +258,7 @@ def test_recurrent_actor_and_critic() -> None:
     cfg = configuration(max_kl=0.02)
     rnn = {"class_name": "RNNModel", "rnn_type": "gru", "rnn_hidden_dim": 6, "rnn_num_layers": 1}
     for name in ("actor", "critic"):
-        cfg[name] |= {**rnn, "hidden_dims": [8]}
+        cfg[name] |= {**rnn, "hidden_dims": [8], "obs_normalization": False}
     alg = algorithm(cfg)
     fill(alg)
     actor, critic = flat(alg.get_policy()).clone(), flat(alg.critic).clone()
@@ -345,6 +363,17 @@ def test_a_rollout_that_is_not_finite_changes_nothing_and_is_dropped() -> None:
     assert alg.update()["accepted"] == 1.0
 
 
+def test_ppos_kl_and_schedule_mean_what_they_can() -> None:
+    alg = algorithm(desired_kl=0.03)
+    assert alg.policy_optimizer.param_groups[0]["max_kl"] == 0.06
+    assert alg.optimizer.param_groups[0]["lr"] == alg.learning_rate == 3e-3
+    alg = algorithm(max_kl=0.01, schedule="fixed", learning_rate=5e-4, optimizer="adamw")
+    assert alg.policy_optimizer.param_groups[0]["max_kl"] == 0.01
+    assert alg.optimizer.param_groups[0]["lr"] == alg.learning_rate == 5e-4
+    assert type(alg.optimizer) is torch.optim.AdamW
+    assert algorithm(critic_learning_rate=0.02).learning_rate == 0.02
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -358,7 +387,7 @@ def test_wrong_entries_are_named(options: Any, error: type[Exception], words: st
         algorithm(**options)
 
 
-class Own(GaussianDistribution):  # type: ignore[misc]
+class Own(heads.GaussianDistribution):  # type: ignore[misc]
     pass
 
 
@@ -366,6 +395,30 @@ def test_a_distribution_of_the_users_own_is_refused() -> None:
     cfg = configuration()
     cfg["actor"]["distribution_cfg"] = {"class_name": Own}
     with pytest.raises(ValueError, match=r"distribution is Own; .* GaussianDistribution"):
+        algorithm(cfg)
+
+
+class Doubled(MLPModel):  # type: ignore[misc]
+    def forward(self, *given: Any, **options: Any) -> Tensor:
+        return 2 * super().forward(*given, **options)
+
+
+def test_a_forward_of_the_users_own_is_refused_in_the_actor_and_kept_in_the_critic() -> None:
+    cfg = configuration()
+    cfg["critic"]["class_name"] = Doubled
+    alg = algorithm(cfg)
+    fill(alg)
+    rows, returns = alg.storage.observations.flatten(0, 1), alg.storage.returns.flatten(0, 1)
+    with torch.no_grad():
+        alg.critic.mlp[-1].bias += 5.0  # far off: the loss tells the one forward from the other
+        before = float((alg.critic(rows) - returns).square().mean())
+        half = float((alg.critic(rows) / 2 - returns).square().mean())
+    alg.num_learning_epochs, alg.num_mini_batches = 1, 1
+    assert alg.update()["value"] == pytest.approx(before, rel=1e-4)
+    assert before > 2 * half
+    cfg = configuration()
+    cfg["actor"]["class_name"] = Doubled
+    with pytest.raises(ValueError, match="Doubled has a forward of its own"):
         algorithm(cfg)
 
 
@@ -393,6 +446,8 @@ def test_ppos_configuration_trains_with_one_line_changed(
     said = next(line for line in capsys.readouterr().out.splitlines() if "no use for" in line)
     assert all(name in said for name in UNUSED if name in PPO_ENTRIES)
     made.learn(2, init_at_random_ep_len=True)
+    policy = made.alg.get_policy()
+    torch.testing.assert_close(policy.output_std[0], policy.distribution.std_param.detach())
     assert made.alg.policy_optimizer.path == "fused"
     assert made.alg.last_result.accepted
     said = capsys.readouterr().out

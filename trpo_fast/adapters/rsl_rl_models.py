@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log
+from math import exp, inf, log
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +16,11 @@ from trpo_fast.adapters.common import joint
 # A Gaussian whose log std moves by 1 has a KL(old, new) of 0.57 or more: within max_kl of 0.5, a
 # log std further than 1 from the bounds of std_range cannot reach them.
 MARGIN, LARGEST_KL = 1.0, 0.5
-SERVED = (
-    heads.GaussianDistribution,
-    heads.HeteroscedasticGaussianDistribution,
-    heads.BetaDistribution,
+BETA = getattr(heads, "BetaDistribution", None)  # not in every release of rsl-rl-lib 5
+SERVED = tuple(
+    kind
+    for kind in (heads.GaussianDistribution, heads.HeteroscedasticGaussianDistribution, BETA)
+    if kind is not None
 )
 
 
@@ -38,28 +39,44 @@ def perceptron_input(model: Any, observations: Any) -> Tensor | None:
         model: An ``MLPModel``. Its groups side by side, normalised, are constants of an update.
         observations: Groups of ``[N, ...]`` tensors.
     """
-    if type(model).get_latent is not MLPModel.get_latent:
+    if not _plain(model):
         return None
     with torch.no_grad():
         latent: Tensor = model.get_latent(observations)
     return latent
 
 
+def _plain(model: Any) -> bool:
+    kind = type(model)
+    return kind.get_latent is MLPModel.get_latent and kind.forward is MLPModel.forward
+
+
+def distribution_of(model: Any, *given: Any) -> Distribution:
+    """What a model makes of its inputs, which it keeps as its distribution of now."""
+    head = model.distribution
+    head.update(model.mlp(model.get_latent(*given)))
+    return Independent(head._distribution, 1)
+
+
 def actor_of(model: Any) -> Actor:
     """The actor that serves the model.
 
     Raises:
-        ValueError: its distribution is none of rsl_rl's own.
+        ValueError: its distribution is none of rsl_rl's own, or its ``forward``.
     """
     head = model.distribution
+    if type(model).forward is not MLPModel.forward:
+        raise ValueError(
+            f"{type(model).__name__} has a forward of its own; trpo_fast.rsl_rl.TRPO serves models "
+            "whose forward is MLPModel's: override get_latent in its place"
+        )
     if type(head) not in SERVED:
         names = ", ".join(kind.__name__ for kind in SERVED)
         raise ValueError(
             f"the actor's distribution is {type(head).__name__}; trpo_fast.rsl_rl.TRPO serves "
             f"{names}: choose one as class_name of the actor's distribution_cfg"
         )
-    plain = type(model).get_latent is MLPModel.get_latent
-    return GaussianActor(model) if plain and type(head) is SERVED[0] else Actor(model)
+    return GaussianActor(model) if _plain(model) and type(head) is SERVED[0] else Actor(model)
 
 
 class Actor:
@@ -84,7 +101,7 @@ class Actor:
     def actions(self, actions: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Actions and their log-probabilities in the distribution's own terms."""
         head = self.model.distribution
-        if type(head) is not heads.BetaDistribution:
+        if type(head) is not BETA:
             return actions, log_prob
         low, high = head.action_range
         # rsl_rl keeps the ends out of reach by as much
@@ -111,10 +128,7 @@ class ModelPolicy(nn.Module):
 
     def forward(self, obs: Any) -> Distribution:
         """The distribution of the actions, batch_shape ``[N]`` or that of the trajectories."""
-        given = obs if isinstance(obs, Inputs) else (obs,)
-        head = self.model.distribution
-        head.update(self.model.mlp(self.model.get_latent(*given)))
-        return Independent(head._distribution, 1)
+        return distribution_of(self.model, *(obs if isinstance(obs, Inputs) else (obs,)))
 
 
 class GaussianActor(Actor):
@@ -140,7 +154,7 @@ class GaussianActor(Actor):
         """Read the deviation, and note whether a bound of its range is within a step's reach."""
         head, log_std = self.model.distribution, self.policy.log_std
         if head.std_type == "scalar":
-            log_std.copy_(head.std_param.clamp_min(head.std_range[0]).log())
+            log_std.copy_(head.std_param.clamp_min(exp(self.policy.bounds[0])).log())
         low, high = self.policy.bounds[0] + MARGIN, self.policy.bounds[1] - MARGIN
         within = bool(((low < log_std) & (log_std < high)).all())
         self.policy.clamped = not (within and max_kl <= LARGEST_KL)
@@ -173,7 +187,7 @@ class GaussianPolicy(nn.Module):
             )
         else:
             self.log_std = head.log_std_param
-        self.bounds = tuple(head.log_std_range)
+        self.bounds = tuple(getattr(head, "log_std_range", (-inf, inf)))
         self.clamped = True
 
     def forward(self, obs: Tensor) -> Distribution:
