@@ -19,19 +19,18 @@ from training_runs import Run, RunTable, train
 
 ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 STEPS = 500_000
-# What every arm but the first two starts from.
-BASE: dict[str, Any] = {"step_size": "boundary", "max_kl_per": "dimension"}
+# As it was before there was any of this, then step by step to the defaults, then from those.
 ARMS: dict[str, dict[str, Any]] = {
     "damped, joint": {"step_size": "damped", "max_kl_per": "action"},
     "boundary, joint": {"step_size": "boundary", "max_kl_per": "action"},
-    "boundary, per dimension": BASE,
-    "lam 0.9": {**BASE, "lam": 0.9},
-    "lam 0.97": {**BASE, "lam": 0.97},
-    "20 critic passes": {**BASE, "critic_epochs": 20},
-    "rollout_steps 512": {**BASE, "rollout_steps": 512},
-    "damping 0.01": {**BASE, "damping": 0.01},
-    "relative damping 1": {**BASE, "damping": 1.0, "relative_damping": True},
-    "adaptive damping": {**BASE, "adaptive_damping": True},
+    "boundary, per dimension": {},
+    "relative damping 1": {"damping": 1.0, "relative_damping": True},
+    "relative damping 3": {"damping": 3.0, "relative_damping": True},
+    "lam 0.9": {"lam": 0.9},
+    "lam 0.97": {"lam": 0.97},
+    "20 critic passes": {"critic_epochs": 20},
+    "rollout_steps 512": {"rollout_steps": 512},
+    "adaptive damping": {"adaptive_damping": True},
 }
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 

@@ -36,6 +36,8 @@ class Task(NamedTuple):
 
 
 TASKS = Task("HalfCheetah-v5", 1_000_000), Task("Hopper-v5", 500_000)
+# The agent's options when this was first run.
+BEFORE: dict[str, Any] = {"step_size": "damped", "max_kl_per": "action"}
 ARMS: dict[str, dict[str, Any]] = {
     "plain CG, 10 iterations": {"preconditioner": "none"},
     "K-FAC": {"preconditioner": "kfac", "cg_progress_tol": 0.05},
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for arm in arms_of(task):
             for seed in seeds_of(arm):
                 if (task.env, arm, seed) not in known and not options.draw:
-                    keywords = {"step_size": "damped", "max_kl_per": "action", **ARMS[arm]}
+                    keywords = {**BEFORE, **ARMS[arm]}
                     run = train(task.env, task.steps, seed, arm, keywords)
                     curve = [list(point) for point in zip(*run.points(), strict=True)]
                     found = {"arm": arm, "env": task.env, "seed": seed, "mean": run.score}

@@ -16,8 +16,10 @@ Written by `docs/write_options.py` from the tables that check the options; edit 
 outside the limits are refused, with the limit named.
 """
 UPDATE = """These are keywords of `TRPOOptimizer`, stand in its `param_groups[0]` and may be edited
-between steps. All but the last table's are keywords of the agent, `TRPO`, and options of
+between steps. All but the next table's are keywords of the agent, `TRPO`, and options of
 `trpo-fast train` as well: `max_kl` is `--max-kl` there.
+"""
+OF_AGENT = """Of the agent alone:
 """
 AGENT = """These are keywords of `TRPO` and options of `trpo-fast train`. Those marked *fixed*
 cannot be changed when a run is resumed.
@@ -28,8 +30,10 @@ def page() -> str:
     """The whole page."""
     alone = [row for name, row in TABLE.items() if name not in OPTIONS]
     parts = [HEAD, "## The policy's update\n", UPDATE]
-    parts += [_table(row for row in OPTIONS.values() if row.group == GROUP)]
+    parts += [_table(TABLE[name] for name in OPTIONS if name in TABLE)]
     parts += ["Of the optimizer alone:\n", _table(alone), "## The agent\n", AGENT]
+    own = [row for name, row in OPTIONS.items() if row.group == GROUP and name not in TABLE]
+    parts += [f"### {GROUP.capitalize()}\n", OF_AGENT, _table(own)]
     for group in GROUPS:
         if group != GROUP:
             parts += [f"### {group.capitalize()}\n"]

@@ -113,30 +113,40 @@ def test_the_profile_weighs_tasks_alike(statistics):
     assert found.tolist() == [1.0, 0.75, 0.0]
 
 
-@pytest.mark.parametrize("name", ["default_search", "damping"])
 @pytest.mark.usefixtures("few_episodes")
-def test_the_searches_go_on_where_they_were(name, tmp_path, monkeypatch, capsys):
-    search = script(f"benchmarks/{name}.py", monkeypatch)
-    pages = {"default_search": "choosing-defaults.md", "damping": "choosing-max-kl-and-damping.md"}
-    page = tmp_path / "docs" / pages[name]
+def test_the_search_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    search = script("benchmarks/default_search.py", monkeypatch)
+    page = tmp_path / "docs" / "choosing-defaults.md"
     page.parent.mkdir()
     page.write_text(f"Before.\n{search.BEGIN}\nold\n{search.END}\nAfter.\n")
-    arguments = ["--seeds", "0", "--out", str(tmp_path)]
-    if name == "damping":
-        monkeypatch.setattr(search, "STEPS", TINY)
-        monkeypatch.setattr(search, "DAMPINGS", (0.1,))
-        count = len(search.SOLVES) * len(search.UNITS)
-    else:
-        arguments += ["--arms", *list(search.ARMS)[:2], "--only", "CartPole-v1"]
-        arguments += ["--steps", str(TINY)]
-        count = 2
+    arguments = ["--seeds", "0", "--out", str(tmp_path), "--arms", *list(search.ARMS)[:2]]
+    arguments += ["--only", "CartPole-v1", "--steps", str(TINY)]
     search.main(arguments)
-    assert capsys.readouterr().out.count("seed 0") == count
+    assert capsys.readouterr().out.count("seed 0") == 2
     text = page.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("\nAfter.\n")
     assert "old" not in text
-    assert text.count("\n| ") == count + 1
+    assert text.count("\n| ") == 3
     search.main(arguments)
     assert capsys.readouterr().out == ""
     assert page.read_text() == text
+
+
+def test_a_step_is_measured_on_rows_that_it_has_not_seen(tmp_path, monkeypatch, capsys):
+    held_out = script("benchmarks/held_out.py", monkeypatch)
+    monkeypatch.setattr(held_out, "STEPS", {"CartPole-v1": TINY})
+    monkeypatch.setattr(held_out, "ROLLOUTS", 2)
+    for name in ("choosing-defaults.md", "choosing-max-kl-and-damping.md"):
+        page = tmp_path / "docs" / name
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(f"Before.\n{held_out.BEGIN}\nold\n{held_out.END}\nAfter.\n")
+    held_out.main(["--out", str(tmp_path)])
+    capsys.readouterr()
+    assert "| CartPole-v1 |" in (tmp_path / "docs" / "choosing-defaults.md").read_text()
+    solves = (tmp_path / "docs" / "choosing-max-kl-and-damping.md").read_text()
+    assert solves.count("\n| ") == 1 + len(held_out.ABSOLUTE)
+    rows = (tmp_path / "benchmarks" / "results" / "held_out.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(held_out.DAMPINGS) + len(held_out.ABSOLUTE) * len(held_out.SOLVES)
+    seen = rows[0].split(",").index("seen")
+    assert all(float(row.split(",")[seen]) > 0 for row in rows[1:])

@@ -142,6 +142,25 @@ def test_auto_decides_by_size(rows: int, hidden: tuple[int, ...], served: bool) 
     assert bool(opt.state) == served
 
 
+@pytest.mark.parametrize(
+    ("damping", "relative", "served"),
+    [(0.0099, False, False), (0.01, False, True), (0.99, True, False), (1.0, True, True)],
+)
+def test_auto_leaves_small_dampings_to_plain_iterations(
+    damping: float, relative: bool, served: bool
+) -> None:
+    ends = {}
+    for kind in ("auto", "none", "kfac"):
+        policy = make_policy(GAUSSIAN, hidden=(64, 64), dtype=torch.float32)
+        data = make_data(policy, GAUSSIAN, rows=2048)
+        TRPOOptimizer(policy, damping=damping, relative_damping=relative, preconditioner=kind).step(
+            **data
+        )
+        ends[kind] = bits(policy)
+    assert not all(map(torch.equal, ends["none"], ends["kfac"]))
+    assert all(map(torch.equal, ends["auto"], ends["kfac" if served else "none"]))
+
+
 def test_plain_cg_is_not_stopped_by_its_progress() -> None:
     policy = make_policy(GAUSSIAN, dtype=torch.float32)
     opt = TRPOOptimizer(policy, preconditioner="none", cg_progress_tol=0.9, cg_tol=0.0)

@@ -12,7 +12,7 @@ from trpo_fast.backends.generic.problem import GenericProblem, refuse_generic
 from trpo_fast.backends.registry import fused_problem, serving
 from trpo_fast.networks.network import Network
 from trpo_fast.optimizer.batch_reader import fused_batch
-from trpo_fast.preconditioning.cost import kfac_pays
+from trpo_fast.preconditioning.cost import damped_enough, kfac_pays
 from trpo_fast.preconditioning.curvature import Curvature, precondition
 from trpo_fast.update.batch import Batch
 from trpo_fast.update.options import Options
@@ -50,8 +50,10 @@ def problem_of(
     """
     if isinstance(network, Network):
         fused = _fused(network, batch, parameters)
-        automatic = options.preconditioner == "auto"
-        if automatic and not kfac_pays(network, fused.all_rows, lasts=curvature.lasts):
+        if options.preconditioner == "auto" and not (
+            damped_enough(options.damping, relative=options.relative_damping)
+            and kfac_pays(network, fused.all_rows, lasts=curvature.lasts)
+        ):
             options = _plain(options)
         problem = fused_problem(network, parameters, fused, options)
         options = precondition(problem, curvature, network, fused, options)

@@ -22,6 +22,10 @@ REFRESH_PRODUCTS = 0.4
 PAYS_BELOW = 4.0
 # Flop of a product below which there is nothing to save: plain iterations take microseconds.
 LEAST_FLOP = 1 << 24
+# Damping below which "auto" leaves it: there the solution itself is no good, having long components
+# that the quadratic model is wrong about, and ten plain iterations do not get to them
+# (docs/choosing-max-kl-and-damping.md).
+LEAST_DAMPING, LEAST_RELATIVE_DAMPING = 1e-2, 1.0
 # What factorising [m, m] costs, in m^3 of the products' flop: as measured for m = 64 and m = 1024.
 EIGEN_FLOP, INVERSE_FLOP = 100, 3
 
@@ -38,6 +42,11 @@ def kfac_pays(network: Network, rows: int, *, lasts: bool) -> bool:
         return False
     interval = refresh_interval(network, rows) if lasts else 1
     return input_cost(network, rows) + output_cost(network, rows) / interval <= PAYS_BELOW
+
+
+def damped_enough(damping: float, *, relative: bool) -> bool:
+    """Whether the solution is one that should be found well."""
+    return damping >= (LEAST_RELATIVE_DAMPING if relative else LEAST_DAMPING)
 
 
 def product_flop(network: Network, rows: int) -> int:

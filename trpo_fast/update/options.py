@@ -74,8 +74,8 @@ class SharedOptions:
         "of conjugate gradients: kfac, diagonal or none; auto is kfac where it pays",
         note="kfac: Kronecker-factored layers (Martens & Grosse 2015); diagonal: for comparison. "
         "Statistics that need gradients are kept in the optimizer's state for up to five updates. "
-        "It pays for recognised perceptrons on the CPU whose batch is large enough. The solution "
-        "sought is the same with all.",
+        "It pays for recognised perceptrons on the CPU whose batch is large enough, with a damping "
+        "of 0.01 (relative: 1) or more. The solution sought is the same with all.",
         choices=("auto", "none", "diagonal", "kfac"),
     )
     precision: str = _option(
