@@ -90,6 +90,11 @@ def algorithm(
     return made
 
 
+def entries_of(words: list[str]) -> dict[str, Any]:
+    """Entries of a configuration from ``NAME=VALUE``, values as JSON has them."""
+    return {name: json.loads(value) for name, value in (word.split("=") for word in words)}
+
+
 def refill(made: Any) -> None:
     """The storage counts as full again; what it holds is still there."""
     made.storage.step = made.storage.num_transitions_per_env
@@ -147,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--ours", nargs="*", default=[], metavar="NAME=VALUE")
     args = parser.parse_args(arguments)
-    entries = {name: json.loads(value) for name, value in (x.split("=") for x in args.ours)}
+    entries = entries_of(args.ours)
     sizes = (args.envs, args.steps, args.observations, args.hidden)
     ours, theirs = algorithm(OURS, *sizes, **entries), algorithm(THEIRS, *sizes)
     trpo_seconds(ours)  # memory is touched, statistics of the preconditioner are made

@@ -1,11 +1,11 @@
 """Samples to a score in rsl_rl's own runner: trpo_fast.rsl_rl.TRPO beside rsl_rl's PPO.
 
-``python benchmarks/rsl_rl_learning.py [--seeds N] [--out FILE.json]`` trains both on the torch
-Pendulum and on CartPole with a continuous action (``tests/tensor_environments.py``): 512
-environments, 24 steps a rollout, two hidden layers of 64 with ELU, normalised observations, and the
-configuration that rsl_rl's users write, in which one line differs. Scores are mean returns of the
-last 100 episodes that ended, looked at after each rollout; a run ends with the one that reaches it.
-Rewards are a tenth of the environment's.
+``python benchmarks/rsl_rl_learning.py [--seeds N] [--ours NAME=VALUE ...] [--out FILE.json]``
+trains both on the torch Pendulum and on CartPole with a continuous action
+(``tests/tensor_environments.py``): 512 environments, 24 steps a rollout, two hidden layers of 64
+with ELU, normalised observations, and the configuration that rsl_rl's users write, in which one
+line differs. Scores are mean returns of the last 100 episodes that ended, looked at after each
+rollout; a run ends with the one that reaches it. Rewards are a tenth of the environment's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from large_batches import OURS, THEIRS, configuration
+from large_batches import OURS, THEIRS, configuration, entries_of
 
 ENVS, STEPS, SCALE = 512, 24, 0.1
 SCORES = {"Pendulum": -200.0, "CartPole": 475.0}
@@ -64,13 +64,15 @@ def counted(name: str, envs: int, seed: int) -> Any:
     return Counted(getattr(found, f"Tensor{name}")(envs, seed=seed))
 
 
-def trained(algorithm: str, name: str, seed: int, iterations: int, envs: int) -> dict[str, Any]:
+def trained(
+    algorithm: str, name: str, seed: int, iterations: int, envs: int, **entries: Any
+) -> dict[str, Any]:
     """One run: the score after each rollout, and the seconds of the whole."""
     from rsl_rl.runners import OnPolicyRunner
 
     torch.manual_seed(seed)
     env = counted(name, envs, seed)
-    cfg = configuration(algorithm, STEPS, [64, 64])
+    cfg = configuration(algorithm, STEPS, [64, 64], **entries)
     for network in ("actor", "critic"):
         cfg[network]["obs_normalization"] = True
     with contextlib.redirect_stdout(io.StringIO()):
@@ -115,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--envs", type=int, default=ENVS)
     parser.add_argument("--iterations", type=int, help="default: 120 for Pendulum, 60 for CartPole")
     parser.add_argument("--environments", nargs="+", default=list(SCORES), choices=list(SCORES))
+    parser.add_argument("--ours", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     runs: list[dict[str, Any]] = []
@@ -122,7 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in range(args.seeds):
             for algorithm in (THEIRS, OURS):
                 length = args.iterations or ITERATIONS[name]
-                runs.append(trained(algorithm, name, seed, length, args.envs))
+                own = entries_of(args.ours) if algorithm == OURS else {}
+                runs.append(trained(algorithm, name, seed, length, args.envs, **own))
                 last = {key: value for key, value in runs[-1].items() if key != "scores"}
                 print(json.dumps(last), flush=True)
                 if args.out is not None:

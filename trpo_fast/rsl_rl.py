@@ -70,6 +70,7 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
     Attributes:
         policy_optimizer: The actor's ``TRPOOptimizer``; its options may be edited.
         optimizer: The critic's.
+        learning_rate: The critic's.
         last_result: The last policy update's ``TrustRegionResult``, or None.
 
     Raises:
@@ -79,6 +80,7 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
     """
 
     last_result: TrustRegionResult | None = None
+    learning_rate: float
 
     def __init__(self, actor: Any, critic: Any, storage: Any, **configuration: Any) -> None:
         options = {name: configuration.pop(name) for name in TABLE if name in configuration}

@@ -83,6 +83,6 @@ def test_samples_to_a_score_in_rsl_rls_runner(load: Any, tmp_path: Path, capsys:
     assert [run["samples_to_score"] for run in runs] == [None, None]
     # Eight environments of three rollouts have ended some episode of CartPole, and so reach this.
     learning.SCORES["CartPole"] = 1.0
-    run = learning.trained(learning.OURS, "CartPole", 0, 3, 8)
+    run = learning.trained(learning.OURS, "CartPole", 0, 3, 8, **learning.entries_of(["lam=0.9"]))
     assert run["samples_to_score"] == 8 * 24 * len(run["scores"]) <= 8 * 24 * 3
     assert f"| {run['samples_to_score']:,} |" in learning.table([run])
