@@ -19,6 +19,12 @@ from trpo_fast.environments.gymnasium_api import refuse_whole_results
 from trpo_fast.environments.interface import Rows
 from trpo_fast.environments.observation_check import entry
 from trpo_fast.environments.row_format import RowFormat
+from trpo_fast.environments.tensor_flattening import (
+    TensorFlattener,
+    each_leaf,
+    first_leaf,
+    tensor_action_converter,
+)
 from trpo_fast.networks.distributions import mode
 from trpo_fast.rollouts.observations import Shown, StructuredObservations, as_networks_see
 
@@ -122,6 +128,40 @@ class Actor:
         kept = _arrays(after)
         return actions, [tuple(part[:, i : i + 1] for part in kept) for i in range(len(rows))]
 
+    def act_tensors(
+        self, observations: Any, *, deterministic: bool, masks: Tensor | None = None
+    ) -> Tensor:
+        """Actions for a tensor environment's ``step``, from raw observations in tensors.
+
+        Args:
+            observations: one, or a batch of n, in the space's nesting; on any one device.
+            deterministic: the distribution's mode, not a sample.
+            masks: bool, [n, choices] (or [choices]).
+
+        Returns:
+            A tensor [n, ...] (or [...]) of the action space, where the observations are. Raises
+            ValueError where they do not fit the space or are not finite.
+        """
+        single = self.is_single(observations)
+        if single:
+            observations = each_leaf(observations, lambda leaf: leaf[None])
+            masks = None if masks is None else masks[None]
+        leaf = first_leaf(observations)
+        flatten = TensorFlattener(self.observation_space, leaf.device)
+        rows = torch.empty((len(leaf), flatten.width), dtype=flatten.dtype, device=leaf.device)
+        flatten(observations, rows)
+        bad = ~torch.isfinite(rows.float()).all(1)
+        if bool(bad.any()):
+            env = int(bad.nonzero()[0])
+            raise BadObservationError(env, self._flatten.bad_number(rows[env].numpy(force=True)))
+        actions, _ = self._choose(rows.to(self._device), deterministic, masks, None)
+        given = self.to_tensor_env(actions).to(leaf.device)
+        return given[0] if single else given
+
+    def to_tensor_env(self, actions: Tensor) -> Tensor:
+        """What a tensor environment's ``step`` takes, from the policy's own actions."""
+        return tensor_action_converter(self.policy, self._action_space, self._device)(actions)
+
     def act_on(
         self,
         deterministic: bool,
@@ -177,23 +217,35 @@ class Actor:
         if bad.any():
             env = int(np.flatnonzero(bad)[0])
             raise BadObservationError(env, self._flatten.bad_number(rows[env]))
-        obs = as_networks_see(torch.from_numpy(rows).to(self._device), self._normalizer)
+        shown = torch.from_numpy(rows).to(self._device)
+        actions, after = self._choose(shown, deterministic, masks, memory)
+        return self._to_env(actions), after
+
+    def act_rows(self, rows: Tensor, *, deterministic: bool) -> Tensor:
+        """The policy's own actions [n, ...] on flattened raw observations [n, O]."""
+        return self._choose(rows, deterministic, None, None)[0]
+
+    def _choose(
+        self, rows: Tensor, deterministic: bool, masks: Any, memory: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Any]:
+        """The policy's own actions, and the memory after them."""
+        obs = as_networks_see(rows, self._normalizer)
         training = self.policy.training
         self.policy.eval()
         try:
             with torch.no_grad(), one_thread_if_small(self.policy, len(rows)):
                 distribution, after = self._distribution(obs, masks, memory)
-                actions: Tensor = mode(distribution) if deterministic else distribution.sample()
+                return mode(distribution) if deterministic else distribution.sample(), after
         finally:
             self.policy.train(training)
-        return self._to_env(actions), after
 
     def _distribution(
-        self, obs: Any, masks: npt.ArrayLike | None, memory: tuple[Tensor, ...] | None
+        self, obs: Any, masks: Any, memory: tuple[Tensor, ...] | None
     ) -> tuple[Any, Any]:
         given: dict[str, Any] = {}
         if masks is not None:
-            mask = torch.from_numpy(np.asarray(masks, bool))
+            own = isinstance(masks, Tensor)
+            mask = masks if own else torch.from_numpy(np.asarray(masks, bool))
             given["action_mask"] = mask.to(self._device)
         if self._memory is None:
             return self.policy(obs, **given), None

@@ -16,16 +16,16 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
-from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.evaluation import Evaluation
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import Learner
-from trpo_fast.agent.making import make_environments
+from trpo_fast.agent.making import Collector, device_of, make_collector
 from trpo_fast.agent.policies import row_format
 from trpo_fast.agent.run_on_disk import RunOnDisk
 from trpo_fast.agent.scoring import Scoring
@@ -33,7 +33,8 @@ from trpo_fast.agent.state import Training
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.output import remark, say
 from trpo_fast.base.time_budget import Clock
-from trpo_fast.rollouts.collector import RolloutCollector
+from trpo_fast.environments.tensor_flattening import first_leaf
+from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.files import given_path
@@ -45,7 +46,9 @@ class TRPO:
     """Trust Region Policy Optimization (Schulman et al. 2015) with GAE (Schulman et al. 2016).
 
     Args:
-        env: a gymnasium id, a function that makes an Env, an Env, or a vector environment.
+        env: a gymnasium id, a function that makes an Env, an Env, or a vector environment; with
+            vectorization="tensor" an object that steps in torch tensors, a function that makes
+            it, or "module:factory".
         policy: module whose forward(obs) gives a torch Distribution; or "mlp", "cnn",
             "multi_input", "recurrent", or "auto", as without one: by the observation space. A
             module with `observation = "structured"` is given the space's nesting, others flattened
@@ -75,7 +78,14 @@ class TRPO:
         config = Config.from_options(options)
         if config.seed is None:
             config = config.replace(seed=int(np.random.SeedSequence().generate_state(1)[0]))
-        self.env = make_environments(env, config, row_format(policy, config.policy))
+        remembers = config.policy == "recurrent" or (policy is not None and is_recurrent(policy))
+        if remembers and config.vectorization == "tensor":
+            raise ConfigError(
+                "tensor environments are not served with a recurrent policy: use another one, or "
+                "environments that step in NumPy"
+            )
+        collector = make_collector(env, config, row_format(policy, config.policy))
+        self.env = collector.env
         config = config.replace(num_envs=self.env.num_envs)
         self.observation_space = self.env.observation_space
         self.action_space = self.env.action_space
@@ -92,8 +102,9 @@ class TRPO:
                 policy=policy,
                 value_function=value_function,
                 dtype=_dtype,
+                device=device_of(collector),
             ),
-            RolloutCollector(self.env, on_fault=config.on_fault),
+            collector,
             np.random.Generator(np.random.Philox(config.seed)),
         )
         self.actor = Actor(
@@ -134,7 +145,7 @@ class TRPO:
         return self.training.learner
 
     @property
-    def collector(self) -> RolloutCollector:
+    def collector(self) -> Collector:
         """The collector, which steps the environments."""
         return self.training.collector
 
@@ -245,7 +256,8 @@ class TRPO:
         self.callback_figures = {}
         rollout = found.rollout
         ended = rollout.terminated | rollout.truncated
-        self.last_steps = (rollout.rewards.numpy(), ended.numpy(), rollout.valid.numpy())
+        steps = (rollout.rewards, ended, rollout.valid)
+        self.last_steps = tuple(each.numpy(force=True) for each in steps)
         return row, found.is_best
 
     def predict(
@@ -255,9 +267,11 @@ class TRPO:
         episode_start: Any = None,
         deterministic: bool = True,
         *,
-        action_masks: npt.ArrayLike | None = None,
-    ) -> tuple[npt.NDArray[Any], Any]:
+        action_masks: Any = None,
+    ) -> tuple[Any, Any]:
         """Actions for env.step from raw observations, one or a batch; and the next `state`.
+
+        Arrays give arrays; tensors, where the agent learnt with vectorization="tensor", tensors.
 
         The signature is Stable-Baselines3's; its evaluate_policy runs on it. `state` is what the
         last call returned, None at first; `episode_start` tells where an episode begins, whose
@@ -265,6 +279,10 @@ class TRPO:
         (`deterministic=False`) draws from torch's global generator. Raises ValueError for an
         observation that does not fit the space, or holds NaN or infinity.
         """
+        if self.config.vectorization == "tensor" and isinstance(first_leaf(observation), Tensor):
+            return self.actor.act_tensors(
+                observation, deterministic=deterministic, masks=action_masks
+            ), state
         if self.actor.is_single(observation):
             fresh = self.actor.remembers and episode_start is not None and np.any(episode_start)
             actions, states = self.actor.act_each(

@@ -41,7 +41,8 @@ class Config(SharedOptions):
         "environment",
         "how they are stepped: in this process (sync), by this one and some others (workers), by "
         "whichever of the two the first steps show to be quicker (auto), in one process each "
-        "(async), or by envpool; all but the last give the same bits",
+        "(async), or by envpool; these but the last give the same bits. tensor is for environments "
+        "that step all at once in torch tensors: an object, or module:factory that makes one",
         choices=VECTORIZATIONS,
         fixed=True,
         note=f"A resumed run may go from one of {', '.join(sorted(SAME_EPISODES))} to another",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def _spec_of(env: Any) -> EnvSpec:
     return found
 
 
-def require_another(make_env: EnvFactory) -> None:
+def require_another(make_env: Callable[[], Any]) -> None:
     """Make one environment and close it: what would end a run at its first evaluation.
 
     Raises EnvironmentSetupError with the ways out.

@@ -77,6 +77,7 @@ class Learner:
         policy: module whose forward(obs) gives a distribution; one by `config.policy` without.
         value_function: module with forward(obs) -> [N]; one like the policy without.
         dtype: of the networks made here; torch's default without one.
+        device: where they go; the options' without one.
     """
 
     @_trainable
@@ -90,12 +91,13 @@ class Learner:
         policy: nn.Module | None = None,
         value_function: nn.Module | None = None,
         dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
     ) -> None:
         for name, module in (("policy", policy), ("value_function", value_function)):
             if not isinstance(module, nn.Module | None):
                 raise TypeError(f"{name} is a {type(module).__name__}, expected an nn.Module")
         self.config = config
-        self.device = _device(config.device)
+        self.device = device or _device(config.device)
         if config.backend in ("cpu", "cuda") and config.backend != self.device.type:
             raise ConfigError(
                 f"backend={config.backend!r} does not serve networks on {str(self.device)!r}; "
@@ -222,16 +224,21 @@ class Learner:
             )
 
     def _bootstrap(self, shown: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        device = shown.rewards.device  # the CPU's, or its own where the rollout stayed on one
+
+        def values(observations: Any) -> Tensor:
+            return self._values(observations, device)
+
         if self.recurrence is None:
-            return bootstrap_values(shown, self._values)
+            return bootstrap_values(shown, values)
         self.recurrence.begin(shown)
         if self.recurrence.memory is None:
-            return bootstrap_values(shown, self._values)
+            return bootstrap_values(shown, values)
         return self.recurrence.bootstrap(shown)
 
-    def _values(self, observations: Any) -> Tensor:
-        """V of observations [N, ...] as the networks see them, on the CPU."""
-        return state_values(self.value_function, observations).cpu()
+    def _values(self, observations: Any, device: str | torch.device = "cpu") -> Tensor:
+        """V of observations [N, ...] as the networks see them, there."""
+        return state_values(self.value_function, observations).to(device)
 
     def _scaled(self, advantages: Tensor, values: Tensor) -> Tensor:
         if not self.config.normalize_advantages:
@@ -245,11 +252,11 @@ class Learner:
     def _learn_statistics(self, rollout: Rollout) -> None:
         """What this rollout showed applies from the next one on."""
         if self.normalizer is not None:
-            self.normalizer.observe(rollout.observations.numpy(), rollout.valid.numpy())
+            self.normalizer.observe(rollout.observations, rollout.valid)
             self.normalizer.commit()
         if self.return_scaler is not None:
-            ended = (rollout.terminated | rollout.truncated).numpy()
-            self.return_scaler.observe(rollout.rewards.numpy(), ended, rollout.valid.numpy())
+            ended = rollout.terminated | rollout.truncated
+            self.return_scaler.observe(rollout.rewards, ended, rollout.valid)
             self.return_scaler.commit()
 
     def _count(self, name: str, amount: int, text: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trpo_fast.agent.config import Config
 from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.making import AnyEnvironments
 from trpo_fast.agent.saved_values import (
     Check,
     anything,
@@ -35,7 +36,6 @@ from trpo_fast.agent.saved_values import (
 )
 from trpo_fast.base.spaces import Space, logit_blocks
 from trpo_fast.base.tensors import all_finite
-from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.seeded_episodes import SEED_BITS
 from trpo_fast.optimizer.state import AGE, STATISTICS
 from trpo_fast.runs.checkpoint import CheckpointError
@@ -132,7 +132,7 @@ def _oversized(state: State, config: Config) -> Iterator[str]:
 
 
 def check_values(
-    learner: Learner, env: Environments, state: State, changed: frozenset[str]
+    learner: Learner, env: AnyEnvironments, state: State, changed: frozenset[str]
 ) -> None:
     """CheckpointError unless an agent of these parts can go on from the state's values.
 
@@ -155,8 +155,11 @@ def check_values(
     )
     lines = [*check(state["learner"], "/learner")]
     if state["collector"]:
-        check = _collector(env, saved_envs, learner)
-        lines += check(state["collector"], "/collector")
+        in_tensors = state["config"].get("vectorization") == "tensor"
+        episodes = _tensor_collector(saved_envs) if in_tensors else None
+        lines += (episodes or _collector(env, saved_envs, learner))(
+            state["collector"], "/collector"
+        )
     _refuse(iter(lines))
 
 
@@ -289,7 +292,13 @@ def _memory(learner: Learner, num_envs: int | None) -> Check:
     return parts({} if held is None else {"values": tensor(held.dtype, (num_envs, held.shape[1]))})
 
 
-def _collector(env: Environments, num_envs: int | None, learner: Learner) -> Check:
+def _tensor_collector(num_envs: int | None) -> Check:
+    """Of environments whose running episodes are not kept."""
+    begun = {"returns": array(np.float64, (num_envs,)), "restarts": array(np.int64, (), least=0)}
+    return parts(begun)
+
+
+def _collector(env: AnyEnvironments, num_envs: int | None, learner: Learner) -> Check:
     """Where the last rollout ended, with the running episodes where they can be replayed."""
     each = (num_envs,)
     episodes = {
@@ -330,7 +339,7 @@ def _collector(env: Environments, num_envs: int | None, learner: Learner) -> Che
     return check_all
 
 
-def _kept_as(env: Environments) -> Any:
+def _kept_as(env: AnyEnvironments) -> Any:
     """Dtypes of rows of observations; flattened ones were float32 in older checkpoints."""
     return np.uint8 if env.observation_dtype is np.uint8 else (np.float32, np.float64)
 

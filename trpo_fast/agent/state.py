@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from trpo_fast._version import __version__
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.making import Collector
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.agent.saved_state import check_outline, check_sizes, check_values
 from trpo_fast.environments.vectorization import same_episodes
-from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
 
 State = Mapping[str, Any]
@@ -64,7 +64,7 @@ class Training:
     config: Config
     custom_networks: list[str]
     learner: Learner
-    collector: RolloutCollector
+    collector: Collector
     rng: np.random.Generator
     pending_collector: State | None = None
     progress: Progress = field(default_factory=Progress)

@@ -50,8 +50,9 @@ def _eval(options: argparse.Namespace) -> int:
     state = load_checkpoint(path)
     env = options.env or _found(state, "agent", "environment")
     mujoco_warnings.show_once(env)
-    pooled = env_pool.only_here(env, _found(state, "config", "vectorization"))
-    changes: dict[str, Any] = {"num_envs": 1, "vectorization": "envpool" if pooled else "sync"}
+    stepped = _found(state, "config", "vectorization")
+    kept = stepped == "tensor" or env_pool.only_here(env, stepped)
+    changes: dict[str, Any] = {"num_envs": 1, "vectorization": stepped if kept else "sync"}
     if options.seed is not None:
         changes["seed"] = options.seed
     with (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VECTORIZATIONS = ("auto", "sync", "workers", "async", "envpool")
+VECTORIZATIONS = ("auto", "sync", "workers", "async", "envpool", "tensor")
 # Those that give the same bits: a run may be resumed with another of them.
 SAME_EPISODES = frozenset({"auto", "sync", "workers", "async"})
 

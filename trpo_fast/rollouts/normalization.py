@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from trpo_fast.rollouts.gae import compute_gae
+from trpo_fast.rollouts.running_sums import running_sums
 
 __all__ = ["ObservationNormalizer", "ReturnScaler", "RunningMeanStd"]
 
 Array = TypeVar("Array", npt.NDArray[np.floating[Any]], torch.Tensor)
 Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 StateDict = dict[str, Float64]
+Rows = npt.ArrayLike | torch.Tensor
 
 # Added to variances, so that a constant input divides by 1e-4 and not by 0 (the constant of
 # Stable-Baselines3's VecNormalize).
@@ -45,25 +45,28 @@ class RunningMeanStd:
         self.var: Float64 = np.ones(shape)
         self.count = 0.0
 
-    def update(self, batch: npt.ArrayLike) -> None:
+    def update(self, batch: Rows) -> None:
         """Take in rows, [..., *shape] with any number of leading axes.
+
+        Those of a tensor on a device are summed there, and only their moments leave it.
 
         Raises:
             ValueError: the trailing axes are not ``shape``, or a value is NaN or infinite (one
                 such value would stay in the statistics for ever).
         """
-        rows = np.asarray(batch, np.float64)
-        shape = self.mean.shape
-        if rows.shape[rows.ndim - len(shape) :] != shape:
-            raise ValueError(f"expected rows of shape {shape}, got an array of shape {rows.shape}.")
+        rows: Any = batch.double() if _on_device(batch) else np.asarray(batch, np.float64)
+        shape, given = self.mean.shape, tuple(rows.shape)
+        if given[len(given) - len(shape) :] != shape:
+            raise ValueError(f"expected rows of shape {shape}, got an array of shape {given}.")
         rows = rows.reshape(-1, *shape)
         if not len(rows):
             return
-        mean = rows.mean(axis=0)
+        mean, var = _moments(rows)
         if not np.isfinite(mean).all():
+            rows = rows.numpy(force=True) if isinstance(rows, torch.Tensor) else rows
             row = int(np.argwhere(~np.isfinite(rows))[0][0])
             raise ValueError(f"row {row} of the batch holds NaN or infinity: {rows[row]}.")
-        self._merge(mean, np.square(rows - mean).mean(axis=0), float(len(rows)))
+        self._merge(mean, var, float(len(rows)))
 
     def merge(self, other: RunningMeanStd) -> None:
         """Take in everything that ``other`` has seen."""
@@ -151,15 +154,18 @@ class ObservationNormalizer:
         mean, scale = self._float32 if single else (self.statistics.mean, self._scale)
         return mean.ravel(), scale.ravel(), self.clip
 
-    def observe(self, observations: npt.ArrayLike, valid: Bool | None = None) -> None:
+    def observe(self, observations: Rows, valid: Rows | None = None) -> None:
         """Note the raw observations of a rollout, [..., O]; they count from `commit` on.
 
         Args:
-            observations: what the policy was shown, before normalisation.
+            observations: what the policy was shown, before normalisation; an array, or a tensor on
+                any device.
             valid: [...], false on rows to leave out (autoreset rows, dropped episodes).
         """
-        rows = np.asarray(observations)
-        keep = None if valid is None or np.all(valid) else np.asarray(valid)
+        as_given = _on_device(observations)
+        rows: Any = observations if as_given else np.asarray(observations)
+        keep: Any = valid if as_given or valid is None else np.asarray(valid)
+        keep = None if keep is None or bool(keep.all()) else keep
         self._pending.update(rows if keep is None else rows[keep])
 
     def commit(self) -> None:
@@ -234,44 +240,28 @@ class ReturnScaler:
         )
         return scaled
 
-    def observe(self, rewards: npt.ArrayLike, ended: Bool, valid: Bool | None = None) -> None:
+    def observe(self, rewards: Rows, ended: Rows, valid: Rows | None = None) -> None:
         """Note the raw rewards of a rollout; they count from `commit` on.
 
         Args:
-            rewards: [T, B], unscaled.
+            rewards: [T, B], unscaled; arrays, or tensors on one device, as all arguments.
             ended: [T, B], true where an episode ended (terminated or truncated).
             valid: [T, B], false on rows to leave out.
         """
-        raw = np.asarray(rewards, np.float64)
+        raw = _tensor(rewards, torch.float64)
         if raw.ndim != 2 or raw.shape[1] != len(self._returns):
             raise ValueError(
                 f"rewards must be [T, {len(self._returns)}] for {len(self._returns)} "
-                f"environments, got shape {raw.shape}."
+                f"environments, got shape {tuple(raw.shape)}."
             )
-        keep = np.ones(raw.shape, bool) if valid is None else np.asarray(valid)
-        running = self._running(np.where(keep, raw, 0.0), np.asarray(ended, bool))
+        over = _tensor(ended, torch.bool)
+        keep = torch.ones_like(over) if valid is None else _tensor(valid, torch.bool)
+        # Rows left out count with reward 0: they belong to an episode of which no row is kept from
+        # there on, or lie between two.
+        before = torch.from_numpy(self._returns).to(raw.device)
+        running = running_sums(torch.where(keep, raw, 0.0), over, before, self.gamma)
         self._pending.update(running[keep])
-        self._returns = np.where(ended[-1], 0.0, running[-1])
-
-    def _running(self, rewards: Float64, ended: Bool) -> Float64:
-        """R_t = gamma R_{t-1} + r_t within each episode, [T, B], going on from the last rollout.
-
-        Rows left out come with reward 0: they belong to an episode of which no row is kept from
-        there on, or lie between two.
-        """
-        before = np.zeros_like(ended)  # row t: whether an episode ended at row t - 1
-        before[1:] = ended[:-1]
-        # With time reversed this is the sum that advantages are of rewards, at lambda = 1.
-        backwards, _ = compute_gae(
-            np.ascontiguousarray(rewards[::-1]),
-            np.zeros_like(rewards),
-            np.ascontiguousarray(before[::-1]),
-            np.zeros_like(ended),
-            self._returns,
-            gamma=self.gamma,
-            lam=1.0,
-        )
-        return backwards[::-1]
+        self._returns = torch.where(over[-1], 0.0, running[-1]).numpy(force=True)
 
     def commit(self) -> None:
         """Apply what was observed. Call between an update and the next rollout."""
@@ -288,6 +278,28 @@ class ReturnScaler:
         self.statistics.load_state_dict(state)
         self._returns = returns
         self._pending = RunningMeanStd()
+
+
+def _on_device(rows: Any) -> TypeGuard[torch.Tensor]:
+    """Whether NumPy cannot look at them where they are."""
+    return isinstance(rows, torch.Tensor) and not rows.is_cpu
+
+
+def _moments(rows: Any) -> tuple[Float64, Float64]:
+    """Mean and population variance of rows [N, ...]; what is not finite is met by the caller."""
+    if isinstance(rows, torch.Tensor):
+        mean = rows.mean(0)
+        both: Float64 = torch.stack([mean, (rows - mean).square().mean(0)]).numpy(force=True)
+        return both[0], both[1]
+    mean = rows.mean(axis=0)
+    with np.errstate(invalid="ignore"):
+        return mean, np.square(rows - mean).mean(axis=0)
+
+
+def _tensor(values: Any, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.to(dtype)
+    return torch.from_numpy(np.array(values, np.bool_ if dtype is torch.bool else np.float64))
 
 
 def _checked(name: str, state: Mapping[str, Any], shape: tuple[int, ...]) -> Float64:

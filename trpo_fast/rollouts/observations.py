@@ -81,10 +81,13 @@ class StructuredObservations:
         parts = [_of(leaf, rows).reshape(*lead, math.prod(leaf.shape)) for leaf in self._vectors]
         return torch.cat([part.to(self._dtype) for part in parts], -1)
 
-    def observe(self, rows: npt.NDArray[np.uint8], valid: Bool | None = None) -> None:
+    def observe(
+        self, rows: npt.NDArray[np.uint8] | Tensor, valid: Bool | Tensor | None = None
+    ) -> None:
         """Note the rows of a rollout, ``[..., width]``; they count from `commit` on."""
         if self._normalizer is not None:
-            self._normalizer.observe(self._joined(torch.from_numpy(rows)).numpy(), valid)
+            given = rows if isinstance(rows, Tensor) else torch.from_numpy(rows)
+            self._normalizer.observe(self._joined(given), valid)
 
     def commit(self) -> None:
         """Apply what was observed. Call between an update and the next rollout."""

@@ -72,20 +72,8 @@ class Sampler:
         """Sample step t by the policy's own distribution."""
         x, mask = self._shown(t)
         chosen = self._chosen(t, x, {} if mask is None else {"action_mask": mask})
-        if not isinstance(chosen, Distribution):
-            raise TypeError(
-                f"the policy's forward gives a {type(chosen).__name__}, expected a "
-                "torch.distributions.Distribution of batch_shape [N]"
-            )
-        actions: Tensor = chosen.sample()
-        log_prob: Tensor = chosen.log_prob(actions)
         envs = self._recording.rewards.shape[1]
-        if log_prob.shape != (envs,):
-            raise ValueError(
-                f"the policy's log_prob must have shape [{envs}], one number per row of "
-                f"obs; got {tuple(log_prob.shape)}. Wrap per-dimension distributions in "
-                "torch.distributions.Independent(..., 1)."
-            )
+        actions, log_prob = sampled(chosen, envs)
         self._kept.append(log_prob.cpu())
         actions = actions.cpu()
         self._recording.keep_actions(t, actions)
@@ -186,13 +174,14 @@ class NativeSampler(NetworkSampler):
     def _prepare(self) -> None:
         self._native: Any = None
         self._env_actions: Array | None = None
+        self.shaped: Array | None = None  # those, [T, B, ...] of the space's shape
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
         head = self._net.head
         if head.clips_to_env and not getattr(self._policy, "squash", False):
             # New for each rollout: an environment may keep the actions it was given.
             self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
             shape = (*self._noise.shape[:2], *(self._space.shape or ()))
-            self._shaped = self._env_actions.reshape(shape)
+            self.shaped = self._env_actions.reshape(shape)
             self._in_dtype = dtype_converter(self._space)
 
     def _actions(self) -> Array:
@@ -223,20 +212,47 @@ class NativeSampler(NetworkSampler):
             bounds=(next(bounds), next(bounds)),
         )
 
-    def __call__(self, t: int) -> Array:
-        """Sample step t natively."""
+    def draw(self, t: int) -> None:
+        """Write step t's actions, and where there is a place for them the environments'."""
         if self._native is None:
             self._begin()
         self._native.step(t)
-        if self._env_actions is None:
+
+    def __call__(self, t: int) -> Array:
+        """Sample step t natively."""
+        self.draw(t)
+        if self.shaped is None:
             assert self._recording.actions is not None  # noqa: S101
             return self._to_env(self._recording.actions[t])
-        return self._in_dtype(self._shaped[t])
+        return self._in_dtype(self.shaped[t])
 
     def log_probs(self) -> Tensor:
         """Log-probabilities [T, B] of the actions."""
         found: Tensor = self._native.log_probs
         return found.squeeze(-1).to(self._dtype)
+
+
+def sampled(chosen: Any, envs: int) -> tuple[Tensor, Tensor]:
+    """Actions [B, ...] of a policy's own distribution, and their log-probabilities [B].
+
+    Raises:
+        TypeError: what forward gave is no distribution.
+        ValueError: its log_prob is not one number a row.
+    """
+    if not isinstance(chosen, Distribution):
+        raise TypeError(
+            f"the policy's forward gives a {type(chosen).__name__}, expected a "
+            "torch.distributions.Distribution of batch_shape [N]"
+        )
+    actions: Tensor = chosen.sample()
+    log_prob: Tensor = chosen.log_prob(actions)
+    if log_prob.shape != (envs,):
+        raise ValueError(
+            f"the policy's log_prob must have shape [{envs}], one number per row of "
+            f"obs; got {tuple(log_prob.shape)}. Wrap per-dimension distributions in "
+            "torch.distributions.Independent(..., 1)."
+        )
+    return actions, log_prob
 
 
 def sampler_for(
