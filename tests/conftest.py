@@ -73,6 +73,12 @@ def seeds() -> None:
     torch.default_generator.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, `auto` stays in this process; its own tests say otherwise."""
+    monkeypatch.setattr("trpo_fast.environments.automatic.HANDOVER", 1e9)
+
+
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
     """Run a Python program in a fresh process, outside the checkout, with changed variables.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,19 +26,37 @@ from trpo_fast.environments.make import make_vector_env
 from trpo_fast.environments.workers import Workers
 from trpo_fast.rollouts.collector import RolloutCollector
 
+# Seconds that passed in this process, whatever the machine is busy with.
+PASSED = [0.0]
+
 
 class Costly(Walk):
-    """A walk whose steps take two milliseconds."""
+    """A walk whose steps take two milliseconds of the process that steps it."""
 
     def step(self, action: Any) -> Any:
-        time.sleep(2e-3)
+        PASSED[0] += 2e-3
         return super().step(action)
 
 
+def slow(method: Callable[..., Any], after: int = 0) -> Callable[..., Any]:
+    """A method whose calls take a tenth of a second, but the first few."""
+    calls = [0]
+
+    def called(*arguments: Any) -> Any:
+        calls[0] += 1
+        PASSED[0] += 0.1 * (calls[0] > after)
+        return method(*arguments)
+
+    return called
+
+
 @pytest.fixture(autouse=True)
-def cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as the tests were written for, whatever machine this is."""
+def cores(monkeypatch: pytest.MonkeyPatch, unhurried: None) -> None:
+    """As many as the tests were written for, whatever machine this is, and its clock."""
+    del unhurried
+    monkeypatch.setattr(automatic, "perf_counter", lambda: PASSED[0])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(automatic, "HANDOVER", 4e-5)
 
 
 def auto(kind: Any, num_envs: int = 6, **options: Any) -> Any:
@@ -61,9 +81,9 @@ def test_costly_steps_move_to_workers_and_change_nothing(closing: Callable[[Any]
 
 
 def test_cheap_steps_stay(closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automatic, "HANDOVER", 1.0)  # on a busy machine no step is cheap
-    env = closing(auto(Walk))
-    assert_same(heard(make_vector_env(Walk, num_envs=6, seed=5), 70), heard(env, 70))
+    monkeypatch.setattr(automatic, "HANDOVER", 1.0)
+    env = closing(auto(Costly))
+    assert_same(heard(make_vector_env(Costly, num_envs=6, seed=5), 70), heard(env, 70))
     assert env.choice.startswith("sync: a step of 6 takes ")
     assert env.choice.endswith("workers would save 0%")
 
@@ -71,19 +91,38 @@ def test_cheap_steps_stay(closing: Callable[[Any], Any], monkeypatch: pytest.Mon
 def test_workers_that_are_no_quicker_are_given_up(
     closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Workers.step
-
-    def slow(self: Any, *arguments: Any) -> Any:
-        time.sleep(0.1)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(Workers, "step", slow)
+    monkeypatch.setattr(Workers, "step", slow(Workers.step))
     env = closing(auto(Costly))
     said = heard(env, 70)
     assert not isinstance(env.current, Workers)
     assert "us in workers" in env.choice
     assert env.choice.startswith("sync: a step of 6 takes ")
     assert_same(heard(make_vector_env(Costly, num_envs=6, seed=5), 70), said)
+
+
+def only_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the way back did not lead to the same."""
+    leads_to = AutomaticEnvironments._leads_to
+    monkeypatch.setattr(
+        AutomaticEnvironments,
+        "_leads_to",
+        lambda self, where, *rest: isinstance(where, Workers) and leads_to(self, where, *rest),
+    )
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_workers_that_become_slow_are_left(
+    leads: bool, closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workers, "step", slow(Workers.step, after=automatic.STEPS + 4))
+    monkeypatch.setattr(automatic, "WATCHED", 0.3)
+    env = closing(auto(Costly))
+    if not leads:
+        only_to_workers(monkeypatch)
+    said = heard(env, 90)
+    assert isinstance(env.current, Workers) is not leads
+    assert env.choice.startswith("sync: a step of 6 takes " if leads else "workers: ")
+    assert_same(heard(make_vector_env(Costly, num_envs=6, seed=5), 90), said)
 
 
 class Ticking(Costly):
@@ -142,13 +181,8 @@ def test_what_cannot_move_stays(kind: Any, why: str) -> None:
 def test_what_would_not_come_back_stays_with_the_workers(
     closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, leads_to = Workers.step, AutomaticEnvironments._leads_to
-    monkeypatch.setattr(Workers, "step", lambda *given: time.sleep(0.1) or step(*given))
-    monkeypatch.setattr(
-        AutomaticEnvironments,
-        "_leads_to",
-        lambda self, where, *rest: isinstance(where, Workers) and leads_to(self, where, *rest),
-    )
+    monkeypatch.setattr(Workers, "step", slow(Workers.step))
+    only_to_workers(monkeypatch)
     env = closing(auto(Costly))
     said = heard(env, 70)
     assert isinstance(env.current, Workers)
@@ -171,7 +205,7 @@ def test_processes_that_cannot_be_started_leave_nothing(monkeypatch: pytest.Monk
 def test_action_masks_move_too(place: str, closing: Callable[[Any], Any]) -> None:
     class Slow(Masked):
         def step(self, action: Any) -> Any:
-            time.sleep(2e-3)
+            PASSED[0] += 2e-3
             return super().step(action)
 
     collectors = [
@@ -189,6 +223,17 @@ def test_action_masks_move_too(place: str, closing: Callable[[Any], Any]) -> Non
     assert torch.equal(one.actions, other.actions)
 
 
+class Drawn(Scripted):
+    """With a picture of each step."""
+
+    render_mode = "rgb_array"
+
+
+def leveled(levels: list[int]) -> Callable[[], Any]:
+    """Walks of a length that their maker may change."""
+    return lambda: Walk(length=7 + levels[0])
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -197,6 +242,9 @@ def test_action_masks_move_too(place: str, closing: Callable[[Any], Any]) -> Non
         ({"method": "spawn"}, "sync: multiprocessing starts processes by spawn here"),
         ({"jax": True}, "sync: JAX is loaded"),
         ({"daemon": True}, "sync: this process is a daemon"),
+        ({"kind": Drawn}, "sync: they render"),
+        ({"kind": leveled([0])}, "sync: they may share a list with this program"),
+        ({"ranks": "4"}, "sync: one core"),
     ],
 )
 def test_reasons_that_need_no_clock(
@@ -211,19 +259,23 @@ def test_reasons_that_need_no_clock(
         monkeypatch.setattr(automatic.multiprocessing, "current_process", lambda: daemon)
     if "jax" in options:
         monkeypatch.setitem(sys.modules, "jax", None)
-    env = auto(Scripted, num_envs=options.get("num_envs", 4))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", options.get("ranks", "1"))
+    env = auto(options.get("kind", Scripted), num_envs=options.get("num_envs", 4))
     assert not isinstance(env, AutomaticEnvironments)
     assert env.choice.startswith(why)
 
 
-def test_an_agent_says_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_agent_says_what_was_chosen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     options = {"num_envs": 4, "rollout_steps": 40, "hidden_sizes": (4,), "seed": 0}
-    with TRPO(Costly, vectorization="auto", **options) as agent:
+    with TRPO(Costly, vectorization="auto", run_dir=tmp_path / "run", **options) as agent:
         assert agent.vectorization == "auto"
         agent.learn(320)
         assert agent.vectorization.startswith("workers: 3 processes and this one on 4 cores")
         said = agent.vectorization
     assert capsys.readouterr().out.count(f"environments: {said}") == 1
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["stepping"] == said
+    assert written["options"]["vectorization"] == "auto"
     with TRPO(Costly, vectorization="sync", **options) as other:
         other.learn(320, progress_bar=False)
     for one, two in zip(agent.policy.parameters(), other.policy.parameters(), strict=True):

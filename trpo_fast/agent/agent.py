@@ -40,6 +40,7 @@ from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.files import given_path
 from trpo_fast.runs.interrupts import interrupt_guard
 from trpo_fast.runs.progress import ProgressDisplay
+from trpo_fast.runs.recorder import RunRecorder
 
 
 class TRPO:
@@ -212,7 +213,7 @@ class TRPO:
             try:
                 enter_environments(self.training)
                 report = remark if progress_bar else None
-                said = self._say_choice(progress_bar, "")
+                said = self._tell_choice(recorder, progress_bar, "")
                 callbacks.start(locals(), globals())
                 clock = Clock(self.progress.time_elapsed, self.num_timesteps)
                 self.time_budget = clock.total
@@ -223,7 +224,7 @@ class TRPO:
                         boundary = agent_state.state_of(self.training)
                         if recorder is not None:
                             recorder.record(row, boundary, best=is_best)
-                    said = self._say_choice(progress_bar, said)
+                        said = self._tell_choice(recorder, progress_bar, said)
                     display.update(self.num_timesteps, row)
                     going = callbacks.step(locals(), globals())
                 callbacks.end()
@@ -238,11 +239,14 @@ class TRPO:
                 raise
         return self
 
-    def _say_choice(self, shown: bool, said: str) -> str:
-        """Say how the environments are stepped when that is new; what was said."""
+    def _tell_choice(self, recorder: RunRecorder | None, shown: bool, told: str) -> str:
+        """Tell how the environments are stepped when that is new; what was told."""
         choice = self.env.choice
-        if choice != said and shown:
-            say(f"environments: {choice}")
+        if choice != told:
+            if shown:
+                say(f"environments: {choice}")
+            if recorder is not None:
+                recorder.describe(agent_state.config_document(self.training))
         return choice
 
     def _iterate(self, clock: Clock, report: Callable[[str], None] | None) -> tuple[Row, bool]:

@@ -235,6 +235,7 @@ def config_document(training: Training) -> dict[str, Any]:
     return {
         "trpo_fast": __version__,
         "environment": training.env_id,
+        "stepping": training.collector.env.choice or training.config.vectorization,
         "options": _portable_config(training),
         "networks": dict.fromkeys(training.custom_networks, "given as a module"),
     }

@@ -26,6 +26,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def own_cores() -> int:
+    """Its share of them where a launcher (torchrun) started several such processes here."""
+    together = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, usable_cores() // max(1, int(together) if together.isdecimal() else 1))
+
+
 def largest_product(module: nn.Module, rows: int) -> int:
     """Multiplications of the module's largest matrix product on a batch of `rows`."""
     return rows * max((p.numel() for p in module.parameters() if p.ndim >= 2), default=1)

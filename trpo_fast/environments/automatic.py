@@ -4,26 +4,30 @@ Workers give the bits of a vector in this process, so when to move can be left t
 timed in the first steps of the run itself: no environment is made or stepped for it. The running
 episodes, a few steps long by then, are replayed in the workers. The environments stay where they
 were if that does not lead to the same observations and attributes, or if the first steps there are
-no quicker, since other programs use the cores.
+no quicker, since other programs use the cores. Where that begins later, the environments come back
+by the same way, and all is timed anew.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import Space
-from trpo_fast.base.threads import usable_cores
+from trpo_fast.base.threads import own_cores
 from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.interface import Bool, Environments, Episode, Rows, Transition
+from trpo_fast.environments.sharing import shared_object
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.workers import Workers, shares
 
@@ -33,16 +37,34 @@ STEPS, FEWEST, ENOUGH = 16, 3, 0.2
 HANDOVER = 4e-5
 # Workers must save this share of a step: less is not worth their memory.
 LEAST_SAVED = 0.2
+# Seconds of steps in workers after which these must have been quicker than here; the double after
+# each time that they were not.
+WATCHED = 10.0
 # Seconds that processes have to start and to replay a few steps.
-STARTED = 60.0
+STARTED = 20.0
 
 
-def why_not_workers(num_envs: int, workers: int) -> str | None:
-    """Why the environments stay in this process whatever a step takes, or None."""
+def why_not_workers(
+    source: Any, first: gym.Env[Any, Any], kwargs: Mapping[str, Any], num_envs: int, workers: int
+) -> str | None:
+    """Why the environments stay in this process whatever a step takes, or None.
+
+    Args:
+        source: what they are made from.
+        first: one of them.
+        kwargs: what their constructors are given.
+        num_envs: B.
+        workers: how many are asked for; 0: what the cores suggest.
+    """
     if num_envs == 1:
         return "one environment"
-    if usable_cores() == 1 and not workers:
+    if own_cores() == 1 and not workers:
         return "one core"
+    if first.render_mode is not None:
+        return "they render, and windows and graphics contexts do not survive a fork"
+    shared = shared_object(source, first, kwargs)
+    if shared is not None:
+        return f"they may share {shared} with this program; ask for workers if they need not"
     if multiprocessing.current_process().daemon:
         return "this process is a daemon, which may start none"
     # Asked without allow_none, it would settle the method for the whole program.
@@ -81,6 +103,8 @@ class AutomaticEnvironments:
         self._largest_share = -(-local.num_envs // parts)
         self._seconds: list[float] = []
         self._undecided = True
+        self._watched = (0.0, 0)  # seconds in workers, and steps
+        self._window = WATCHED
         self._local = local
         self._local_step = 0.0  # seconds, once it is known
         self.choice = ""
@@ -110,11 +134,20 @@ class AutomaticEnvironments:
 
     def step(self, actions: npt.NDArray[Any], out: Rows) -> Transition:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O]."""
-        if not self._undecided:
+        if self._window == inf and not self._undecided:
             return self._env.step(actions, out)
         began = perf_counter()
         transition = self._env.step(actions, out)
-        self._seconds.append(perf_counter() - began)
+        seconds = perf_counter() - began
+        if self._undecided:
+            self._time(seconds, out)
+        else:
+            self._watch(seconds, out)
+        return transition
+
+    def _time(self, seconds: float, out: Rows) -> None:
+        """Decide, once enough steps were timed."""
+        self._seconds.append(seconds)
         count = len(self._seconds)
         if count >= STEPS or (count >= FEWEST and sum(self._seconds) >= ENOUGH):
             step = median(self._seconds)
@@ -123,7 +156,27 @@ class AutomaticEnvironments:
                 self._settle(self._env, step, out)
             else:
                 self._consider(step, out)
-        return transition
+
+    def _watch(self, seconds: float, out: Rows) -> None:
+        """Come back from workers and begin anew where they have become slower than steps here."""
+        spent, steps = self._watched[0] + seconds, self._watched[1] + 1
+        self._watched = (spent, steps)
+        if spent < self._window:
+            return
+        self._watched = (0.0, 0)
+        workers = self._env
+        if not isinstance(workers, Workers) or spent < steps * self._local_step:
+            return
+        self._window *= 2
+        try:
+            back = self._leads_to(self._local, workers, out)
+        except EnvironmentFault:  # if it is the workers', the next step tells
+            back = False
+        if back:
+            self._env, self._undecided = self._local, True
+        else:
+            self._window = inf
+        (workers if back else self._local).close()
 
     def _consider(self, step: float, out: Rows) -> None:
         """Move to workers if a step of so many seconds is worth it."""
@@ -133,7 +186,7 @@ class AutomaticEnvironments:
         if saved >= LEAST_SAVED:
             workers = self._moved(out)
         if isinstance(workers, str):
-            self._undecided = False
+            self._undecided, self._window = False, inf
             self.choice = f"sync: {self._figures()}, and {workers}"
         else:
             self._env = workers
@@ -144,12 +197,11 @@ class AutomaticEnvironments:
         if step < self._local_step:
             self.choice = f"{workers.choice}, since {self._figures()} and {taken}"
         elif self._leads_to(self._local, workers, out):
-            self._env = self._local
+            self._env, self._window = self._local, inf
             self.choice = f"sync: {self._figures()} and {taken}"
         else:
             self.choice = f"{workers.choice}, since the environments here would not come back"
         self._undecided = False
-        workers.start_timeout = None
         (self._local if self._env is workers else workers).close()
 
     def _leads_to(
@@ -170,9 +222,12 @@ class AutomaticEnvironments:
         except Exception as error:  # noqa: BLE001 (whatever it is, they step here)
             return f"workers could not be started ({type(error).__name__}: {error})"
         try:
+            longest = max(len(actions) for _, actions in self._local.running_episodes())
+            workers.start_timeout = STARTED + longest * self._local_step
             same = self._leads_to(workers, self._local, out)
             if self._local.mask_source is not None:
                 workers.take_masks(self._local.mask_source)
+            workers.start_timeout = None
         except EnvironmentFault as error:
             workers.close()
             return f"workers could not enter the running episodes ({error})"
@@ -203,7 +258,7 @@ class AutomaticEnvironments:
     def close(self) -> None:
         """Release the environments."""
         self._env.close()
-        if self._undecided and self._env is not self._local:
+        if self._env is not self._local and not self._local.ended:
             self._local.close()
 
 

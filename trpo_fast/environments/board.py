@@ -19,9 +19,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-# Seconds for which an awaited bell is looked at before the process sleeps for it: about as long as
-# a small policy takes to choose the next actions. To be woken takes longer than to see a number.
-LOOK = 1e-4
+# Seconds for which an awaited bell is looked at before the process sleeps for it: longer than a
+# small policy takes to choose the next actions, and than steps of two shares differ. To be woken
+# takes far longer than to see a number, and to wake costs the one that rings.
+LOOK = 5e-4
 _LINE = 64  # bytes of a cache line: what two processes write lies on different ones
 
 
@@ -169,7 +170,7 @@ class Bell:
         elif look:
             end = perf_counter() + look
             while words[place] != count and perf_counter() < end:
-                pass
+                os.sched_yield()  # to the other process, should it want this very core
             self._learn(words[place] == count)
         try:
             os.eventfd_read(self.fd)

@@ -111,7 +111,7 @@ def make_vector_env(
     vector = VectorEnvironment(make(), name=name, seed=seed, remake=make, rows=rows)
     if vectorization != "auto":
         return vector
-    reason = why_not_workers(num_envs, num_workers)
+    reason = why_not_workers(env, vector.vector.envs[0], env_kwargs or {}, num_envs, num_workers)
     if reason is not None:
         vector.choice = f"sync: {reason}"
         return vector

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -67,7 +68,10 @@ class Worker:
             daemon=True,
         )
         try:
-            process.start()
+            with warnings.catch_warnings():
+                # From Python 3.12 on: torch has threads, of which a worker uses none.
+                warnings.filterwarnings("ignore", ".* is multi-threaded", DeprecationWarning)
+                process.start()
         except BaseException:
             self.pipe.close()
             raise

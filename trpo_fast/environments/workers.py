@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
 from trpo_fast.base.spaces import Space, logit_blocks
-from trpo_fast.base.threads import usable_cores
+from trpo_fast.base.threads import own_cores
 from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
@@ -105,7 +105,7 @@ class Workers:
         """How the environments are stepped, in words."""
         count = f"{self.num_workers} process{'es' if self.num_workers > 1 else ''}"
         own = len(self._sources) > self.num_workers
-        return f"workers: {count}{' and this one' if own else ''} on {usable_cores()} cores"
+        return f"workers: {count}{' and this one' if own else ''} on {own_cores()} cores"
 
     @property
     def ended(self) -> bool:
@@ -133,7 +133,7 @@ class Workers:
             )
         )
         # With fewer cores than processes, looking would keep somebody else from stepping.
-        look = LOOK if len(self._sources) <= usable_cores() else 0.0
+        look = LOOK if len(self._sources) <= own_cores() else 0.0
         context = multiprocessing.get_context()
         try:
             for number, source in enumerate(self._sources[: self.num_workers]):
@@ -383,5 +383,5 @@ def shares(num_envs: int, wanted: int, *, alone: bool) -> tuple[int, int]:
     Returns:
         W, and the number of shares: one more, the last and smallest, where the trainer has one.
     """
-    count = max(1, min(wanted or usable_cores() - (not alone), num_envs))
+    count = max(1, min(wanted or own_cores() - (not alone), num_envs))
     return count, count + (count < num_envs and not alone)

@@ -26,6 +26,7 @@ State = Mapping[str, Any]
 class Output(Enum):
     """What is written again where the disk refused it; its text says so in messages."""
 
+    CONFIG = "config.json"
     CHECKPOINT = "the checkpoint"
     BEST_CHECKPOINT = "the best checkpoint"
     LEARNING_CURVE = "the learning curve"
@@ -102,6 +103,10 @@ class RunRecorder:
         """What could not be written, in words; empty when all is on disk."""
         rows = [self.directory.progress_file.name] if self._logger.has_unwritten_rows else []
         return [*rows, *map(str, self._unsaved)]
+
+    def describe(self, document: Mapping[str, Any]) -> None:
+        """Replace what config.json holds."""
+        self._try(Output.CONFIG, lambda: self.directory.write_config(document))
 
     def record(self, row: Row, state: State, *, best: bool) -> None:
         """Write one update's row, and a checkpoint when it is time for one."""
