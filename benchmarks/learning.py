@@ -126,6 +126,12 @@ def table(tasks: Sequence[Task], runs: RunTable) -> str:
     return "\n".join(lines) + "\n"
 
 
+def missing(tasks: Sequence[Task], runs: RunTable) -> str:
+    """A sentence that names the environments without a run of ours."""
+    names = [t.env for t in tasks if not t.options and not runs.of(t.env, t.steps, t.arm)]
+    return f"Not run so far with these defaults: {', '.join(names)}.\n\n" if names else ""
+
+
 def spent(tasks: Sequence[Task], runs: RunTable) -> str:
     """What the updates of our runs used of the trust region."""
     lines = [
@@ -158,8 +164,9 @@ environment it was, or what solves the task. [How the defaults were chosen](choo
 ![Learning curves](assets/learning.png)
 
 {table(tasks, runs)}
-Thin lines in the picture are seeds, thick ones their mean: the return of the last 100 training
-episodes, in which actions are sampled; the score acts by the mode, so it is usually higher.
+{missing(tasks, runs)}Thin lines in the picture are seeds, thick ones their mean: the return of the
+last 100 training episodes, in which actions are sampled; the score acts by the mode, so it is
+usually higher.
 
 ## What the updates spent
 
@@ -181,10 +188,11 @@ def picture(tasks: Sequence[Task], runs: RunTable, out: Path) -> None:
     beside = [a for a in AGENTS if any(runs.of(t.env, t.steps, a) for t in shown)]
     compared = [t for t in shown if len(beside) > 1 and runs.of(t.env, t.steps, beside[1])]
     panels = [(t, False) for t in shown] + [(t, True) for t in compared]
-    columns = 4
-    rows = -(-(len(panels) + bool(compared)) // columns)
+    count = len(panels) + bool(compared)
+    columns = min(count, 4)
+    rows = -(-count // columns)
     figure, axes = new_figure(rows, columns, size=(3.1 * columns, 2.4 * rows))
-    for axis in axes[len(panels) + bool(compared) :]:
+    for axis in axes[count:]:
         axis.set_visible(False)
     for axis, (task, timed) in zip(axes, panels, strict=False):
         for colour, agent in zip(COLOURS, AGENTS, strict=False):

@@ -1,11 +1,11 @@
-"""One bound on the KL serves where no single weight of a KL penalty does.
+"""A KL penalty of fixed weights, the adaptive one, and the constraint, on three environments.
 
     python examples/penalty_vs_constraint.py --out penalty-vs-constraint.png
 
 The penalty form maximises ``surrogate - beta KL``: how far a step then goes depends on how steep
-the surrogate is, so the right beta is another one in each environment, and late in training. The
-constraint says how far, in nats. Every run here has the agent's defaults but for the constraint, on
-three environments of classic control.
+the surrogate is, in each environment and at each time, and beta has to follow. The constraint says
+how far, in nats. Every run here has the agent's defaults but for the constraint, and what score and
+what KL came of it is printed.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ def test_the_tasks_are_those_promised(learning):
 
 def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
     easy = learning.Task("CartPole-v1", TINY, 1, 0)
+    later = learning.Task("Later-v0", TINY, 1, 0)
     hard = learning.Task("CartPole-v1", TINY, 501, 0, {"gamma": 0.9})
     monkeypatch.setattr(learning, "TASKS", (easy, hard))
     learning.main(["--seeds", "0", "1", "--out", str(tmp_path)])
@@ -46,6 +47,9 @@ def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
     assert "| 1 | yes |" in page
     assert " short |" in page
     assert "trpo_fast, gamma=0.9" in page
+    assert "so far" not in page
+    runs = learning.RunTable(tmp_path / "benchmarks" / "results" / "learning.csv")
+    assert "so far with these defaults: Later-v0." in learning.page((easy, later), runs)
     numbers = tmp_path / "benchmarks" / "results" / "learning.csv"
     assert len(numbers.read_text().splitlines()) == 5
     assert (tmp_path / "docs" / "assets" / "learning.png").stat().st_size > 1000
