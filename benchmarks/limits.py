@@ -127,7 +127,7 @@ def look(hidden: int, rows: int = 2048, steps: int = 400) -> None:
     torch.set_num_threads(1)
     policy, case = Own(hidden), case_of(Size(rows, OBS, ACTIONS, hidden))
     optimizer = TRPOOptimizer(policy, max_kl=MAX_KL, damping=DAMPING, preconditioner="none")
-    start = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
+    start = [parameter.detach().clone() for parameter in policy.parameters()]
     looks: list[float] = []
     whole: list[float] = []
 
@@ -140,7 +140,9 @@ def look(hidden: int, rows: int = 2048, steps: int = 400) -> None:
 
     with patch("trpo_fast.optimizer.optimizer.network_of", timed):
         for _ in range(steps):
-            torch.nn.utils.vector_to_parameters(start.clone(), policy.parameters())
+            with torch.no_grad():  # in place, as a training leaves them
+                for parameter, value in zip(policy.parameters(), start, strict=True):
+                    parameter.copy_(value)
             began = time.perf_counter()
             optimizer.step(obs=case.obs, actions=case.actions, advantages=case.advantages)
             whole.append(time.perf_counter() - began)

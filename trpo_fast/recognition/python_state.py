@@ -138,6 +138,7 @@ class _Reader:
     def __init__(self) -> None:
         self.key: list[Any] = []
         self._seen: set[int] = set()
+        self._kinds: set[int] = set()  # of modules
         self.where = "the module"
 
     def module(self, part: nn.Module) -> None:
@@ -157,7 +158,11 @@ class _Reader:
             else:
                 self.where = f"attribute {name!r} of {kind.__name__}"
                 self.value(value)
-        self.type(kind)
+        if id(kind) in self._kinds:
+            key.append(kind)
+        else:
+            self._kinds.add(id(kind))
+            self.type(kind)
         if len(key) > MOST_ITEMS:
             raise UnreadableError(
                 f"{kind.__name__} and its attributes hold more than {MOST_ITEMS} Python values, "

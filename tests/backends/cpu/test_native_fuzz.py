@@ -30,9 +30,9 @@ def test_odd_arguments_of_every_entry_point_raise_or_are_answered_rightly(tmp_pa
 def test_one_entry_too_far_is_a_crash(at_end: bool) -> None:
     """Which is what the test above relies on."""
     read = f"""
-import native_fuzz, torch
+import fuzz_case, torch
 from trpo_fast import _core
-case = native_fuzz.Case(0, 0.0)
+case = fuzz_case.Case(0, 0.0)
 case.chance = lambda share: {at_end}
 address = case.memory(4, torch.float64).data_ptr()
 _core.all_finite_f64(address, 4)
