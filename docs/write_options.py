@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trpo_fast.agent.config import GROUPS, OPTIONS
 from trpo_fast.base.option import Option
+from trpo_fast.base.synonyms import ELSEWHERE, SYNONYMS
 from trpo_fast.update.options import GROUP, TABLE
 
 PAGE = Path(__file__).with_name("options.md")
@@ -20,6 +21,9 @@ between steps. All but the next table's are keywords of the agent, `TRPO`, and o
 `trpo-fast train` as well: `max_kl` is `--max-kl` there.
 """
 OF_AGENT = """Of the agent alone:
+"""
+NAMES = """What other libraries call options, and what is here instead. These names are refused with
+the same words, in Python and on the command line.
 """
 AGENT = """These are keywords of `TRPO` and options of `trpo-fast train`. Those marked *fixed*
 cannot be changed when a run is resumed.
@@ -38,7 +42,15 @@ def page() -> str:
         if group != GROUP:
             parts += [f"### {group.capitalize()}\n"]
             parts += [_table(row for row in OPTIONS.values() if row.group == group)]
-    return "\n".join(parts)
+    parts += ["## Names from elsewhere\n", NAMES, "| elsewhere | here |", "|---|---|"]
+    parts += [f"| `{name}` | {_meant(text)} |" for name, text in SYNONYMS.items()]
+    parts += [f"| `{name}` | {text} |" for name, text in ELSEWHERE.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _meant(text: str) -> str:
+    option, _, rest = text.partition(" ")
+    return f"`{option}` {rest}".rstrip()
 
 
 def _table(rows: Iterable[Option]) -> str:

@@ -65,13 +65,18 @@ class TRPO:
     def __init__(
         self,
         env: Any,
-        *,
+        *misplaced: Any,
         policy: nn.Module | str | None = "auto",
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
         _dtype: torch.dtype | None = None,  # of the networks of a checkpoint
         **options: Any,
     ) -> None:
+        if misplaced:
+            raise TypeError(
+                f"TRPO takes the environment alone by position, got {env!r} and {misplaced[0]!r}: "
+                "write TRPO(env), and policy= for a name or a module of your own"
+            )
         if "env_kwargs" in options and options["env_kwargs"] is None:
             del options["env_kwargs"]
         if isinstance(policy, str):
@@ -208,7 +213,12 @@ class TRPO:
         with (
             interrupt_guard() as guard,
             self.run.recording(self.training, boundary) as recorder,
-            ProgressDisplay(target, self.num_timesteps, enabled=progress_bar) as display,
+            ProgressDisplay(
+                target,
+                self.num_timesteps,
+                enabled=progress_bar,
+                max_kl=self.optimizer.param_groups[0]["max_kl"],
+            ) as display,
         ):
             try:
                 enter_environments(self.training)

@@ -14,7 +14,8 @@ from typing import Any
 
 from trpo_fast.agent.portable import same
 from trpo_fast.base.errors import UserError
-from trpo_fast.base.option import Option, check_fields, did_you_mean, option, table_of
+from trpo_fast.base.option import Option, check_fields, option, table_of
+from trpo_fast.base.synonyms import hint
 from trpo_fast.environments.vectorization import SAME_EPISODES, VECTORIZATIONS, same_episodes
 from trpo_fast.update.options import GROUP, SharedOptions
 
@@ -216,7 +217,8 @@ def refuse_unknown(names: Iterable[str]) -> None:
     """Raise UnknownOptionError for the first name that is not an option."""
     for name in names:
         if name not in OPTIONS:
-            raise UnknownOptionError(f"unknown option {name!r}{did_you_mean(str(name), OPTIONS)}")
+            known = (*OPTIONS, "run_dir")
+            raise UnknownOptionError(f"unknown option {name!r}{hint(str(name), known)}")
 
 
 def differences(old: Config, new: Config, *, fixed: bool | None = None) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from trpo_fast import _native
 from trpo_fast.agent.config import GROUPS, OPTIONS, ConfigError
-from trpo_fast.base.option import Option, did_you_mean
+from trpo_fast.base.option import Option
+from trpo_fast.base.synonyms import hint
 
 PREFIX = "agent_"
 
@@ -51,8 +52,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     namespace, rest = parser.parse_known_args(arguments)
     if rest:
         command: argparse.ArgumentParser = namespace.parser
-        hint = did_you_mean(rest[0].split("=")[0], command._option_string_actions)
-        command.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        meant = hint(rest[0].split("=")[0], command._option_string_actions, dashes=True)
+        command.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
     return namespace
 
 

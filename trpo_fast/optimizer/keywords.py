@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from torch import nn
 
+from trpo_fast.base.synonyms import hint
 from trpo_fast.update.options import TABLE, Options
 
 # Keywords of torch's optimizers that ask for what a trust-region step cannot be.
@@ -58,7 +59,9 @@ def served(keywords: dict[str, Any]) -> dict[str, Any]:
         if name in TABLE:
             continue
         if name not in UNSERVED:
-            raise TypeError(f"TRPOOptimizer() got an unexpected keyword argument {name!r}")
+            raise TypeError(
+                f"TRPOOptimizer() got an unexpected keyword argument {name!r}{hint(name, TABLE)}"
+            )
         if value:
             raise ValueError(f"TRPOOptimizer has no {name}: {UNSERVED[name]}")
     return {name: value for name, value in keywords.items() if name in TABLE}
