@@ -1,4 +1,4 @@
-"""The command line: `trpo-fast train | eval | plot | doctor`.
+"""The command line: `trpo-fast train | eval | plot | report | doctor`.
 
 Exit codes: 0; 1 when something could not be finished (a faulty environment, files that could not
 be written); 2 for a mistake in the command; 130 after Ctrl-C.
@@ -17,6 +17,7 @@ from trpo_fast.command.doctor import add_doctor
 from trpo_fast.command.last_resort import Told, tell
 from trpo_fast.command.options import parse
 from trpo_fast.command.output import close_output, show_warning
+from trpo_fast.command.report import add_report
 from trpo_fast.command.results import add_eval, add_plot
 from trpo_fast.command.train import add_train
 from trpo_fast.runs.interrupts import INTERRUPTED, interrupt_guard
@@ -50,5 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_eval(commands)
     add_plot(commands)
+    add_report(commands)
     add_doctor(commands)
     return parser

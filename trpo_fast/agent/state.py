@@ -25,6 +25,7 @@ from trpo_fast.agent.making import Collector
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.agent.saved_state import check_outline, check_sizes, check_values
+from trpo_fast.base.machine import machine
 from trpo_fast.environments.vectorization import same_episodes
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
 
@@ -238,6 +239,7 @@ def config_document(training: Training) -> dict[str, Any]:
         "stepping": training.collector.env.choice or training.config.vectorization,
         "options": _portable_config(training),
         "networks": dict.fromkeys(training.custom_networks, "given as a module"),
+        "machine": machine(),
     }
 
 

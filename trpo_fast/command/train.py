@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+from pathlib import Path
 from typing import Any
 
 from trpo_fast.agent.agent import TRPO
@@ -20,6 +22,7 @@ from trpo_fast.command.options import (
     positive,
 )
 from trpo_fast.command.output import complain
+from trpo_fast.command.seeds import Score, seeds, summary
 from trpo_fast.environments import mujoco_warnings
 from trpo_fast.runs.directory import RunDirectory, last_run_directory, new_run_directory
 
@@ -46,7 +49,17 @@ def add_train(commands: Any) -> None:
         help="environment steps after which to stop, counted from the run's very beginning "
         f"(default {DEFAULT_STEPS})",
     )
-    run.add_argument("--run-dir", metavar="DIR", help="where to write (default runs/ENV-sSEED-K)")
+    run.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="where to write (default runs/ENV-sSEED-K; with --seeds each run has DIR/seed-S)",
+    )
+    run.add_argument(
+        "--seeds",
+        type=seeds,
+        metavar="A-B",
+        help="train one run a seed, one after the other (0-4, or 0,3,7), and say what they come to",
+    )
     run.add_argument(
         "--resume",
         action="store_true",
@@ -63,6 +76,26 @@ def _train(options: argparse.Namespace) -> int:
     look_beside_the_user(options.env_id)
     given = agent_options(options)
     mujoco_warnings.show_once(options.env_id)
+    if options.seeds is None:
+        return _train_one(options, given)[0]
+    if "seed" in given:
+        raise ConfigError("--seed and --seeds are given: which seeds are to be trained?")
+    code, scores = 0, list[Score]()
+    for seed in options.seeds:
+        one = argparse.Namespace(**vars(options))
+        if options.run_dir is not None:
+            one.run_dir = str(Path(options.run_dir) / f"seed-{seed}")
+        failed, score = _train_one(one, {**given, "seed": seed})
+        code = max(code, failed)
+        scores.append(score)
+    say(summary(scores, options.seeds))
+    runs = shlex.join(_short(score.directory) for score in scores)
+    say(f"next: trpo-fast report {runs} --out report.html")
+    return code
+
+
+def _train_one(options: argparse.Namespace, given: dict[str, Any]) -> tuple[int, Score]:
+    """One run: its exit code, and what it came to."""
     agent = _resumed(options, given) if options.resume else None
     if agent is None:
         agent = _fresh(options, given)
@@ -73,7 +106,7 @@ def _train(options: argparse.Namespace) -> int:
         if left <= 0:
             say(f"{directory.path} already has {agent.num_timesteps} steps: nothing to do")
             last_resort.ready(0)
-            return 0
+            return 0, _score(agent, directory)
         say(f"training on {options.env_id}, seed {agent.seed}, in {directory.path}")
         try:
             agent.learn(left, progress_bar=not options.quiet)
@@ -83,8 +116,24 @@ def _train(options: argparse.Namespace) -> int:
         code = _report(agent, directory)
         if options.profile:
             say(f"time in this call\n{budget_table(agent.time_budget)}")
+        if options.seeds is None:
+            place = shlex.quote(_short(directory.path))
+            say(f"next: trpo-fast eval {place} --episodes 20")
+            say(f"      trpo-fast report {place} --out report.html")
         last_resort.ready(code)
-    return code
+    return code, _score(agent, directory)
+
+
+def _score(agent: TRPO, directory: RunDirectory) -> Score:
+    returns = agent.training.recent_returns
+    final = sum(returns) / len(returns) if returns else None
+    return Score(directory.path, final, agent.progress.best_evaluation)
+
+
+def _short(path: Path) -> str:
+    """The path as it is called from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _fresh(options: argparse.Namespace, given: dict[str, Any]) -> TRPO:
@@ -130,7 +179,10 @@ def _resume_line(options: argparse.Namespace, directory: RunDirectory) -> str:
 
 def _report(agent: TRPO, directory: RunDirectory) -> int:
     recorder = agent.run.recorder
+    score = _score(agent, directory).words()
     say(f"done: {agent.num_timesteps} steps in {agent.progress.time_elapsed:.0f} s")
+    if score:
+        say(f"  {score}")
     checkpoint = None if recorder is None else recorder.last_checkpoint
     for name, path in (
         ("checkpoint", checkpoint),

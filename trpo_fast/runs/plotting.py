@@ -35,24 +35,24 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     """
     paths = {str(d): given_path(d, "a run directory") for d in directories}
     out = given_path(out, "the picture")
-    runs = {name: _rows(path / "progress.csv") for name, path in paths.items()}
+    runs = {name: read_rows(path / "progress.csv") for name, path in paths.items()}
     for name, rows in runs.items():
         if not column(rows, "rollout/ep_rew_mean")[0].size:
             raise PlotError(f"{name} has no progress.csv with a finished episode: nothing to plot")
-    names = _names(list(runs))
+    names = run_names(list(runs))
     figure, axes = _panels(2 if len(runs) == 1 else 1)
-    labels = names if len(runs) > 1 else ["training"]
-    for colour, label, rows in zip(_cycle(len(runs)), labels, runs.values(), strict=True):
-        _curve(axes[0], column(rows, "rollout/ep_rew_mean"), color=colour, lw=1.8, label=label)
+    labels = [as_label(name) for name in names] if len(runs) > 1 else ["training"]
+    for colour, label, rows in zip(colours(len(runs)), labels, runs.values(), strict=True):
+        curve(axes[0], column(rows, "rollout/ep_rew_mean"), color=colour, lw=1.8, label=label)
         scores = column(rows, "eval/mean_reward")
         if scores[0].size:
             dots = "evaluation" if len(runs) == 1 else f"{label}, evaluation"
             axes[0].plot(*scores, "o", color=colour, markersize=4, label=dots)
     if len(runs) == 1:
-        _curve(axes[1], column(next(iter(runs.values())), "train/kl"), color=GREY, lw=1.0)
+        curve(axes[1], column(next(iter(runs.values())), "train/kl"), color=GREY, lw=1.0)
         axes[1].set_ylabel("KL of the update")
         axes[1].set_ylim(bottom=0)
-    axes[0].set_title(title or (names[0] if len(names) == 1 else "Learning curves"))
+    axes[0].set_title(as_label(title or (names[0] if len(names) == 1 else "Learning curves")))
     axes[0].set_ylabel("mean return of 100 episodes")
     axes[-1].set_xlabel("environment steps")
     if len(axes[0].lines) > 1:
@@ -60,7 +60,7 @@ def plot_runs(directories: Sequence[str | Path], out: str | Path, title: str | N
     return save_figure(figure, out)
 
 
-def _curve(axis: Any, series: Series, **style: Any) -> None:
+def curve(axis: Any, series: Series, **style: Any) -> None:
     """A line, with a dot wherever a point has no neighbour to draw a line to."""
     steps, values = series
     known = np.concatenate([[False], np.isfinite(values), [False]])
@@ -70,7 +70,8 @@ def _curve(axis: Any, series: Series, **style: Any) -> None:
     axis.plot(steps, values, **style, **dots)
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a progress.csv; PlotError where they cannot be read."""
     try:
         return read_progress(file)
     except ProgressFileError as error:
@@ -139,7 +140,7 @@ def save_figure(figure: Any, out: Path) -> Path:
     return out
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def run_names(paths: Sequence[str]) -> list[str]:
     """Directory names, or whole paths where those alone would not tell the runs apart."""
     # Not Path.resolve, which raises where links form a loop.
     short = [_printable(Path(os.path.realpath(path)).name) for path in paths]
@@ -148,8 +149,15 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 def _printable(name: str) -> str:
     """A file name that a font can draw: bytes outside the locale reach Python as surrogates."""
-    return name.encode("utf-8", "replace").decode()
+    plain = name.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in plain)
 
 
-def _cycle(count: int) -> list[str]:
+def as_label(text: str) -> str:
+    """Text as matplotlib writes it: between two dollars it would see formulas."""
+    return _printable(text).replace("$", r"\$")
+
+
+def colours(count: int) -> list[str]:
+    """So many, alike only beyond seven."""
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
