@@ -25,6 +25,7 @@ from trpo_fast.command.output import complain
 from trpo_fast.command.seeds import Score, seeds, summary
 from trpo_fast.environments import mujoco_warnings
 from trpo_fast.runs.directory import RunDirectory, last_run_directory, new_run_directory
+from trpo_fast.runs.files import given_path
 
 DEFAULT_STEPS = 1_000_000
 DEFAULT_SEED = 0
@@ -84,7 +85,7 @@ def _train(options: argparse.Namespace) -> int:
     for seed in options.seeds:
         one = argparse.Namespace(**vars(options))
         if options.run_dir is not None:
-            one.run_dir = str(Path(options.run_dir) / f"seed-{seed}")
+            one.run_dir = str(given_path(options.run_dir, "--run-dir") / f"seed-{seed}")
         failed, score = _train_one(one, {**given, "seed": seed})
         code = max(code, failed)
         scores.append(score)

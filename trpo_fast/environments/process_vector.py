@@ -29,7 +29,7 @@ from trpo_fast.environments.processes import (
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.silence import Silence
 
-REPORT_SECONDS = 5.0
+REPORT_SECONDS = 30.0
 _LIMITED = {AsyncState.WAITING_STEP: "step()", AsyncState.WAITING_RESET: "reset()"}
 
 
