@@ -329,12 +329,29 @@ def use(case: Case, problem: Any, net: Net, dtype: torch.dtype, rows: int, param
     }
     theta, candidate = vector(), vector()
     if options["cg_iters"] <= 1000:
-        found = problem.update(
-            shown(theta), shown(candidate), shown(vector(6)), options, None, None
-        )
+        ranks = rank_share(case, dtype, theta)
+        spots = (shown(theta), shown(candidate), shown(vector(6)))
+        found = problem.update(*spots, options, None, None, ranks)
         if not case.odd and found[0] == 0:
             assert found[3] <= 0.01 * (1 + 1e-6), "accepted beyond the bound"
             assert torch.isfinite(candidate).all()
+
+
+def rank_share(case: Case, dtype: torch.dtype, theta: Tensor) -> Any:
+    """None, or the share of the only rank: what its collectives leave as it is."""
+    if case.chance(0.5):
+        return case.either(None, 1, (), (1.0,), "ranks")
+    count = theta.numel()
+    fields = (
+        case.either(1.0, float("nan"), 0.0, -1.0),
+        case.either(1.0, float("nan"), 0.0, -1.0),
+        True,
+        case.arg((count + 1,), dtype, whole=True),
+        case.arg((count + 2,), torch.float64, whole=True),
+        case.arg((3,), torch.float64, whole=True),
+        case.either(lambda which: None, None, lambda: None),
+    )
+    return case.either(fields, fields[1:])
 
 
 TARGETS: list[Callable[[Case], None]] = [
