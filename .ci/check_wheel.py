@@ -18,11 +18,11 @@ def check_cuda() -> None:
     print(f"the wheel has CUDA kernels for {core.architectures}: {facts}")
 
 
-def main(*, cuda: bool) -> None:
+def main(*, native: bool, cuda: bool) -> None:
     """Fail loudly when the package is not the installed one, or does not train."""
     package = Path(trpo_fast.__file__).parent
     assert "site-packages" in package.parts, f"imported from {package}, not from the wheel"
-    assert _native.core is not None, _native.load_error
+    assert (_native.core is not None) == native, _native.load_error
     assert (package / "py.typed").is_file()
     if cuda:
         check_cuda()
@@ -40,4 +40,10 @@ def main(*, cuda: bool) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--cuda", action="store_true", help="the wheel must have CUDA kernels")
-    main(cuda=arguments.parse_args().cuda)
+    arguments.add_argument(
+        "--without-native",
+        action="store_true",
+        help="the wheel must have no native code",
+    )
+    options = arguments.parse_args()
+    main(native=not options.without_native, cuda=options.cuda)

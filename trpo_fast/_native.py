@@ -14,7 +14,6 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-INSTALL_LINE = "pip install --force-reinstall --no-deps --no-cache-dir trpo-fast"
 _served: set[int] = set()  # devices that the CUDA kernels run on
 
 
@@ -27,8 +26,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
         found = f"present but cannot be loaded ({error})"
     message = (
         f"The native module trpo_fast._core is {found}. trpo_fast works without it, on slower "
-        f"pure-torch code. To rebuild it: {INSTALL_LINE} (in a checkout: make build); "
-        "this needs a C++17 compiler."
+        "pure-torch code. Building it needs a C++17 compiler and Python's headers; trpo-fast "
+        "doctor prints the line that does (in a checkout: make build)."
     )
     return None, " ".join(message.split())
 

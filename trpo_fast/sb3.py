@@ -18,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from trpo_fast.adapters.common import stepped
+from trpo_fast.base.install import install_line
 from trpo_fast.base.trees import tree_rows
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.rollouts.gae import compute_gae
@@ -33,7 +34,7 @@ try:
     from trpo_fast.adapters.sb3_policies import BY_DIMENSION, Acting, Actor
 except ImportError as error:
     raise ImportError(
-        "trpo_fast.sb3 needs Stable-Baselines3 and sb3-contrib: pip install 'trpo_fast[sb3]'"
+        f"trpo_fast.sb3 needs Stable-Baselines3 and sb3-contrib: {install_line('sb3')}"
     ) from error
 
 # Of ours, what a saved model does not hold.

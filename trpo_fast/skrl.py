@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast.adapters.common import stepped
+from trpo_fast.base.install import install_line
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.update.result import TrustRegionResult
 
@@ -25,7 +26,7 @@ try:
 
     from trpo_fast.adapters.skrl_models import Actor
 except ImportError as error:
-    raise ImportError("trpo_fast.skrl needs skrl 2: pip install 'trpo_fast[skrl]'") from error
+    raise ImportError(f"trpo_fast.skrl needs skrl 2: {install_line('skrl')}") from error
 
 
 class TRPO(SkrlTRPO):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from torch.nn import functional
 
 from trpo_fast.adapters.common import joint, stepped
+from trpo_fast.base.install import install_line
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.update.result import TrustRegionResult
 
@@ -27,7 +28,7 @@ try:
     from tianshou.algorithm.modelfree.trpo import TRPOTrainingStats
     from tianshou.data import SequenceSummaryStats
 except ImportError as error:
-    raise ImportError("trpo_fast.tianshou needs tianshou 2: pip install 'tianshou>=2.0'") from error
+    raise ImportError(f"trpo_fast.tianshou needs tianshou 2: {install_line('tianshou')}") from error
 
 
 class Actor(nn.Module):

@@ -13,6 +13,7 @@ from patience import PATIENCE
 
 from trpo_fast import cli
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.base.install import install_line
 from trpo_fast.command import train as train_module
 from trpo_fast.command.options import agent_options, parse
 from trpo_fast.runs.checkpoint import load_checkpoint
@@ -274,7 +275,7 @@ def test_eval_records_videos_or_names_the_extra(capsys):
         import pygame  # noqa: F401
     except ImportError:
         assert code == 2
-        assert "pip install 'trpo-fast[video]'" in capsys.readouterr().err
+        assert install_line("video") in capsys.readouterr().err
     else:
         assert code == 0
         assert list(Path("videos").glob("*.mp4"))

@@ -29,6 +29,7 @@ def test_version_is_the_same_everywhere() -> None:
     declared = PYPROJECT["project"]["version"]
     assert trpo_fast.__version__ == declared
     assert importlib.metadata.version("trpo_fast") == declared
+    assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_build_needs_no_torch() -> None:

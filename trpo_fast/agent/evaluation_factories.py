@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from trpo_fast.agent.evaluation import EnvFactory
 from trpo_fast.base.errors import EnvironmentSetupError, MissingExtraError
+from trpo_fast.base.install import install_line
 from trpo_fast.environments.env_pool import PoolOfOne, only_here
 from trpo_fast.environments.make import environment_name, setup_error
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
@@ -118,7 +119,7 @@ def recording_factory(env: Any, env_kwargs: Mapping[str, Any], directory: Path) 
         try:
             return Recording(_Frames(made, name), str(directory), episode_trigger=lambda _: True)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-            text = "recording videos needs more packages: pip install 'trpo-fast[video]'"
+            text = f"recording videos needs more packages: {install_line('video')}"
             raise MissingExtraError(f"{text} ({error})") from error
         except OSError as error:
             raise EnvironmentSetupError(

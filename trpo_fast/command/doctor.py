@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trpo_fast import _native
+from trpo_fast.base.install import install_line, rebuild_line
 from trpo_fast.base.output import say
 from trpo_fast.base.threads import usable_cores
 
@@ -49,11 +50,6 @@ _PACKAGES = (
     "matplotlib",
 )
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-
-def install_line(extra: str) -> str:
-    """The pip command that installs one extra of this package."""
-    return f"pip install 'trpo-fast[{extra}]'"
 
 
 def doctor_report() -> dict[str, Any]:
@@ -230,7 +226,7 @@ def _vectorization(report: dict[str, Any]) -> list[str]:
 def _hints(report: dict[str, Any]) -> list[str]:
     hints = []
     if report["native"]["error"]:
-        hints.append(report["native"]["error"])
+        hints.append(f"{report['native']['error']} Here: {rebuild_line()}")
     if report["native"]["amx_idle"] and not report["native"]["isa_forced"]:
         hints.append(
             f"This CPU has AMX, which is not used: {report['native']['amx']}. Products of "

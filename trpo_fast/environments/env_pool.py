@@ -25,7 +25,6 @@ from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.threads import usable_cores
 from trpo_fast.environments.action_masks import MASK_KEY
 
-INSTALL_LINE = "pip install 'trpo-fast[envpool]'"
 # EnvPool's seeds are C ints, and environment i is seeded with seed + i.
 MAX_SEED = 2**30
 # What EnvPool calls the parts of a state that are used here.

@@ -19,6 +19,7 @@ from trpo_fast.base.errors import (
     UnknownEnvironmentError,
     UnsupportedSpaceError,
 )
+from trpo_fast.base.install import install_line
 from trpo_fast.base.spaces import Space, check_action_space
 from trpo_fast.environments import env_pool
 from trpo_fast.environments.automatic import AutomaticEnvironments, why_not_workers
@@ -165,7 +166,7 @@ def _pool(
     if not env_pool.is_installed():
         raise MissingExtraError(
             "vectorization='envpool' needs a package that is not installed. "
-            f"Install it with: {env_pool.INSTALL_LINE}"
+            f"Install it with: {install_line('envpool')}"
         )
     return env_pool.PooledEnvironments(env, num_envs, seed, env_kwargs)
 
@@ -308,6 +309,6 @@ def _install_text(name: str, reason: str, sure: bool) -> str:
         if module in lowered and (sure or not is_importable(module)):
             return (
                 f"{name} needs a package that is not installed. "
-                f"Install it with: pip install 'trpo-fast[{extra}]'"
+                f"Install it with: {install_line(extra)}"
             )
     return f"{name} needs something that cannot be imported: {reason}"
