@@ -11,8 +11,8 @@ CUDA_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
 # Those that are there.
 WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12 3.13 3.14; do \
   python$$version -c '' 2>/dev/null && echo python$$version; done)
-# Kernels for CUDA in the wheel: make wheels WHEEL_FLAGS='-C cmake.define.TRPO_FAST_CUDA=ON'
-WHEEL_FLAGS ?= -C cmake.define.TRPO_FAST_CUDA=OFF
+# Kernels for CUDA in the wheel: make wheels WHEEL_FLAGS=--config-settings=cmake.define.TRPO_FAST_CUDA=ON
+WHEEL_FLAGS ?= --config-settings=cmake.define.TRPO_FAST_CUDA=OFF
 # emulated_amx: baseline, but for the one product that AMX computes, on a model of its tiles; "": the
 # best that the machine has.
 SANITIZE_ISAS ?= emulated_amx ""
@@ -142,7 +142,7 @@ wheels: $(STAMP)/build-tools  ## build dist/: the sdist, a wheel for each of WHE
 	$(BIN)/python -m build --sdist
 	for python in $(WHEEL_PYTHONS); do \
 	  TRPO_FAST_REQUIRE_NATIVE=1 $$python -m pip wheel -v --no-deps --wheel-dir dist/linux $(WHEEL_FLAGS) \
-	    -C cmake.define.TRPO_FAST_STATIC_RUNTIME=ON dist/*.tar.gz || exit 1; \
+	    dist/*.tar.gz || exit 1; \
 	done
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/linux/*.whl
 	TRPO_FAST_NATIVE=OFF $(BIN)/python -m pip wheel --no-deps --wheel-dir dist dist/*.tar.gz

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trpo_fast import _native
-from trpo_fast.base.install import install_line
+from trpo_fast.base.install import install_line, rebuild_line
 from trpo_fast.command import doctor
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -124,10 +124,10 @@ def test_cuda_build_without_a_device_is_a_hint(monkeypatch: pytest.MonkeyPatch) 
 
 def test_missing_native_module_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "core", None)
-    monkeypatch.setattr(_native, "load_error", "the module is gone; run make build")
+    monkeypatch.setattr(_native, "load_error", "The module is gone.")
     report = doctor.doctor_report()
     assert report["native"]["isa"] is None
-    assert "the module is gone; run make build" in report["hints"]
+    assert f"The module is gone. Here: {rebuild_line()}" in report["hints"]
     assert "pure-torch code is used" in doctor.format_report(report)
 
 

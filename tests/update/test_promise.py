@@ -26,11 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
 @every_backend
 @every_case
-@pytest.mark.parametrize("step_size", ["boundary", "damped"])
-def test_the_promise_over_200_seeds(backend: str, case: Case, step_size: str) -> None:
-    """Accepted inside the region with a better surrogate, or every bit as before."""
+@pytest.mark.parametrize(("step_size", "seeds"), [("boundary", 200), ("damped", 60)])
+def test_the_promise_over_many_seeds(backend: str, case: Case, step_size: str, seeds: int) -> None:
+    """Accepted inside the region with a better surrogate, or every bit as before.
+
+    The rule with more branches gets more seeds.
+    """
     accepted = 0
-    for seed in range(200):
+    for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
         policy = make_policy(case, hidden=(6,), dtype=torch.float32, seed=seed)
         data = make_data(policy, case, rows=16, seed=seed, weighted=seed % 3 == 0)
@@ -70,7 +73,7 @@ def test_the_promise_over_200_seeds(backend: str, case: Case, step_size: str) ->
         else:
             assert same_bits(policy, before)
             assert result.kl == 0.0
-    assert 50 < accepted < 200  # both outcomes are met
+    assert seeds / 4 < accepted < seeds  # both outcomes are met
 
 
 @every_backend

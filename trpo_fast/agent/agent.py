@@ -23,6 +23,7 @@ from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.evaluation import Evaluation
+from trpo_fast.agent.export import ExportedPolicy, export_policy
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.making import Collector, device_of, make_collector
@@ -356,6 +357,20 @@ class TRPO:
         """
         agent_state.require_portable(self.training)
         return save_checkpoint(_with_suffix(path), agent_state.state_of(self.training))
+
+    def export(self, path: str | Path) -> Path:
+        """Write the policy to a file that runs without this package: `.pt2` or `.onnx`.
+
+        It takes raw observations [n, ...], one input for each part of a Dict or Tuple space, and
+        gives the actions [n, ...] of `predict(deterministic=True)`, without action masks:
+        normalisation and the scaling to the action space are inside. Raises MissingExtraError
+        without the packages that write ONNX (extra `export`), ValueError for another suffix or a
+        policy whose forward depends on more than shapes.
+        """
+        policy = ExportedPolicy(
+            self.policy, self.observation_space, self.action_space, self.learner.normalizer
+        )
+        return export_policy(policy, path)
 
     @classmethod
     def load(

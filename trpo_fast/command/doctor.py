@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "box2d": ("Box2D", "pygame"),
     "envpool": ("envpool",),
     "video": ("moviepy", "pygame"),
+    "export": ("onnx", "onnxscript"),
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "tianshou": ("tianshou",),
     "skrl": ("skrl",),
@@ -34,7 +35,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "test": (
         *("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib", "skrl"),
-        *("tianshou", "tyro", "rsl_rl"),
+        *("tianshou", "tyro", "rsl_rl", "onnx", "onnxscript", "onnxruntime"),
     ),
     "docs": ("markdown",),
     "dev": ("mypy", "ruff", "clang_format", "pre_commit", "scikit_build_core", "pybind11"),
