@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from trpo_fast.adapters.common import stepped
+from trpo_fast.base.install import install_line
 from trpo_fast.base.output import say
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.update.options import TABLE
@@ -31,9 +32,7 @@ try:
     from trpo_fast.adapters.rsl_rl_critic import fit_values
     from trpo_fast.adapters.rsl_rl_models import Inputs, actor_of, distribution_of
 except ImportError as error:
-    raise ImportError(
-        "trpo_fast.rsl_rl needs rsl-rl-lib 5: pip install 'trpo_fast[rsl-rl]'"
-    ) from error
+    raise ImportError(f"trpo_fast.rsl_rl needs rsl-rl-lib 5: {install_line('rsl-rl')}") from error
 
 # Of PPO's configuration, what a trust region has no use for.
 UNUSED = (
