@@ -6,15 +6,18 @@ normalisation, the network, the mode of its distribution, scaling or clipping to
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn import functional
 
 from trpo_fast.base.errors import MissingExtraError
@@ -130,20 +133,32 @@ def export_policy(policy: ExportedPolicy, path: str | Path) -> Path:
     example = tuple(_example(space) for _, space in policy.parts)
     names = [".".join(["observation", *map(str, keys)]) for keys, _ in policy.parts]
     batch = torch.export.Dim("n")
-    with warnings.catch_warnings():
+    with _unchecked_distributions(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporters, about their own code
         try:
             program = torch.export.export(
                 policy, example, dynamic_shapes=(tuple({0: batch} for _ in example),)
             )
         except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"{type(policy.policy).__name__} cannot be exported: torch.export finds in its "
-                f"forward what depends on values and not on shapes alone ({error})"
+                f"forward what depends on values and not on shapes alone ({reason})"
             ) from error
         data = _as_onnx(program, names) if target.suffix == ".onnx" else _as_pt2(program)
     write_atomically(target, data)
     return target
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Checks of a distribution's arguments depend on values, which no exporter can trace."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _example(space: Space) -> Tensor:
