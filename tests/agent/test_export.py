@@ -17,7 +17,8 @@ from torch.distributions import Normal
 
 from trpo_fast import TRPO
 from trpo_fast.base.errors import MissingExtraError
-from trpo_fast.environments.observation_check import leaves, pick
+from trpo_fast.base.spaces import leaves
+from trpo_fast.environments.observation_check import pick
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
@@ -167,6 +168,8 @@ def test_what_cannot_be_exported_says_why_and_leaves_no_file(
     agent = trained(PLAIN, spaces.Box(-1.0, 1.0, (2,)), policy=ByValue())
     with pytest.raises(ValueError, match=r"ByValue cannot be exported: .* depends on values"):
         agent.export(tmp_path / "policy.pt2")
+    with pytest.raises(ValueError, match=r"MultiInputPolicy is shown .* nesting"):
+        trained(NESTED, spaces.Discrete(2), policy="multi_input").export(tmp_path / "policy.pt2")
     with pytest.raises(ValueError, match=r"policy.h5: a policy is exported to .pt2 or .onnx"):
         agent.export(tmp_path / "policy.h5")
     monkeypatch.setitem(sys.modules, "onnxscript", None)

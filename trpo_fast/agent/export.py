@@ -22,11 +22,10 @@ from torch.nn import functional
 
 from trpo_fast.base.errors import MissingExtraError
 from trpo_fast.base.install import install_line
-from trpo_fast.base.spaces import Space
+from trpo_fast.base.spaces import Space, leaves
 from trpo_fast.environments.flattening import ObservationFlattener
-from trpo_fast.environments.observation_check import leaves
 from trpo_fast.networks.distributions import mode
-from trpo_fast.rollouts.normalization import ObservationNormalizer
+from trpo_fast.rollouts.observations import Shown, StructuredObservations
 from trpo_fast.runs.files import given_path, write_atomically
 
 SUFFIXES = (".pt2", ".onnx")
@@ -40,6 +39,8 @@ class ExportedPolicy(nn.Module):
         observation_space: of one observation; each of its parts is one argument of `forward`.
         action_space: of one action.
         normalizer: None where observations are used as they are.
+
+    Raises ValueError for a policy that is shown the environment's own nesting.
     """
 
     mean: Tensor
@@ -52,9 +53,14 @@ class ExportedPolicy(nn.Module):
         policy: nn.Module,
         observation_space: Space,
         action_space: Space,
-        normalizer: ObservationNormalizer | None,
+        normalizer: Shown | None,
     ) -> None:
         super().__init__()
+        if isinstance(normalizer, StructuredObservations):
+            raise ValueError(  # noqa: TRY004 (the policy is no mistake, only not served)
+                f"{type(policy).__name__} is shown the environment's own nesting of observations; "
+                "policies on flattened observations alone can be exported so far"
+            )
         self.policy = copy.deepcopy(policy).cpu().eval().requires_grad_(False)
         self.parts = list(leaves(observation_space))
         self.action_space = action_space
