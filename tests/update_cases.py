@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 from torch.func import functional_call, jacrev, vmap
 
-from trpo_fast import MlpPolicy
+from trpo_fast import JointDistribution, MlpPolicy
 from trpo_fast.backends.registry import ANALYTIC
 from trpo_fast.networks.distributions import in_double
 from trpo_fast.networks.network import Network
@@ -35,17 +36,28 @@ class Case:
 CASES = [
     Case("gaussian", spaces.Box(-2.0, 3.0, (3,)), {"log_std_init": -0.3}),
     Case("gaussian_state_std", spaces.Box(-2.0, 3.0, (2,)), {"state_dependent_std": True}),
-    Case("squashed", spaces.Box(-2.0, 3.0, (2,)), {"squash": True}),
+    Case("squashed", spaces.Box(-2.0, 3.0, (2,)), {"distribution": "squashed"}),
     Case(
         "squashed_state_std",
         spaces.Box(-2.0, 3.0, (2,)),
-        {"squash": True, "state_dependent_std": True},
+        {"distribution": "squashed", "state_dependent_std": True},
     ),
     Case("categorical", spaces.Discrete(4), {}),
     Case("categorical_masked", spaces.Discrete(5), {}, masked=True),
     Case("multi_categorical", spaces.MultiDiscrete([2, 4, 3]), {}),
     Case("multi_categorical_masked", spaces.MultiDiscrete([3, 4]), {}, masked=True),
     Case("bernoulli", spaces.MultiBinary(3), {}),
+]
+HYBRID_SPACE = spaces.Dict(
+    {
+        "grip": spaces.Tuple([spaces.Box(-2.0, 3.0, (2,)), spaces.Discrete(3)]),
+        "lamps": spaces.MultiBinary(2),
+        "move": spaces.Tuple([spaces.MultiDiscrete([2, 3]), spaces.Box(0.0, 1.0, ())]),
+    }
+)
+HYBRID = [
+    Case("joint", HYBRID_SPACE, {"log_std_init": -0.3}),
+    Case("joint_masked", HYBRID_SPACE, {"distribution": "beta"}, masked=True),
 ]
 BY_NAME = {case.name: case for case in CASES}
 # The backends that serve parameters on the CPU.
@@ -106,6 +118,8 @@ def make_data(
         torch.manual_seed(seed)
         distribution = policy(obs, action_mask=mask)
         actions = distribution.sample()
+        if isinstance(distribution, JointDistribution):
+            actions = distribution.flatten(actions)
         old_log_prob = distribution.log_prob(actions)
     data = {
         "obs": obs,
@@ -181,6 +195,36 @@ def _categories_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) 
     return dense
 
 
+def _beta_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    """The Hessian of the log-normaliser, and softplus's slopes on both sides."""
+
+    def normaliser(concentrations: Tensor) -> Tensor:
+        alpha, beta = concentrations.chunk(2)
+        return (torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)).sum()
+
+    hessian = vmap(jacrev(jacrev(normaliser)))(1 + torch.nn.functional.softplus(outputs))
+    slopes = torch.sigmoid(outputs)
+    return slopes.unsqueeze(2) * hessian * slopes.unsqueeze(1)
+
+
+def _joint_fisher(policy: MlpPolicy, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    """The parts' along the diagonal."""
+    dense = torch.zeros(len(outputs), outputs.shape[1], outputs.shape[1], dtype=torch.float64)
+    first = scale = allowed = 0
+    for head in policy.head.heads:
+        log_std = None
+        if head.kind == "gaussian":
+            log_std = policy.log_std[scale : scale + head.width]
+            scale += head.width
+        own = None if mask is None else mask[:, allowed : allowed + sum(head.nvec)]
+        allowed += sum(head.nvec)
+        block = slice(first, first + head.outputs)
+        part: Any = SimpleNamespace(head=head, log_std=log_std)
+        dense[:, block, block] = HEAD_FISHERS[head.kind](part, outputs[:, block], own)
+        first += head.outputs
+    return dense
+
+
 # Each written out from textbooks.
 HEAD_FISHERS: dict[str, Callable[[MlpPolicy, Tensor, Tensor | None], Tensor]] = {
     "gaussian": _gaussian_fisher,
@@ -188,6 +232,8 @@ HEAD_FISHERS: dict[str, Callable[[MlpPolicy, Tensor, Tensor | None], Tensor]] = 
     "categorical": _categories_fisher,
     "multi_categorical": _categories_fisher,
     "bernoulli": _bernoulli_fisher,
+    "beta": _beta_fisher,
+    "joint": _joint_fisher,
 }
 
 

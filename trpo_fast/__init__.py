@@ -8,6 +8,7 @@ from trpo_fast import _program  # noqa: F401 (first: it is for the time of the i
 from trpo_fast._version import __version__  # noqa: F401 (as every package has it)
 from trpo_fast.base.errors import FallbackWarning
 from trpo_fast.networks.distributions import MaskedCategorical, MultiCategorical
+from trpo_fast.networks.joint import JointDistribution
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
 from trpo_fast.networks.recurrent import RecurrentPolicy, RecurrentValueFunction
 from trpo_fast.networks.structured import (
@@ -29,6 +30,7 @@ __all__ = [
     "CnnPolicy",
     "CnnValueFunction",
     "FallbackWarning",
+    "JointDistribution",
     "MaskedCategorical",
     "MlpPolicy",
     "MultiCategorical",

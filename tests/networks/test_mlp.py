@@ -15,6 +15,8 @@ from torch.distributions.transforms import AffineTransform, TanhTransform
 from update_cases import CASES, Case
 
 from trpo_fast import MaskedCategorical, MlpPolicy, MultiCategorical, ValueFunction
+from trpo_fast.environments.flattening import action_converter
+from trpo_fast.environments.nested_actions import ActionNesting, is_nested_space
 
 OBS = spaces.Box(-1.0, 1.0, (5,))
 
@@ -32,14 +34,13 @@ def test_shapes_of_every_kind(case: Case) -> None:
     assert d.batch_shape == (7,)
     assert d.log_prob(actions).shape == (7,)
     assert torch.isfinite(d.log_prob(actions)).all()
-    in_env = policy.to_env(actions)
-    for row in in_env:
-        action = row.numpy()
-        if isinstance(case.action_space, spaces.Discrete):
-            action = int(action)
+    nested = is_nested_space(case.action_space)
+    for row in action_converter(policy, case.action_space)(actions):
+        action = ActionNesting(case.action_space).one(row) if nested else row
         assert case.action_space.contains(action), (action, case.action_space)
     best = policy.mode(d)
-    assert best.shape == actions.shape
+    if not nested:
+        assert best.shape == actions.shape
     assert (d.log_prob(best) >= d.log_prob(actions) - 1e-6).all()
 
 
@@ -66,8 +67,8 @@ def test_actions_of_any_shape(space: spaces.Space, shape: tuple[int, ...]) -> No
     "space",
     [
         spaces.Box(-3, 3, (2,), dtype=np.int64),
-        spaces.Dict({"a": spaces.Discrete(2)}),
-        spaces.Tuple([spaces.Discrete(2)]),
+        spaces.Dict({"a": spaces.Tuple([spaces.Discrete(2), spaces.Text(3)])}),
+        spaces.Tuple([spaces.Box(-3, 3, (2,), dtype=np.int64)]),
         spaces.Text(3),
     ],
     ids=lambda space: type(space).__name__,
@@ -208,8 +209,8 @@ class TestInitialisation:
             ({"hidden_sizes": (math.inf,)}, "widths"),
             ({"hidden_sizes": 64}, r"such as \(64, 64\), got 64"),
             ({"hidden_sizes": "64"}, r"such as \(64, 64\), got '64'"),
-            ({"squash": True}, "need a Box"),
-            ({"state_dependent_std": True}, "need a Box"),
+            ({"distribution": "squashed"}, "needs a Box"),
+            ({"state_dependent_std": True}, "needs a Box"),
         ],
     )
     def test_bad_arguments(self, keywords: dict[str, Any], text: str) -> None:
@@ -225,7 +226,7 @@ class TestToEnv:
 
     def test_a_squashed_gaussian_is_rescaled_and_never_leaves_the_box(self) -> None:
         low, high = np.array([-1.0, 0.1], np.float32), np.array([3.0, 0.7], np.float32)
-        policy = policy_of(spaces.Box(low, high), squash=True)
+        policy = policy_of(spaces.Box(low, high), distribution="squashed")
         u = torch.tensor([[0.0, 0.0], [50.0, 50.0], [-50.0, -50.0], [0.3, -0.8]])
         found = policy.to_env(u)
         assert torch.allclose(found[0], torch.tensor([1.0, 0.4]))
@@ -235,7 +236,7 @@ class TestToEnv:
         assert torch.allclose(found[3], expected)
 
     def test_log_prob_is_that_of_the_action_before_tanh(self) -> None:
-        policy = policy_of(spaces.Box(-2.0, 3.0, (2,)), squash=True)
+        policy = policy_of(spaces.Box(-2.0, 3.0, (2,)), distribution="squashed")
         d = policy(torch.randn(50, 5))
         u = d.sample()
         squashed = TransformedDistribution(d, [TanhTransform(), AffineTransform(0.5, 2.5)])
@@ -249,9 +250,9 @@ class TestToEnv:
         policy = policy_of(spaces.MultiDiscrete([2, 3], start=[10, 20]))
         assert policy.to_env(torch.tensor([[0, 2], [1, 0]])).tolist() == [[10, 22], [11, 20]]
 
-    def test_squash_needs_finite_bounds(self) -> None:
-        with pytest.raises(ValueError, match="squash needs finite bounds"):
-            policy_of(spaces.Box(-np.inf, 1.0, (2,)), squash=True)
+    def test_squashing_needs_finite_bounds(self) -> None:
+        with pytest.raises(ValueError, match="'squashed' needs finite bounds"):
+            policy_of(spaces.Box(-np.inf, 1.0, (2,)), distribution="squashed")
 
 
 def test_bounds_move_with_the_module_but_are_not_in_the_state_dict() -> None:
@@ -261,10 +262,10 @@ def test_bounds_move_with_the_module_but_are_not_in_the_state_dict() -> None:
 
 
 def test_deepcopy_and_state_dict() -> None:
-    policy = policy_of(spaces.Box(-1.0, 1.0, (2,)), squash=True)
+    policy = policy_of(spaces.Box(-1.0, 1.0, (2,)), distribution="squashed")
     obs = torch.randn(3, 5)
     twin = copy.deepcopy(policy)
-    other = MlpPolicy(OBS, spaces.Box(-1.0, 1.0, (2,)), squash=True)
+    other = MlpPolicy(OBS, spaces.Box(-1.0, 1.0, (2,)), distribution="squashed")
     other.load_state_dict(policy.state_dict())
     for copied in (twin, other):
         assert torch.equal(copied(obs).mean, policy(obs).mean)

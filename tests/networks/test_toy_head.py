@@ -42,7 +42,9 @@ class GeometricHead(Head):
     width: int
 
     @classmethod
-    def for_space(cls, space: spaces.Space[Any], *, state_dependent_std: bool) -> Self | None:
+    def for_space(
+        cls, space: spaces.Space[Any], *, state_dependent_std: bool, distribution: str
+    ) -> Self | None:
         whole = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
         return cls(math.prod(space.shape or ())) if whole else None
 

@@ -13,7 +13,9 @@ from trpo_fast.base.errors import UnsupportedSpaceError
 
 Space = spaces.Space[Any]
 Path = tuple[Any, ...]  # keys that lead to a part of a nested space
-SUPPORTED_ACTIONS = "Box (floating point), Discrete, MultiDiscrete, MultiBinary"
+SUPPORTED_ACTIONS = (
+    "Box (floating point), Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+)
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
@@ -69,23 +71,40 @@ def at(path: Path) -> str:
     return f" (at {'/'.join(map(str, path))})" if path else ""
 
 
-def check_action_space(space: Space) -> None:
-    """Raise UnsupportedSpaceError unless a policy can act in ``space``."""
+def check_action_space(space: Space, name: str = "") -> None:
+    """Raise UnsupportedSpaceError unless a policy can act in ``space``.
+
+    Args:
+        space: Of one action.
+        name: Of a part in messages: "action['grip'][1]"; "" for the whole.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            check_action_space(part, f"{name or 'action'}[{key!r}]")
+        if not len(space.spaces):
+            raise UnsupportedSpaceError(f"{name or 'the action space'} {space} has no parts.")
+        return
     floating = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
     if not floating and not isinstance(
         space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     ):
         kind = f"Box of {space.dtype}" if isinstance(space, spaces.Box) else type(space).__name__
         raise UnsupportedSpaceError(
-            f"actions of {kind} are not supported. Supported: {SUPPORTED_ACTIONS}. Wrap the "
-            "environment, for example in gymnasium.wrappers.TransformAction, to get one of these."
+            f"{f'{name}: ' if name else ''}actions of {kind} are not supported. Supported: "
+            f"{SUPPORTED_ACTIONS}. Wrap the environment, for example in "
+            "gymnasium.wrappers.TransformAction, to get one of these."
         )
-    if isinstance(space, spaces.Box) and not np.prod(space.shape):
-        raise UnsupportedSpaceError(f"the action space {space} holds nothing to choose.")
+    if not np.prod(space.shape or ()):
+        what = f"{name}, {space}," if name else f"the action space {space}"
+        raise UnsupportedSpaceError(f"{what} holds nothing to choose.")
 
 
 def logit_blocks(space: Space) -> tuple[int, ...]:
     """Number of choices of each discrete action; () where actions cannot be masked."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return tuple(n for part in parts for n in logit_blocks(part))
     if isinstance(space, spaces.Discrete):
         return (int(space.n),)
     if isinstance(space, spaces.MultiDiscrete):

@@ -32,6 +32,7 @@ from torch.distributions import (
 )
 
 from trpo_fast.networks.distributions import MaskedCategorical, MultiCategorical
+from trpo_fast.networks.joint import JointDistribution
 
 
 class Parts(NamedTuple):
@@ -63,6 +64,8 @@ def parts_of(distribution: Distribution) -> Parts | None:
     """The tensors that decide the distribution, or None for a type that is not known."""
     d: Any = distribution
     kind = type(d)
+    if kind is JointDistribution:
+        return _of_joint(d)
     if kind in (Independent, TransformedDistribution):
         own = d.reinterpreted_batch_ndims if kind is Independent else d.transforms
         base = parts_of(d.base_dist)
@@ -88,6 +91,19 @@ def parts_of(distribution: Distribution) -> Parts | None:
     )
 
 
+def _of_joint(joint: JointDistribution) -> Parts | None:
+    found = [parts_of(part) for part in joint.leaves]
+    known = [parts for parts in found if parts is not None]
+    if len(known) < len(found):
+        return None
+
+    def make(tensors: list[Tensor]) -> Distribution:
+        rest = iter(tensors)
+        return joint.of([parts.make([next(rest) for _ in parts.tensors]) for parts in known])
+
+    return Parts([t for parts in known for t in parts.tensors], make)
+
+
 def _form(distribution: Any) -> str:
     """Which of probabilities and logits it was made of; the other is computed when asked for."""
     return "probs" if distribution._param is distribution.__dict__.get("probs") else "logits"
@@ -107,6 +123,10 @@ def refuse_wrong_kl(distribution: Distribution, *, known: bool) -> None:
             terms over the batch, and so comes out negative.
     """
     d: Any = distribution
+    if isinstance(d, JointDistribution):
+        for part in d.leaves:
+            refuse_wrong_kl(part, known=known)
+        return
     while isinstance(d, Independent):
         d = d.base_dist
     if isinstance(d, Wishart) and not any(issubclass(p, Wishart) for p, _ in kl._KL_REGISTRY):

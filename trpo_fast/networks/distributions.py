@@ -25,6 +25,8 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
+from trpo_fast.networks.joint import JointDistribution
+
 
 def check_action_mask(mask: Tensor, logits: Tensor, nvec: Sequence[int]) -> Tensor:
     """The mask as bool, of the logits' shape, with an allowed action in every row of each block.
@@ -103,6 +105,13 @@ class MaskedCategorical(Categorical):
         self._validate_args = (
             Distribution._validate_args if validate_args is None else validate_args
         )
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: Distribution | None = None
+    ) -> MaskedCategorical:
+        """The same distribution over a larger batch, as every torch distribution has."""
+        logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        return MaskedCategorical(logits, validate_args=self._validate_args)
 
     def _validate_sample(self, value: Tensor) -> None:
         # Categorical's support is the whole range; what it cannot index is an error.
@@ -231,14 +240,21 @@ def _kl_multi(p: MultiCategorical, q: MultiCategorical) -> Tensor:
 register_kl(MultiCategorical, MultiCategorical)(_kl_multi)
 
 
-def mode(distribution: Distribution) -> Tensor:
+def mode(distribution: Distribution) -> Any:
     """The deterministic action: the distribution's mode, or its mean where it has none.
 
-    A Bernoulli of probability exactly one half gives 0 (torch's own mode is NaN there); a
-    transformed distribution gives the image of its base's mode.
+    A Bernoulli of probability exactly one half gives 0, a uniform Beta its middle (torch's own
+    modes are NaN there); a transformed distribution gives the image of its base's mode; a joint one
+    the nesting of its parts'.
     """
+    if isinstance(distribution, JointDistribution):
+        return distribution.map(mode)
     if isinstance(distribution, Independent):
         return mode(distribution.base_dist)
+    if isinstance(distribution, Beta):
+        # Rounding may leave both concentrations at 1: no point is likelier than another.
+        flat = (distribution.concentration1 == 1) & (distribution.concentration0 == 1)
+        return torch.where(flat, distribution.mean, distribution.mode)
     if isinstance(distribution, Bernoulli):
         return (distribution.probs > 0.5).to(distribution.probs.dtype)
     if isinstance(distribution, TransformedDistribution):
@@ -288,6 +304,8 @@ def in_double(distribution: Distribution) -> Distribution:
     """
     d: Any = distribution
     kind = type(distribution)
+    if type(distribution) is JointDistribution:
+        return distribution.of([in_double(part) for part in distribution.leaves])
     if kind is Independent:
         base = in_double(d.base_dist)
         return Independent(base, d.reinterpreted_batch_ndims, validate_args=False)

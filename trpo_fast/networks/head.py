@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Self
@@ -13,9 +14,12 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.distributions import Distribution
 
+from trpo_fast.base.trees import is_nested
 from trpo_fast.networks.distributions import check_action_mask
 
 Array = npt.NDArray[Any]
+# How the actions of a Box may be distributed: a squashed Gaussian is one under a tanh.
+BOX_DISTRIBUTIONS = ("gaussian", "squashed", "beta")
 Product = Callable[[Tensor], Tensor]  # u -> M u, on rows [n, outputs]
 
 
@@ -32,7 +36,6 @@ class Head(ABC):
 
     Attributes:
         kind: Its name, by which native code and messages know it.
-        learns_log_std: Whether a parameter ``log_std`` ``[A]`` stands beside the outputs.
         integral: Whether actions are whole numbers (int64).
         gaussian_noise: Whether a draw takes standard normal numbers in the network's dtype; else
             they are uniform in [0, 1), float64.
@@ -41,15 +44,22 @@ class Head(ABC):
     """
 
     kind: ClassVar[str]
-    learns_log_std: ClassVar[bool] = False
     integral: ClassVar[bool] = False
     gaussian_noise: ClassVar[bool] = False
     clips_to_env: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
-    def for_space(cls, space: spaces.Space[Any], *, state_dependent_std: bool) -> Self | None:
-        """The head for an action space, or None where it is not this one's to serve."""
+    def for_space(
+        cls, space: spaces.Space[Any], *, state_dependent_std: bool, distribution: str
+    ) -> Self | None:
+        """The head for an action space, or None where it is not this one's to serve.
+
+        Args:
+            space: Of one action.
+            state_dependent_std: Of a Gaussian.
+            distribution: Of a Box: one of ``BOX_DISTRIBUTIONS``.
+        """
 
     @classmethod
     def of_outputs(cls, distribution: Distribution) -> tuple[Self, Tensor] | None:
@@ -71,6 +81,11 @@ class Head(ABC):
         return (self.components,)
 
     @property
+    def inner(self) -> tuple[Head, ...]:
+        """The heads that it is made of, in turn; () of a simple one."""
+        return ()
+
+    @property
     def nvec(self) -> tuple[int, ...]:
         """Sizes of the blocks of logits that a mask speaks of; empty for heads without masks."""
         return ()
@@ -79,6 +94,11 @@ class Head(ABC):
     def outputs(self) -> int:
         """Width of the last layer."""
         return self.components
+
+    @property
+    def log_stds(self) -> int:
+        """Entries of a parameter ``log_std`` that stands beside the outputs; 0: there is none."""
+        return 0
 
     @abstractmethod
     def distribution(self, at: Outputs) -> Distribution:
@@ -104,6 +124,15 @@ class Head(ABC):
     def draw(self, at: Outputs, noise: Tensor) -> Tensor:
         """Actions ``[n, components]`` from ``noise`` ``[n, components]``."""
 
+    def columns(self, actions: Any) -> Tensor:
+        """A batch's actions as one tensor; TypeError where they are none."""
+        if not isinstance(actions, Tensor):
+            raise TypeError(
+                f"actions are a {type(actions).__name__}, expected one tensor: the action space is "
+                "not nested"
+            )
+        return actions
+
     @abstractmethod
     def checked_actions(self, actions: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """A batch's actions ``[n, *action_shape]`` in the dtype that is computed with.
@@ -113,10 +142,15 @@ class Head(ABC):
             IndexError: a category out of range.
         """
 
-    def checked_mask(self, mask: Tensor, outputs: Tensor) -> Tensor:
-        """The mask as bool ``[n, sum(nvec)]``; ValueError where it cannot be one of this head."""
+    def checked_mask(self, mask: Any, outputs: Tensor) -> Tensor:
+        """The mask as bool ``[n, sum(nvec)]``; ValueError where it cannot be one of this head.
+
+        ``outputs`` ``[n, ...]`` says how many rows there are, and where.
+        """
         if not self.nvec:
             raise ValueError("action_mask needs a Discrete or MultiDiscrete action space")
+        if is_nested(mask):
+            raise TypeError(f"action_mask is a {type(mask).__name__}, expected a tensor [N, n]")
         return check_action_mask(mask, outputs, self.nvec)
 
     def noise(self, rng: np.random.Generator, steps: int, envs: int, *, double: bool) -> Array:
@@ -137,3 +171,10 @@ class Head(ABC):
         """What ``env.step`` takes, of the shape of ``actions``: moved to begin at ``low``."""
         del high
         return actions + low.to(actions.dtype)
+
+
+def box_width(space: spaces.Space[Any]) -> int | None:
+    """Numbers in an action of a Box of floating-point ones; None for any other space."""
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        return None
+    return math.prod(space.shape)

@@ -17,13 +17,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 from torch.nn.functional import one_hot
 
+from trpo_fast.base.spaces import SUPPORTED_ACTIONS
+from trpo_fast.networks.beta import BetaHead
 from trpo_fast.networks.distributions import (
     MaskedCategorical,
     MultiCategorical,
@@ -31,7 +32,8 @@ from trpo_fast.networks.distributions import (
     shifted_logits,
     whole_actions,
 )
-from trpo_fast.networks.head import Head, Outputs, Product
+from trpo_fast.networks.head import Head, Outputs, Product, box_width
+from trpo_fast.networks.joint_head import JointHead
 
 
 class _Gaussian(Head):
@@ -45,11 +47,9 @@ class _Gaussian(Head):
         return self.width
 
     @staticmethod
-    def _box_width(space: spaces.Space[Any]) -> int | None:
-        """A of a Box of floating-point numbers."""
-        if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-            return None
-        return math.prod(space.shape)
+    def _gaussian_width(space: spaces.Space[Any], distribution: str) -> int | None:
+        """A of a Box that is to have a Gaussian, squashed or not."""
+        return None if distribution == "beta" else box_width(space)
 
     def distribution(self, at: Outputs) -> Distribution:
         mean, scale = self.parts(at)
@@ -68,13 +68,18 @@ class GaussianHead(_Gaussian):
     """Diagonal Gaussian; the outputs are the mean, ``log_std`` is a parameter."""
 
     kind = "gaussian"
-    learns_log_std = True
     width: int
 
     @classmethod
-    def for_space(cls, space: spaces.Space[Any], *, state_dependent_std: bool) -> Self | None:
-        width = cls._box_width(space)
+    def for_space(
+        cls, space: spaces.Space[Any], *, state_dependent_std: bool, distribution: str
+    ) -> Self | None:
+        width = cls._gaussian_width(space, distribution)
         return None if width is None or state_dependent_std else cls(width)
+
+    @property
+    def log_stds(self) -> int:
+        return self.width
 
     def parts(self, at: Outputs) -> tuple[Tensor, ...]:
         return at.values, _log_std(at).exp().expand_as(at.values)
@@ -108,8 +113,10 @@ class StateStdGaussianHead(_Gaussian):
     width: int
 
     @classmethod
-    def for_space(cls, space: spaces.Space[Any], *, state_dependent_std: bool) -> Self | None:
-        width = cls._box_width(space)
+    def for_space(
+        cls, space: spaces.Space[Any], *, state_dependent_std: bool, distribution: str
+    ) -> Self | None:
+        width = cls._gaussian_width(space, distribution)
         return cls(width) if width is not None and state_dependent_std else None
 
     @property
@@ -211,7 +218,9 @@ class CategoricalHead(_Categories):
     n: int
 
     @classmethod
-    def for_space(cls, space: spaces.Space[Any], *, state_dependent_std: bool) -> Self | None:
+    def for_space(
+        cls, space: spaces.Space[Any], *, state_dependent_std: bool, distribution: str
+    ) -> Self | None:
         return cls(int(space.n)) if isinstance(space, spaces.Discrete) else None
 
     @classmethod
@@ -250,7 +259,9 @@ class MultiCategoricalHead(_Categories):
     sizes: tuple[int, ...]
 
     @classmethod
-    def for_space(cls, space: spaces.Space[Any], *, state_dependent_std: bool) -> Self | None:
+    def for_space(
+        cls, space: spaces.Space[Any], *, state_dependent_std: bool, distribution: str
+    ) -> Self | None:
         if not isinstance(space, spaces.MultiDiscrete):
             return None
         return cls(tuple(int(n) for n in space.nvec.ravel()))
@@ -282,7 +293,9 @@ class BernoulliHead(Head):
     width: int
 
     @classmethod
-    def for_space(cls, space: spaces.Space[Any], *, state_dependent_std: bool) -> Self | None:
+    def for_space(
+        cls, space: spaces.Space[Any], *, state_dependent_std: bool, distribution: str
+    ) -> Self | None:
         return cls(math.prod(space.shape)) if isinstance(space, spaces.MultiBinary) else None
 
     @classmethod
@@ -333,6 +346,8 @@ HEADS: list[type[Head]] = [
     CategoricalHead,
     MultiCategoricalHead,
     BernoulliHead,
+    BetaHead,
+    JointHead,
 ]
 
 
@@ -342,7 +357,31 @@ def head_of_outputs(distribution: Any) -> tuple[Head, Tensor] | None:
     return next((pair for pair in found if pair is not None), None)
 
 
-def head_for(space: spaces.Space[Any], *, state_dependent_std: bool = False) -> Head | None:
-    """The head that serves an action space, or None."""
-    found = (each.for_space(space, state_dependent_std=state_dependent_std) for each in HEADS)
-    return next((head for head in found if head is not None), None)
+def head_for(
+    space: spaces.Space[Any],
+    *,
+    state_dependent_std: bool = False,
+    distribution: str = "gaussian",
+) -> Head | None:
+    """The head that serves an action space, or None.
+
+    Raises:
+        ValueError: a part of a Tuple or Dict that none serves, named by its path.
+    """
+
+    def leaf(part: spaces.Space[Any]) -> Head | None:
+        found = (
+            each.for_space(part, state_dependent_std=state_dependent_std, distribution=distribution)
+            for each in HEADS
+        )
+        return next((head for head in found if head is not None), None)
+
+    def named(name: str, part: spaces.Space[Any]) -> Head:
+        head = leaf(part)
+        if head is None:
+            raise ValueError(f"{name} is {part}, which is not supported: {SUPPORTED_ACTIONS}")
+        return head
+
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        return JointHead.of_parts(space, named)
+    return leaf(space)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from numbers import Real
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from trpo_fast.base.spaces import SUPPORTED_ACTIONS, observation_width
+from trpo_fast.base.spaces import SUPPORTED_ACTIONS, leaves, observation_width
+from trpo_fast.base.trees import aligned, named, refilled
 from trpo_fast.networks.activations import ACTIVATIONS
 from trpo_fast.networks.distributions import mode
-from trpo_fast.networks.head import Outputs
-from trpo_fast.networks.heads import head_for
+from trpo_fast.networks.head import BOX_DISTRIBUTIONS, Head, Outputs
+from trpo_fast.networks.heads import StateStdGaussianHead, head_for
+from trpo_fast.networks.joint_head import JointHead
 from trpo_fast.networks.orthogonal import orthogonal_
 
 
@@ -112,24 +114,29 @@ class MlpPolicy(nn.Module):
     """A perceptron policy; ``forward(obs)`` gives the distribution of the joint action.
 
     Box actions are a diagonal Gaussian, Discrete ones categorical, MultiDiscrete ones independent
-    categoricals, MultiBinary ones independent Bernoulli variables. With ``squash`` the Gaussian is
-    that of the action before ``tanh``: ``sample`` and ``log_prob`` speak of that one, and
-    ``to_env`` applies the tanh. KL and Fisher matrix are those of the squashed action, because
-    both are invariant under a bijection.
+    categoricals, MultiBinary ones independent Bernoulli variables. Those of a Tuple or Dict, nested
+    to any depth, are all of these side by side: a ``JointDistribution`` over one network's outputs.
+
+    ``distribution="squashed"`` takes a Gaussian to be that of the action before ``tanh``:
+    ``sample`` and ``log_prob`` speak of that one, and ``to_env`` applies the tanh. ``"beta"`` is a
+    Beta distribution on (0, 1), which ``to_env`` takes to the bounds. KL and Fisher matrix are
+    those of the environment's action, because both are invariant under a bijection.
 
     Args:
         observation_space: gymnasium space; its flattened width is the input width O.
-        action_space: gymnasium Box, Discrete, MultiDiscrete or MultiBinary.
+        action_space: gymnasium Box, Discrete, MultiDiscrete or MultiBinary, or Tuple or Dict.
         hidden_sizes: Widths of the hidden layers.
         activation: A key of ``trpo_fast.networks.activations.ACTIVATIONS``.
-        log_std_init: Initial log standard deviation (Box).
-        state_dependent_std: The log standard deviation is an output, not a parameter (Box).
-        squash: Tanh-squashed actions within the Box's bounds, which must be finite.
+        log_std_init: Initial log standard deviation (Gaussian).
+        state_dependent_std: The log standard deviation is an output, not a parameter (Gaussian).
+        distribution: Of Box actions: "gaussian", "squashed" or "beta"; the last two need finite
+            bounds.
         ortho_init: Orthogonal initialisation; False keeps ``torch.nn.Linear``'s own.
         generator: Source of the initial weights; None is torch's global generator.
 
     Raises:
-        ValueError: unsupported space, unknown activation, or ``squash`` without finite bounds.
+        ValueError: unsupported space, unknown activation, or bounds that are not finite where the
+            distribution needs them. Parts of a nested space are named by their path.
     """
 
     action_low: Tensor
@@ -144,45 +151,56 @@ class MlpPolicy(nn.Module):
         *,
         log_std_init: float = 0.0,
         state_dependent_std: bool = False,
-        squash: bool = False,
+        distribution: str = "gaussian",
         ortho_init: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        box = isinstance(action_space, spaces.Box)
-        if (squash or state_dependent_std) and not box:
-            raise ValueError(f"squash and state_dependent_std need a Box, got {action_space}")
-        if isinstance(action_space, spaces.Box) and squash and not action_space.is_bounded():
-            raise ValueError(f"squash needs finite bounds, got {action_space}")
-        head = head_for(action_space, state_dependent_std=state_dependent_std)
+        _check_boxes(action_space, distribution, state_dependent_std=state_dependent_std)
+        head = head_for(
+            action_space, state_dependent_std=state_dependent_std, distribution=distribution
+        )
         if head is None:
             raise ValueError(
                 f"action space {action_space} is not supported; supported: {SUPPORTED_ACTIONS}"
             )
         self.head = head
         self.obs_width = observation_width(observation_space)
-        self.squash = squash
-        self.action_shape = tuple(action_space.shape or ())
+        self.distribution = distribution
         widths = [self.obs_width, *hidden_widths(hidden_sizes), self.head.outputs]
         self.body = perceptron(
             widths, activation, last_gain=0.01, ortho_init=ortho_init, generator=generator
         )
         self.log_std: nn.Parameter | None = None
-        if self.head.learns_log_std:
-            self.log_std = nn.Parameter(torch.full((self.head.components,), float(log_std_init)))
+        if self.head.log_stds:
+            self.log_std = nn.Parameter(torch.full((self.head.log_stds,), float(log_std_init)))
         elif state_dependent_std:
-            last = cast("nn.Linear", self.body[-1])
-            last.bias.detach()[self.head.components :] = float(log_std_init)
-        low, high = _bounds(action_space)
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
+            log_stds = state_log_stds(self.head)
+            cast("nn.Linear", self.body[-1]).bias.detach()[log_stds] = float(log_std_init)
+        # One for each part; that of a space without parts has its bounds here as well.
+        heads = head.heads if isinstance(head, JointHead) else (head,)
+        parts = [part for _, part in action_leaves(action_space)]
+        pairs = zip(heads, parts, strict=True)
+        self.ways_out = [WayOut(own, part, distribution == "squashed") for own, part in pairs]
+        for index, part in enumerate(parts):
+            name = f"_{index}" if isinstance(head, JointHead) else ""
+            low, high = _bounds(part)
+            self.register_buffer(f"action_low{name}", low, persistent=False)
+            self.register_buffer(f"action_high{name}", high, persistent=False)
 
-    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+    @property
+    def plain(self) -> bool:
+        """Whether ``to_env`` does no more than to put actions within the bounds, or shift them."""
+        return self.head.clips_to_env and self.distribution != "squashed"
+
+    def forward(self, obs: Tensor, action_mask: Any = None) -> Distribution:
         """The distribution of the actions, batch_shape ``[N]``.
 
         Args:
             obs: ``[N, O]``, or ``[N, ...]`` with O entries a row; cast to the parameters' dtype.
-            action_mask: ``[N, n]`` bool, True where allowed; n is the number of logits.
+            action_mask: ``[N, n]`` bool, True where allowed; n is the number of logits of all
+                discrete parts. Of a nested space also a mask a part, nested as it is, with None
+                for what is not masked.
 
         Raises:
             ValueError: wrong width, a mask for a head that has none, or a row that allows nothing.
@@ -192,24 +210,90 @@ class MlpPolicy(nn.Module):
             action_mask = self.head.checked_mask(action_mask, outputs)
         return self.head.distribution(Outputs(outputs, self.log_std, action_mask))
 
-    def to_env(self, actions: Tensor) -> Tensor:
+    def to_env(self, actions: Any) -> Any:
         """What ``env.step`` takes, ``[N, *action_space.shape]``, from what ``sample`` gave.
 
-        Squashed Gaussian: tanh, then rescaled to the Box. Plain Gaussian: clipped to the Box.
-        Discrete kinds: shifted by the space's ``start``.
+        Squashed Gaussian: tanh, then rescaled to the Box. Beta: rescaled to the Box. Plain
+        Gaussian: clipped to the Box. Discrete kinds: shifted by the space's ``start``. Of a nested
+        space: that of each part, nested.
         """
-        if self.head.action_shape:
-            rows = actions.shape[: 1 if actions.ndim else 0]
-            actions = actions.reshape(*rows, *self.action_shape)
-        if self.squash:
-            low, high = self.action_low.to(actions.dtype), self.action_high.to(actions.dtype)
-            # tanh may round to +-1 and the affine map past the bound by one ulp.
-            actions = low + 0.5 * (torch.tanh(actions) + 1) * (high - low)
-        return self.head.to_env(actions, self.action_low, self.action_high)
+        if not isinstance(self.head, JointHead):
+            return self.ways_out[0](actions, self.action_low, self.action_high)
+        if isinstance(actions, Tensor):
+            actions = self.head.nested(actions)
+        found = (
+            way(part, getattr(self, f"action_low_{index}"), getattr(self, f"action_high_{index}"))
+            for index, (way, part) in enumerate(
+                zip(self.ways_out, aligned("action", actions, self.head.nesting), strict=True)
+            )
+        )
+        return refilled(self.head.nesting, found)
 
-    def mode(self, distribution: Distribution) -> Tensor:
+    def mode(self, distribution: Distribution) -> Any:
         """The deterministic action of a distribution that ``forward`` gave."""
         return mode(distribution)
+
+
+class WayOut:
+    """From the actions that a head draws to the environment's, for a space without parts.
+
+    Args:
+        head: Of the space.
+        space: Of one action.
+        squash: Whether a Gaussian's actions go through a tanh.
+    """
+
+    def __init__(self, head: Head, space: spaces.Space, squash: bool) -> None:  # type: ignore[type-arg]
+        self.head, self.shape = head, tuple(space.shape or ())
+        self.squash = squash and isinstance(space, spaces.Box)
+
+    def __call__(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """``[N, *shape]``, or one action."""
+        if self.head.action_shape:
+            rows = actions.shape[: 1 if actions.ndim else 0]
+            actions = actions.reshape(*rows, *self.shape)
+        if self.squash:
+            low, high = low.to(actions.dtype), high.to(actions.dtype)
+            # tanh may round to +-1 and the affine map past the bound by one ulp.
+            actions = low + 0.5 * (torch.tanh(actions) + 1) * (high - low)
+        return self.head.to_env(actions, low, high)
+
+
+def state_log_stds(head: Head) -> list[int]:
+    """The outputs that are log standard deviations."""
+    heads = head.heads if isinstance(head, JointHead) else (head,)
+    found, first = list[int](), 0
+    for part in heads:
+        if isinstance(part, StateStdGaussianHead):
+            found += range(first + part.width, first + part.outputs)
+        first += part.outputs
+    return found
+
+
+def action_leaves(space: spaces.Space) -> list[tuple[str, spaces.Space]]:  # type: ignore[type-arg]
+    """The parts of an action space in order, with their names in messages."""
+    return [(named("action", path), part) for path, part in leaves(space)]
+
+
+def _check_boxes(
+    space: spaces.Space,  # type: ignore[type-arg]
+    distribution: str,
+    *,
+    state_dependent_std: bool,
+) -> None:
+    """Raise ValueError where a Box cannot have what is asked for, or nothing is a Box."""
+    if distribution not in BOX_DISTRIBUTIONS:
+        known = ", ".join(BOX_DISTRIBUTIONS)
+        raise ValueError(f"distribution is one of {known}, got {distribution!r}")
+    if state_dependent_std and distribution == "beta":
+        raise ValueError("state_dependent_std is of a Gaussian; a Beta's outputs are its spread")
+    boxes = [pair for pair in action_leaves(space) if isinstance(pair[1], spaces.Box)]
+    if (distribution != "gaussian" or state_dependent_std) and not boxes:
+        what = "state_dependent_std" if state_dependent_std else f"distribution={distribution!r}"
+        raise ValueError(f"{what} needs a Box, got {space}")
+    for name, box in boxes:
+        if distribution != "gaussian" and not cast("spaces.Box", box).is_bounded():
+            raise ValueError(f"distribution={distribution!r} needs finite bounds, {name} is {box}")
 
 
 def _bounds(space: spaces.Space) -> tuple[Tensor, Tensor]:  # type: ignore[type-arg]

@@ -31,7 +31,7 @@ class StructuredPolicy(nn.Module):
         encoder: Features of an observation.
         action_space: As of ``MlpPolicy``.
         hidden_sizes, activation: Of the perceptron after the encoder.
-        options: Further keywords of ``MlpPolicy``: ``squash``, ``log_std_init``, ...
+        options: Further keywords of ``MlpPolicy``: ``distribution``, ``log_std_init``, ...
     """
 
     observation: ClassVar[str] = "structured"
@@ -50,7 +50,7 @@ class StructuredPolicy(nn.Module):
             features(encoder.width), action_space, hidden_sizes, activation, **options
         )
 
-    def forward(self, obs: Any, action_mask: Tensor | None = None) -> Distribution:
+    def forward(self, obs: Any, action_mask: Any = None) -> Distribution:
         """The distribution of the actions, batch_shape ``[N]``.
 
         Args:

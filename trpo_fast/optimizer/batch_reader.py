@@ -59,11 +59,11 @@ class BatchReader:
         return Batch(
             rows,
             self.obs,
-            self._cast(self.per_row("actions", actions)),
+            self._per_row_tree("actions", actions),
             advantages.to(self.dtype),
             old_log_prob,
             self.weights,
-            None if action_mask is None else self.per_row("action_mask", action_mask),
+            self._per_row_tree("action_mask", action_mask, optional=True),
             unit,
         )
 
@@ -90,6 +90,16 @@ class BatchReader:
             shape = tuple(value.shape)
             raise ValueError(f"{name} has shape {shape}, expected {self.rows} rows, as obs has")
         return self._finite(name, self._select(value))
+
+    def _per_row_tree(self, name: str, value: Any, *, optional: bool = False) -> Any:
+        """A nesting of ``per_row``; where parts are optional, None is one."""
+        if isinstance(value, dict):
+            items = {key: (f"{name}[{key!r}]", item) for key, item in value.items()}
+            return {k: self._per_row_tree(*pair, optional=optional) for k, pair in items.items()}
+        if isinstance(value, tuple) and any(isinstance(item, NESTED) for item in value):
+            named = [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+            return tuple(self._per_row_tree(*pair, optional=optional) for pair in named)
+        return None if optional and value is None else self._cast(self.per_row(name, value))
 
     def _tensor(self, name: str, value: Any) -> Tensor:
         if value is None:
@@ -203,6 +213,7 @@ def fused_batch(batch: Batch, head: Head, width: int, dtype: torch.dtype) -> Bat
         mask = head.checked_mask(mask, flat.new_empty(batch.rows, sum(head.nvec)))
     actions = batch.actions
     if actions is not None:
+        actions = head.columns(actions)
         shape = (batch.rows, *head.action_shape)
         if tuple(actions.shape) != shape:
             raise ValueError(f"actions have shape {tuple(actions.shape)}, expected {shape}")

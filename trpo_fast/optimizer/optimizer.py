@@ -171,7 +171,8 @@ class TRPOOptimizer(LightOptimizer):
             closure: ``() -> (loss, distribution)`` or ``(loss, distribution, weights)``, without
                 ``backward``; called under enable_grad once and under no_grad for each candidate.
             obs: ``[N, O]``, or any nesting of ``[N, ...]`` tensors that the policy takes.
-            actions: What ``distribution.sample()`` gave, unclipped.
+            actions: What ``distribution.sample()`` gave, unclipped; of a joint distribution nested,
+                or flat.
             advantages: ``[N]``, used as given.
             old_log_prob: ``[N]`` log-probabilities of the actions under the policy that took
                 them; None is the policy's own.

@@ -257,7 +257,7 @@ def _constant(number: float | None, position: int = -1, keyword: str = "") -> Ru
 
 def _logsumexp(call: Call) -> Known:
     value = call.values[0]
-    if not isinstance(value, Chain | LogSoftmax) or call.tensors[0].ndim != 2:
+    if not isinstance(value, Chain | Columns | LogSoftmax) or call.tensors[0].ndim != 2:
         return None
     if not call.argument(2, "keepdim", False):
         return None
@@ -267,7 +267,9 @@ def _logsumexp(call: Call) -> Known:
 
 def _log_softmax(call: Call) -> Known:
     value = call.values[0]
-    if not isinstance(value, Chain) or value.squeezed or call.argument(1, "dim") not in (-1, 1):
+    if not isinstance(value, Chain | Columns) or call.argument(1, "dim") not in (-1, 1):
+        return None
+    if isinstance(value, Chain) and value.squeezed:
         return None
     return lambda out: LogSoftmax(value) if out.dtype == call.tensors[0].dtype else None
 
@@ -277,8 +279,8 @@ def _subtract(call: Call) -> Known:
     if len(call.values) != 2 or "alpha" in call.kwargs:
         return None
     left, right = call.values
-    if isinstance(left, Chain | LogSoftmax) and right == LogSumExp(left):
-        return lambda _: LogSoftmax(left) if isinstance(left, Chain) else left
+    if isinstance(left, Chain | Columns | LogSoftmax) and right == LogSumExp(left):
+        return lambda _: left if isinstance(left, LogSoftmax) else LogSoftmax(left)
     return None
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from trpo_fast.base.trees import leaves, named, refilled
 from trpo_fast.networks import network
 from trpo_fast.networks.head import Head
 from trpo_fast.networks.heads import GaussianHead, StateStdGaussianHead, head_of_outputs
+from trpo_fast.networks.joint import JointDistribution
+from trpo_fast.networks.joint_head import JointHead
 from trpo_fast.networks.network import Layer, Network
 from trpo_fast.recognition.tracing import Tracer
 from trpo_fast.recognition.values import Chain, Columns, Constant, Exp, Row, Slot, Step, Unknown
 
 KNOWN_HEADS = (
-    "Independent(Normal, 1), Categorical, trpo_fast's MultiCategorical and "
-    "Independent(Bernoulli, 1)"
+    "Independent(Normal, 1), Categorical, trpo_fast's MultiCategorical, "
+    "Independent(Bernoulli, 1), and its JointDistribution of these"
 )
 
 
@@ -62,7 +65,7 @@ class Structure:
         if isinstance(self.log_std, int):
             log_std = tensors[self.log_std]
         elif self.log_std is not None:
-            log_std = tensors[self.steps[0].weight].new_full((self.head.components,), self.log_std)
+            log_std = tensors[self.steps[0].weight].new_full((self.head.log_stds,), self.log_std)
         return Network(self.layers(tensors), self.head, log_std)
 
 
@@ -70,6 +73,8 @@ def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
     """The structure of a policy from what its ``forward`` returned, or why there is none."""
     if not isinstance(result, Distribution):
         return f"forward returns a {type(result).__name__}, not a torch Distribution"
+    if type(result) is JointDistribution:
+        return _of_parts(tracer, result)
     inner: Any = result
     if type(result) is Independent and result.reinterpreted_batch_ndims == 1:
         inner = result.base_dist
@@ -86,6 +91,79 @@ def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
         return _of_outputs(tracer, *found)
     name = f"Independent({kind.__name__})" if wrapped else kind.__name__
     return f"forward returns {name}; the fused path knows {KNOWN_HEADS}"
+
+
+def _of_parts(tracer: Tracer, joint: JointDistribution) -> Structure | str:
+    """A joint distribution whose parts share one layer's outputs out among them, in order."""
+    heads: list[Head] = []
+    chains: list[Chain] = []
+    log_std: int | float | None = None
+    end = 0
+    for path, part in leaves(joint.parts):
+        found = _part(tracer, part)
+        if isinstance(found, str):
+            return f"{named('action', path)}: {found}"
+        head, columns, scale = found
+        if columns.start != end or (chains and columns.chain != chains[0]):
+            return f"{named('action', path)} is not made of the next outputs of the same layer"
+        if scale is not None and log_std is not None:
+            return "two parts have log standard deviations that are parameters of their own"
+        log_std = log_std if scale is None else scale
+        heads.append(head)
+        chains.append(columns.chain)
+        end = columns.stop
+    steps = chains[0].steps
+    if steps[-1].activation != "identity":
+        return f"the last layer has an activation ({steps[-1].activation})"
+    if len(tracer.slot(steps[-1].weight)) != end:
+        return "the parts leave outputs of their layer unused"
+    nesting = refilled(joint.parts, iter(range(len(heads))))
+    return Structure(steps, JointHead(tuple(heads), nesting), log_std)
+
+
+def _part(tracer: Tracer, part: Distribution) -> tuple[Head, Columns, int | float | None] | str:
+    """A part's head, the outputs it is made of, and its log standard deviation."""
+    inner: Any = part
+    if type(part) is Independent and type(inner.base_dist) is Normal:
+        if inner.reinterpreted_batch_ndims != 1:
+            return "a Normal that is not Independent(..., 1)"
+        return _gaussian_part(tracer, inner.base_dist)
+    base = inner.base_dist if type(part) is Independent else inner
+    from_probs = "probs" in base.__dict__ and "logits" not in base.__dict__
+    found = head_of_outputs(part)
+    if found is None or from_probs:
+        return f"{type(base).__name__} from probs" if found else f"{type(base).__name__} is unknown"
+    head, outputs = found
+    value = tracer.value(outputs)
+    columns = _columns(getattr(value, "of", value), outputs)
+    return (head, columns, None) if columns is not None else "its logits are not outputs of a layer"
+
+
+def _gaussian_part(
+    tracer: Tracer, normal: Normal
+) -> tuple[Head, Columns, int | float | None] | str:
+    mean, scale = tracer.value(normal.loc), tracer.value(normal.scale)
+    columns = _columns(mean, normal.loc)
+    if columns is None:
+        return "its mean is not outputs of a layer"
+    width = columns.stop - columns.start
+    if isinstance(scale, Constant) and scale.number > 0:
+        return GaussianHead(width), columns, math.log(scale.number)
+    of = scale.of if isinstance(scale, Exp) else None
+    if isinstance(of, Slot | Row) and tracer.slot(of.index).numel() == width:
+        return GaussianHead(width), columns, of.index
+    if of == Columns(columns.chain, columns.stop, columns.stop + width):
+        return StateStdGaussianHead(width), replace(columns, stop=columns.stop + width), None
+    return "its standard deviation is not exp of a parameter, or of the outputs after the mean"
+
+
+def _columns(value: Any, tensor: Tensor) -> Columns | None:
+    """The columns of a layer's outputs that a tensor ``[N, n]`` is, or None."""
+    if tensor.ndim != 2:
+        return None
+    if isinstance(value, Chain) and not value.squeezed:
+        return Columns(value, 0, tensor.shape[1])
+    return value if isinstance(value, Columns) else None
 
 
 def _of_outputs(tracer: Tracer, head: Head, outputs: Tensor) -> Structure | str:
@@ -151,6 +229,12 @@ def value_structure(tracer: Tracer, result: Any) -> Structure | str:
 
 def distribution_tensors(distribution: Any) -> tuple[Tensor, ...] | None:
     """What a distribution of a known kind is made of."""
+    if type(distribution) is JointDistribution:
+        found_parts = [distribution_tensors(part) for part in distribution.leaves]
+        known = [tensors for tensors in found_parts if tensors is not None]
+        if len(known) < len(found_parts):
+            return None
+        return tuple(tensor for tensors in known for tensor in tensors)
     if type(distribution) is Independent and type(distribution.base_dist) is Normal:
         return distribution.base_dist.loc, distribution.base_dist.scale
     found = head_of_outputs(distribution)

@@ -72,14 +72,14 @@ class Exp:
 class LogSumExp:
     """The logsumexp of logits over their rows, ``[N, 1]``."""
 
-    of: Chain | LogSoftmax
+    of: Chain | Columns | LogSoftmax
 
 
 @dataclass(frozen=True)
 class LogSoftmax:
     """Logits less their logsumexp, ``[N, n]``."""
 
-    of: Chain
+    of: Chain | Columns
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trpo_fast._native import kernels
-from trpo_fast.backends.codes import HEAD_CODES
+from trpo_fast.backends.codes import head_arguments, head_refusal
 from trpo_fast.backends.cpu.arguments import (
     held_layers,
     layer_args,
@@ -50,8 +50,9 @@ CACHE_BYTES = 256 << 20
 
 def refusal(network: Network, batch: Batch, options: Options) -> str | None:
     """Why ``CpuProblem`` cannot serve, or None."""
-    if network.head.kind not in HEAD_CODES:
-        return f"csrc/common/heads.h has no {network.head.kind} head"
+    missing = head_refusal(network.head)
+    if missing is not None:
+        return missing
     if options.precision == "tf32":
         return "precision='tf32' is of CUDA's tensor cores; 'bf16x3' is near it"
     if options.precision.startswith("bf16") and network.layers[0].weight.dtype != torch.float32:
@@ -126,9 +127,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
             layers=layer_args(self._layers, dtype),
             offsets=[(place(layer.weight), place(layer.bias)) for layer in network.layers],
             parameters=self._size,
-            head=HEAD_CODES[head.kind],
-            action_dim=head.components,
-            nvec=list(head.nvec),
+            **head_arguments(head),
             log_std=self._arg(log_std, dtype),
             log_std_offset=place(network.log_std),
             actions=self._actions(batch, head),
@@ -322,7 +321,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
             return None
         return self._arg(mask.contiguous().view(torch.uint8), torch.uint8)
 
-    def _fisher_rows(self, batch: Batch, fraction: float) -> dict[str, TensorArg | None]:
+    def _fisher_rows(self, batch: Batch, fraction: float) -> dict[str, Any]:
         if fraction == 1.0:
             return dict.fromkeys(("fisher_obs", "fisher_weights", "fisher_action_mask"))
         chosen = strided_rows(batch.rows, fraction, batch.obs.device)

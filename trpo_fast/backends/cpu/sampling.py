@@ -33,13 +33,13 @@ class NativeSampling:
         constants: the normaliser's mean and scale, [O] each of the observations' dtype, and its
             clip; or None.
         noise: [T, B, A]: standard normal in the network's dtype for the Gaussian heads, else
-            uniform in [0, 1), float64.
+            float64: uniform in [0, 1), in the columns of a joint head's Gaussian parts normal.
         masks: [T, B, n] bool or None.
         actions: [T, B, A], receives what was drawn: the network's dtype, or int64 for the
             categorical heads.
         env_actions: like ``actions``, receives them within ``bounds``; or None.
         bounds: low and high [A] of the actions' dtype; for categorical heads the first action,
-            twice.
+            twice. None without ``env_actions``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class NativeSampling:
         masks: Array | None,
         actions: Array,
         env_actions: Array | None,
-        bounds: tuple[Array, Array],
+        bounds: tuple[Array, Array] | None,
     ) -> None:
         layers, head, log_std = held_layers(network.layers), network.head, network.log_std
         dtype = layers[0].weight.dtype
@@ -76,8 +76,8 @@ class NativeSampling:
             "masks": None if masks is None else masks.view(np.uint8),
             "actions": actions,
             "env_actions": env_actions,
-            "low": bounds[0],
-            "high": bounds[1],
+            "low": None if bounds is None else bounds[0],
+            "high": None if bounds is None else bounds[1],
         }
         shape = (*actions.shape[:2], 1)
         self.log_probs: Tensor = torch.empty(shape, dtype=torch.float64, device="cpu")

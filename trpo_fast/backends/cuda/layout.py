@@ -18,8 +18,8 @@ from trpo_fast.update.parameters import FlatParameters
 if TYPE_CHECKING:
     from trpo_fast._core_cuda import LayerArg, TensorArg
 
-# kMaxLayers, kPanelWidth and kMaxBlocks of csrc/cuda/plan.h.
-MAX_LAYERS, PANEL_WIDTH, MAX_BLOCKS = 32, 256, 64
+# kMaxLayers, kPanelWidth, kMaxBlocks and kMaxParts of csrc/cuda/plan.h.
+MAX_LAYERS, PANEL_WIDTH, MAX_BLOCKS, MAX_PARTS = 32, 256, 64, 32
 ALIGNMENT = 256  # of the workspace, as torch's allocator gives it
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from trpo_fast import _native
-from trpo_fast.backends.codes import HEAD_CODES
+from trpo_fast.backends.codes import head_arguments, head_refusal
 from trpo_fast.backends.cuda.layout import (
     MAX_BLOCKS,
     MAX_LAYERS,
+    MAX_PARTS,
     PANEL_WIDTH,
     appended,
     bound_workspace,
@@ -76,12 +77,15 @@ def refusal(network: Network, batch: Batch, options: Options) -> str | None:
 def shape_refusal(network: Network) -> str | None:
     """Why the kernel cannot serve a network of this shape, or None."""
     layers = network.layers
-    if network.head.kind not in HEAD_CODES:
-        return f"its kernel has no {network.head.kind} head"
+    missing = head_refusal(network.head)
+    if missing is not None:
+        return missing
     if len(layers) > MAX_LAYERS:
         return f"the network has {len(layers)} layers, and its kernel serves {MAX_LAYERS}"
     if len(network.head.nvec) > MAX_BLOCKS:
         return f"the action has {len(network.head.nvec)} parts, and it serves {MAX_BLOCKS}"
+    if len(network.head.inner) > MAX_PARTS:
+        return f"the action has {len(network.head.inner)} parts, and it serves {MAX_PARTS}"
     return None
 
 
@@ -131,9 +135,7 @@ class CudaProblem(WholeUpdate):
         arguments |= self._fisher_rows(batch, options.fisher_fraction)
         arguments |= {
             "parameters": self._size,
-            "head": HEAD_CODES[head.kind],
-            "action_dim": head.components,
-            "nvec": list(head.nvec),
+            **head_arguments(head),
             "actions": self._actions(batch, head),
             "advantages": self._arg(batch.advantages, self._dtype),
             "old_log_prob": self._arg(batch.old_log_prob, torch.float64),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from trpo_fast.base.modes import Draws
 from trpo_fast.base.tensors import strided_rows, weighted_mean
 from trpo_fast.base.trees import first_leaf
 from trpo_fast.networks.distributions import MultiCategorical, whole_actions
+from trpo_fast.networks.joint import JointDistribution
 from trpo_fast.update.batch import Batch, batch_rows
 from trpo_fast.update.options import Options
 
@@ -70,7 +72,19 @@ class ModuleTerm:
         return ModelCall(loss, distribution, weights)
 
 
-def _check_actions(distribution: Distribution, actions: Tensor) -> None:
+def _check_actions(distribution: Distribution, actions: Any) -> None:
+    if isinstance(distribution, JointDistribution):
+        for name, part, action in distribution.matched(actions):
+            try:
+                _check_actions(part, action)
+            except (ValueError, IndexError) as error:
+                raise type(error)(f"{name}: {error}") from error
+        return
+    if not isinstance(actions, Tensor):
+        raise TypeError(
+            f"actions are a {type(actions).__name__}, which is for a JointDistribution; forward "
+            f"gives a {type(distribution).__name__}"
+        )
     expected = tuple(distribution.batch_shape + distribution.event_shape)
     if tuple(actions.shape) != expected:
         raise ValueError(f"actions have shape {tuple(actions.shape)}, expected {expected}")

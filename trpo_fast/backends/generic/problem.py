@@ -20,6 +20,7 @@ from trpo_fast.backends.generic.staleness import Made, made_by, refuse_stale
 from trpo_fast.base.tensors import strided_rows, weighted_mean
 from trpo_fast.networks.distribution_parts import refuse_wrong_kl
 from trpo_fast.networks.distributions import detached, in_double
+from trpo_fast.networks.joint import MissingKlError
 from trpo_fast.update.conjugate_gradient import conjugate_gradient
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
@@ -235,7 +236,7 @@ def _mean_kl(
     try:
         kl = kl_divergence(old, new)
     except NotImplementedError as error:
-        name = type(new).__name__
+        name = str(error) if isinstance(error, MissingKlError) else type(new).__name__
         raise NotImplementedError(
             f"no KL divergence is registered for {name}; register one with "
             "torch.distributions.register_kl"

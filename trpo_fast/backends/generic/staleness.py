@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.distributions import Distribution
 
+from trpo_fast.base.trees import leaves
 from trpo_fast.update.trust_region import ANEW
 
 
@@ -69,7 +70,8 @@ def refuse_stale(first: dict[int, Made], now: dict[int, Made]) -> None:
 
 def _tensors(distribution: Distribution) -> Iterator[Tensor]:
     for item in vars(distribution).values():
-        if isinstance(item, Distribution):
-            yield from _tensors(item)
-        elif isinstance(item, Tensor):
-            yield item
+        for _, part in leaves(item):
+            if isinstance(part, Distribution):
+                yield from _tensors(part)
+            elif isinstance(part, Tensor):
+                yield part
