@@ -28,7 +28,7 @@ ROWS = 2048
 HEADS: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
     "gaussian": (spaces.Box(-1, 1, (6,)), {}),
     "gaussian_state_std": (spaces.Box(-1, 1, (6,)), {"state_dependent_std": True}),
-    "squashed": (spaces.Box(-1, 1, (6,)), {"squash": True}),
+    "squashed": (spaces.Box(-1, 1, (6,)), {"distribution": "squashed"}),
     "categorical": (spaces.Discrete(5), {}),
     "multi_categorical": (spaces.MultiDiscrete([3, 2, 4]), {}),
     "bernoulli": (spaces.MultiBinary(4), {}),

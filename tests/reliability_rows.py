@@ -187,7 +187,7 @@ ROWS = {
         ),
         "distant_bounds": Row(
             "A Box that the policy's first actions hardly meet: `Box(300, 500)`, +-7000",
-            "A warning names `squash` and rescaling when the agent is made",
+            "A warning names squashing and rescaling when the agent is made",
         ),
     },
     "The recogniser": {

@@ -202,3 +202,48 @@ class Fractions(Walk):
     def step(self, action: Any) -> Any:
         observation, reward, _, truncated, info = super().step(action)
         return self._shown(observation), reward, False, truncated, info
+
+
+class Sorting(gym.Env[Any, Any]):
+    """Each step shows a place and a bin: the reward is for the right bin and the right place.
+
+    Either part alone earns next to nothing. An episode of ten steps is worth 10 at best.
+    """
+
+    observation_space = spaces.Dict(
+        {"place": spaces.Box(-1, 1, (2,), np.float32), "bin": spaces.Discrete(3, start=1)}
+    )
+    action_space = spaces.Dict(
+        {
+            "arm": spaces.Tuple([spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(1)]),
+            "bin": spaces.Discrete(3, start=1),
+        }
+    )
+
+    def __init__(self, masked: bool = False) -> None:
+        self.masked = masked
+
+    def _shown(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.place = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        self.bin = np.int64(self.np_random.integers(1, 4))
+        allowed = np.ones(3, bool)
+        allowed[self.bin % 3] = not self.masked  # never the right one
+        mask = {"arm": None, "bin": allowed}
+        shown = {"place": self.place.copy(), "bin": self.bin}
+        return shown, {"action_mask": mask} if self.masked else {}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self._shown()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        if self.masked:
+            assert action["bin"] - 1 != self.bin % 3
+        self.time += 1
+        (place, lit), bin_ = action["arm"], action["bin"]
+        near = max(0.0, 1 - float(np.square(place - self.place).sum()))
+        reward = near * float(bin_ == self.bin) * (0.5 + 0.5 * float(lit[0] == (self.place[0] > 0)))
+        shown, info = self._shown()
+        return shown, reward, False, self.time >= 10, info

@@ -151,8 +151,8 @@ def test_mistakes_are_told_in_words():
         small(num_env=3)
     with pytest.raises(ValueError, match="nosuch"):
         small(activation="nosuch")
-    with pytest.raises(ValueError, match="squash"):
-        small(squash=True)
+    with pytest.raises(ValueError, match="squashed"):
+        small(distribution="squashed")
     with pytest.raises(ValueError, match="CUDA"):
         small(device="cuda:99")
     with pytest.raises(ConfigError, match="backend='cuda' does not serve networks on 'cpu'"):

@@ -52,9 +52,13 @@ def test_every_supported_space_trains_predicts_and_evaluates(space, actions):
         assert actions.contains(action)
 
 
-@pytest.mark.parametrize("option", ["squash", "state_dependent_std"])
-def test_variants_of_the_gaussian_train(option):
-    with small("Pendulum-v1", **{option: True}) as agent:
+@pytest.mark.parametrize(
+    "option",
+    [{"distribution": "squashed"}, {"distribution": "beta"}, {"state_dependent_std": True}],
+    ids=str,
+)
+def test_other_distributions_of_a_box_train(option):
+    with small("Pendulum-v1", **option) as agent:
         agent.learn(128, progress_bar=False)
         assert torch.isfinite(weights(agent)).all()
 

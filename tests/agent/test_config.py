@@ -30,7 +30,7 @@ from trpo_fast.agent.config import (
         ("hidden_sizes", "64", "a list"),
         ("hidden_sizes", (64, 0), ">= 1"),
         ("constraint", "hrad", "did you mean 'hard'"),
-        ("squash", 1, "true or false"),
+        ("state_dependent_std", 1, "true or false"),
         ("env_kwargs", [1], "a mapping"),
         ("backtrack_coeff", 1.0, "< 1"),
     ],
@@ -49,7 +49,7 @@ def test_an_unknown_option_offers_the_nearest_name():
 
 
 def test_json_round_trip():
-    config = Config(hidden_sizes=(3, 5), env_kwargs={"a": [1, None]}, seed=7, squash=True)
+    config = Config(hidden_sizes=(3, 5), env_kwargs={"a": [1, None]}, seed=7, gamma=0.9)
     assert Config.from_options(json.loads(json.dumps(config.to_json()))) == config
 
 

@@ -130,12 +130,12 @@ def test_bounds_that_the_first_actions_hardly_meet_are_warned_of(
     def make():
         return Bounded(low, high)
 
-    with pytest.warns(UserWarning, match=text + r".*squash=True.*RescaleAction"):
+    with pytest.warns(UserWarning, match=text + r".*distribution='squashed'.*RescaleAction"):
         small(make, state_dependent_std=state_dependent_std).close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if np.isfinite(high).all():
-            small(make, squash=True).close()
+            small(make, distribution="squashed").close()
         for near in ([-2.0] * 2, [0.0] * 2, [-np.inf] * 2):
             small(lambda near=near: Bounded(near, [2.0, np.inf])).close()
     # Enough of a spread reaches them.

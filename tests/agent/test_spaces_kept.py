@@ -56,7 +56,7 @@ def test_actions_on_a_bound_stay_in_a_float64_box(policy: str) -> None:
         "foreign": Foreign(),
         "float64": MlpPolicy(Strict.observation_space, TENTH, (4,)).double(),
     }
-    options = {"squash": True, "log_std_init": 3.0} if policy == "squashed" else {}
+    options = {"distribution": "squashed", "log_std_init": 3.0} if policy == "squashed" else {}
     with small(Strict, policy=modules.get(policy), **options) as agent:
         agent.learn(64, progress_bar=False)
         agent.evaluate(2)

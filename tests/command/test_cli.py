@@ -179,7 +179,7 @@ def test_every_option_of_the_agent_is_an_option_of_train(capsys):
         (["NoSuchEnvironmentAnywhere-v0"], "no environment"),
         (["nosuchmodule:Env-v0"], "nosuchmodule"),
         (["CartPole-v1", "--activation", "nosuch"], "nosuch"),
-        (["CartPole-v1", "--squash"], "squash"),
+        (["CartPole-v1", "--distribution", "squashed"], "squashed"),
         (["CartPole-v1", "--max-kl", "-1"], "max_kl must be a number > 0"),
         (["CartPole-v1", "--num-envs", "0"], "num_envs must be a whole number >= 1"),
         (["CartPole-v1", "--env-kwargs", "nosuch=1"], "nosuch"),

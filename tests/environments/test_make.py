@@ -194,7 +194,7 @@ def test_unsupported_spaces_are_refused_before_anything_runs(vectorization: str)
         observation_space = spaces.Text(4)
 
     class Composite(Scripted):
-        action_space = spaces.Dict({"a": spaces.Discrete(2)})
+        action_space = spaces.Dict({"a": spaces.Text(2)})
 
     for kind in (Wordy, Composite):
         with pytest.raises(UnsupportedSpaceError, match="Supported: "):

@@ -169,7 +169,9 @@ def test_the_native_step_is_its_torch_twin(
     compare(both(name, dtype, envs, masked=masked), name, dtype)
 
 
-@pytest.mark.parametrize("options", [{"squash": True}, {"state_dependent_std": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"distribution": "squashed"}, {"state_dependent_std": True}], ids=str
+)
 def test_the_native_step_serves_every_gaussian(options: dict[str, Any]) -> None:
     compare(both("box", torch.float32, 8, masked=False, **options), "box", torch.float32)
 

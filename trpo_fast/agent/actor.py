@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import nn
 
 from trpo_fast.base.errors import BadObservationError
 from trpo_fast.base.threads import one_thread_if_small
@@ -17,6 +17,7 @@ from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
 from trpo_fast.environments.flattening import ObservationFlattener, action_converter
 from trpo_fast.environments.gymnasium_api import refuse_whole_results
 from trpo_fast.environments.interface import Rows
+from trpo_fast.environments.nested_actions import ActionNesting, is_nested_space
 from trpo_fast.environments.observation_check import entry
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.tensor_flattening import (
@@ -55,6 +56,7 @@ class Actor:
         # What makes the memory of a recurrent policy, of which others have none.
         self._memory: Any = getattr(policy, "initial_memory", None)
         self._to_env = action_converter(policy, action_space)
+        self._nesting = ActionNesting(action_space) if is_nested_space(action_space) else None
         self._action_space = action_space
         self._masks = MaskReader(action_space)
         self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
@@ -87,8 +89,10 @@ class Actor:
         masks: npt.ArrayLike | None = None,
         state: Any = None,
         episode_start: Any = None,
-    ) -> tuple[npt.NDArray[Any], Any]:
+    ) -> tuple[Any, Any]:
         """Actions [n, ...] for env.step from a batch of raw observations, and the next state.
+
+        Actions are nested as their space is.
 
         Args:
             observations: a batch, as gymnasium's vector environments stack it.
@@ -101,7 +105,8 @@ class Actor:
         """
         rows = self._flatten(observations)
         whole = self._masks_of(masks, observations, len(rows))
-        return self.act_on(deterministic, rows, whole, state, episode_start)
+        chosen, after = self.act_on(deterministic, rows, whole, state, episode_start)
+        return chosen if self._nesting is None else self._nesting.batch(chosen), after
 
     def act_each(
         self,
@@ -110,8 +115,8 @@ class Actor:
         states: Sequence[Any] = (),
         *,
         deterministic: bool,
-    ) -> tuple[npt.NDArray[Any], Sequence[Any]]:
-        """Actions [n, ...] for a list of n single observations and their masks; the next states.
+    ) -> tuple[Any, Sequence[Any]]:
+        """The n actions, each for env.step, for n single observations; and the next states.
 
         An observation's own mask counts where none is given beside it. A state of None is that at
         the beginning of an episode.
@@ -121,12 +126,17 @@ class Actor:
         some = any(mask is not None for mask in found)
         whole = np.stack([self._masks.sized(mask) for mask in found]) if some else None
         if self._memory is None:
-            return self._act(rows, deterministic, whole, None)[0], states
+            return self._each(self._act(rows, deterministic, whole, None)[0]), states
         given = [self._memory_of(state, 1, None) for state in states or [None] * len(rows)]
         memory = tuple(torch.cat(parts) for parts in zip(*given, strict=True))
         actions, after = self._act(rows, deterministic, whole, memory)
         kept = _arrays(after)
-        return actions, [tuple(part[:, i : i + 1] for part in kept) for i in range(len(rows))]
+        states = [tuple(part[:, i : i + 1] for part in kept) for i in range(len(rows))]
+        return self._each(actions), states
+
+    def _each(self, chosen: npt.NDArray[Any]) -> Any:
+        """Each of n actions as the environment has it."""
+        return chosen if self._nesting is None else [self._nesting.one(row) for row in chosen]
 
     def act_tensors(
         self, observations: Any, *, deterministic: bool, masks: Tensor | None = None
@@ -170,7 +180,10 @@ class Actor:
         state: Any = None,
         episode_start: Any = None,
     ) -> tuple[npt.NDArray[Any], Any]:
-        """As `act`, from rows of observations [n, O] and their masks."""
+        """As `act`, from rows of observations [n, O] and their masks.
+
+        Nested actions come as rows, which ``Environments.step`` takes.
+        """
         memory = self._memory_of(state, len(rows), episode_start)
         found, after = self._act(rows, deterministic, masks, memory)
         return found, state if after is None else _arrays(after)

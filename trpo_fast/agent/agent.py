@@ -286,6 +286,7 @@ class TRPO:
     ) -> tuple[Any, Any]:
         """Actions for env.step from raw observations, one or a batch; and the next `state`.
 
+        Of a Tuple or Dict action space they are nested as it is, and so may be `action_masks`.
         Arrays give arrays; tensors, where the agent learnt with vectorization="tensor", tensors.
 
         The signature is Stable-Baselines3's; its evaluate_policy runs on it. `state` is what the

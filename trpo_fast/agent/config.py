@@ -17,6 +17,7 @@ from trpo_fast.base.errors import UserError
 from trpo_fast.base.option import Option, check_fields, option, table_of
 from trpo_fast.base.synonyms import hint
 from trpo_fast.environments.vectorization import SAME_EPISODES, VECTORIZATIONS, same_episodes
+from trpo_fast.networks.head import BOX_DISTRIBUTIONS
 from trpo_fast.update.options import GROUP, SharedOptions
 
 # Of the agent's own policies.
@@ -155,8 +156,13 @@ class Config(SharedOptions):
     state_dependent_std: bool = option(
         False, "networks", "let the standard deviation depend on the observation", fixed=True
     )
-    squash: bool = option(
-        False, "networks", "tanh-squash Gaussian actions into the action bounds", fixed=True
+    distribution: str = option(
+        "gaussian",
+        "networks",
+        "of Box actions: a Gaussian clipped to the bounds, one squashed into them by tanh, or a "
+        "Beta distribution between them",
+        choices=BOX_DISTRIBUTIONS,
+        fixed=True,
     )
     device: str = option("auto", "networks", 'where the networks live: "auto", "cpu", "cuda"')
 

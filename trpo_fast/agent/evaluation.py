@@ -20,9 +20,11 @@ import numpy.typing as npt
 
 from trpo_fast.agent.config import Config
 from trpo_fast.base.errors import BadObservationError, EnvironmentFault, EnvironmentSetupError
+from trpo_fast.base.trees import is_nested
 from trpo_fast.environments import seeded_episodes
 from trpo_fast.environments.action_masks import MaskReader
 from trpo_fast.environments.gymnasium_api import described_error, reset_result, step_result
+from trpo_fast.environments.nested_actions import in_lists
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.processes import closed, warn_of_closing
 from trpo_fast.environments.watch import NOBODY, SOMEBODY, Watch
@@ -280,12 +282,12 @@ class _Player:
         self, text: str, error: Exception | None = None, action: Any = None
     ) -> EnvironmentFault:
         """What to raise about the running episode."""
-        given = "" if action is None else f" (action {np.asarray(action).tolist()})"
+        given = "" if action is None else f" (action {in_lists(action)})"
         fault = EnvironmentFault(
             f"evaluation episode {self.number}, step {self.length}: {text}{given}.",
             env_index=self._index,
             step=self.length,
-            action=None if action is None else np.array(action),
+            action=action if action is None or is_nested(action) else np.array(action),
             trace="" if error is None else "".join(traceback.format_exception(error)),
         )
         fault.__cause__ = error

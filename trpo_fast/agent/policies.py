@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from torch import nn
@@ -18,7 +19,7 @@ from trpo_fast.base.spaces import Space, leaves
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
-from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
+from trpo_fast.networks.mlp import MlpPolicy, ValueFunction, action_leaves, state_log_stds
 from trpo_fast.networks.recurrent import (
     RecurrentPolicy,
     RecurrentValueFunction,
@@ -123,7 +124,7 @@ def _policy(
     options: dict[str, Any] = {
         "log_std_init": config.log_std_init,
         "state_dependent_std": config.state_dependent_std,
-        "squash": config.squash,
+        "distribution": config.distribution,
         "generator": generator,
     }
     if name == "cnn":
@@ -193,14 +194,21 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     """
     if isinstance(policy, StructuredPolicy | RecurrentPolicy):
         policy = policy.actor
-    if not (isinstance(policy, MlpPolicy) and isinstance(space, spaces.Box)) or policy.squash:
+    boxes = [(name, part) for name, part in action_leaves(space) if isinstance(part, spaces.Box)]
+    if not isinstance(policy, MlpPolicy) or policy.distribution != "gaussian" or not boxes:
         return
     learnt = policy.log_std
     if learnt is None:  # the last outputs, at first the same everywhere
-        log_std = cast("nn.Linear", policy.body[-1]).bias[policy.head.components :]
+        log_std = cast("nn.Linear", policy.body[-1]).bias[state_log_stds(policy.head)]
     else:
         log_std = learnt.data
-    reach = 2 * log_std.detach().double().exp().numpy(force=True)
+    first = log_std.detach().double().exp().numpy(force=True)
+    widths = np.cumsum([part.low.size for _, part in boxes])
+    for (name, part), deviations in zip(boxes, np.split(first, widths[:-1]), strict=True):
+        _warn_of_box("action" if part is space else name, part, 2 * deviations)
+
+
+def _warn_of_box(name: str, space: spaces.Box, reach: npt.NDArray[np.float64]) -> None:
     low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
     outside = (low > reach) | (high < -reach)
     with np.errstate(invalid="ignore"):
@@ -211,9 +219,9 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     index = int(np.flatnonzero(outside | narrow)[0])
     how = "lie outside" if outside[index] else f"span under {NARROW_SHARE:.0%} of"
     warnings.warn(
-        f"the policy's first actions, within +-{reach[index]:.3g}, {how} the bounds of action "
+        f"the policy's first actions, within +-{reach[index]:.3g}, {how} the bounds of {name} "
         f"{index}, [{low[index]:g}, {high[index]:g}]: what is clipped there teaches nothing. Use "
-        "squash=True, which maps actions onto the bounds, or rescale them with "
+        "distribution='squashed', which maps actions onto the bounds, or rescale them with "
         "gymnasium.wrappers.RescaleAction(env, -1, 1)",
-        stacklevel=5,
+        stacklevel=6,
     )

@@ -36,6 +36,7 @@ from trpo_fast.agent.saved_values import (
 )
 from trpo_fast.base.spaces import Space, logit_blocks
 from trpo_fast.base.tensors import all_finite
+from trpo_fast.environments.nested_actions import as_given
 from trpo_fast.environments.seeded_episodes import SEED_BITS
 from trpo_fast.optimizer.state import AGE, STATISTICS
 from trpo_fast.runs.checkpoint import CheckpointError
@@ -345,6 +346,7 @@ def _kept_as(env: AnyEnvironments) -> Any:
 
 
 def _actions(space: Space) -> Check:
+    space = as_given(space)
     check = array(space.dtype, (None, *(space.shape or ())))
 
     def check_actions(value: Any, where: str) -> Iterator[str]:

@@ -134,7 +134,7 @@ def description(training: Training) -> dict[str, Any]:
         "environment": training.env_id,
         **training.space_texts,
         "activation": training.config.activation,
-        "squash": training.config.squash,
+        "distribution": training.config.distribution,
         "normalize_observations": training.config.normalize_observations,
         "normalize_rewards": training.config.normalize_rewards,
         "policy": _shapes(training.learner.policy),

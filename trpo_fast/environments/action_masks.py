@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trpo_fast.base.spaces import Space, logit_blocks
+from trpo_fast.base.trees import aligned, is_nested, leaves
+from trpo_fast.environments.nested_actions import is_nested_space, nesting_of
 
 MASK_KEY = "action_mask"
 
@@ -48,12 +50,22 @@ class MaskReader:
         """A mask as [n]; all true for None. ValueError where it does not fit."""
         if mask is None:
             return np.ones(self.width, bool)
+        if is_nested(mask) and is_nested_space(self._space):
+            return self._of_parts(mask)
         row = np.asarray(mask, bool).ravel()
         if row.shape != (self.width,):
             raise ValueError(
                 f"the action mask has {row.size} entries; {self._space} has {self.width}"
             )
         return row
+
+    def _of_parts(self, mask: Any) -> npt.NDArray[np.bool_]:
+        """A mask for each part, nested as the space; None where all is allowed."""
+        nesting = nesting_of(self._space)
+        found = aligned("the action mask", mask, nesting, leaf=lambda part: part is None)
+        readers = [MaskReader(part) for _, part in leaves(nesting)]
+        pairs = zip(readers, found, strict=True)
+        return np.concatenate([reader.sized(own) for reader, own in pairs])
 
     def row(self, mask: Any) -> npt.NDArray[np.bool_]:
         """`sized`; ValueError as well where a mask forbids all."""

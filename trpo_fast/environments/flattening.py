@@ -16,6 +16,7 @@ from trpo_fast.base.errors import UnsupportedSpaceError
 from trpo_fast.base.spaces import Space, at, leaves, unsupported
 from trpo_fast.base.tensors import bad_rows, finite_rows
 from trpo_fast.environments.interface import Rows
+from trpo_fast.environments.nested_actions import ActionNesting, is_nested_space
 from trpo_fast.environments.observation_check import as_kept, pick, require_inside
 
 # Writes one leaf of a batch [B, ...] into its columns [B, width].
@@ -130,13 +131,17 @@ def _one_hot(
     return int(nvec.sum()), write
 
 
-def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor], npt.NDArray[Any]]:
+def action_converter(policy: nn.Module, space: Space) -> Callable[[Any], npt.NDArray[Any]]:
     """The map from what ``distribution.sample()`` gave, [B, ...], to what ``env.step`` takes.
 
     It is the policy's own ``to_env`` where it has one. Otherwise Box actions are clipped to the
     bounds (as Stable-Baselines3 does), and discrete ones shifted by the space's ``start``. It
-    raises ValueError where actions are not of the space's shape.
+    raises ValueError where actions are not of the space's shape. Of a Tuple or Dict space actions
+    are nested, or rows of all parts' numbers side by side, and rows ``[B, D]`` come back
+    (``nested_actions``).
     """
+    if is_nested_space(space):
+        return _nested_converter(policy, space)
     shape = tuple(space.shape or ())
     size = math.prod(shape)
     to_env = getattr(policy, "to_env", None)
@@ -173,6 +178,29 @@ def action_converter(policy: nn.Module, space: Space) -> Callable[[torch.Tensor]
             return shifted
 
     return convert
+
+
+def _nested_converter(policy: nn.Module, space: Space) -> Callable[[Any], npt.NDArray[Any]]:
+    nesting = ActionNesting(space)
+    to_env = getattr(policy, "to_env", None)
+    # What is left to be done for a part: all, or to have its shape and dtype.
+    made = callable(to_env)
+    parts = nesting.each(lambda part: action_converter(_Done() if made else nn.Identity(), part))
+
+    def convert(actions: Any) -> npt.NDArray[Any]:
+        found = nesting.split(to_env(actions) if callable(to_env) else actions)
+        return nesting.rows([part(own) for part, own in zip(parts, found, strict=True)])
+
+    return convert
+
+
+class _Done(nn.Module):
+    """Stands for a policy whose actions are the environment's already."""
+
+    @staticmethod
+    def to_env(actions: torch.Tensor) -> torch.Tensor:
+        """As they are."""
+        return actions
 
 
 def dtype_converter(space: Space) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:

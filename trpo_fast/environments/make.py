@@ -27,6 +27,7 @@ from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments
 from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
+from trpo_fast.environments.nested_actions import own_space
 from trpo_fast.environments.origins import is_importable, newest_version, registering_package
 from trpo_fast.environments.process_vector import ProcessEnvironments
 from trpo_fast.environments.row_format import RowFormat
@@ -209,8 +210,8 @@ def _first(factories: Sequence[_Factory], rows: Callable[[Space], RowFormat]) ->
     """
     first = factories[0]()
     try:
-        check_action_space(first.action_space)
-        rows(without_mask(first.observation_space, first.action_space))
+        check_action_space(own_space(first.action_space))
+        rows(without_mask(first.observation_space, own_space(first.action_space)))
     except UnsupportedSpaceError:
         first.close()
         raise

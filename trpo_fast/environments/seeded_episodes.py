@@ -16,6 +16,12 @@ import numpy.typing as npt
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
 from trpo_fast.environments.gymnasium_api import described_error, reset_result, step_result
+from trpo_fast.environments.nested_actions import (
+    ActionNesting,
+    as_given,
+    in_lists,
+    is_nested_space,
+)
 from trpo_fast.environments.observation_check import ObservationCheck
 
 # Actions of a running episode that are kept one by one before they are packed into an array.
@@ -68,6 +74,10 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         # Actions of the running episode: packed ones, then the newest one by one.
         self._packed: list[npt.NDArray[Any]] = []
         self._newest: list[npt.NDArray[Any]] = []
+        # Nested actions come as rows of numbers, and are nested at the environment's door.
+        self.action_space = as_given(env.action_space)
+        nested = is_nested_space(env.action_space)
+        self._nested = ActionNesting(env.action_space).one if nested else None
         self._check = ObservationCheck(env.observation_space)
         self._masks = MaskReader(env.action_space)
         has_method = self._masks.width and env.has_wrapper_attr("action_masks")
@@ -102,7 +112,8 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         if len(self._newest) == PACKED:
             self._pack()
         try:
-            given = step_result(self.env.step(action))
+            own = action if self._nested is None else self._nested(action)
+            given = step_result(self.env.step(own))
             observation, reward, terminated, truncated, info = given
             observation = self._check(observation)
             if terminated or truncated:
@@ -151,7 +162,8 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def _fault(
         self, error: BaseException, where: str, action: npt.NDArray[Any] | None
     ) -> EnvironmentFault:
-        given = "" if action is None else f", action {action.tolist()}"
+        own = action if action is None or self._nested is None else self._nested(action)
+        given = "" if action is None else f", action {in_lists(own)}"
         return EnvironmentFault(
             f"environment {self.index} raised {described_error(error)} in {where} "
             f"(episode {self.episode}, step {self.steps}{given})",
@@ -165,7 +177,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """The running episode's number (-1 before the first) and its actions so far [n, ...]."""
         self._pack()
         if not self._packed:
-            return self.episode, _no_actions(self.env.action_space)
+            return self.episode, _no_actions(self.action_space)
         self._packed = [np.concatenate(self._packed)]
         return self.episode, self._packed[0].copy()
 

@@ -29,6 +29,7 @@ from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import blamed_environment
 from trpo_fast.environments.interface import Bool, Rows, Transition
+from trpo_fast.environments.nested_actions import ActionNesting, is_nested_space, own_space
 from trpo_fast.environments.observation_check import ObservationCheck
 from trpo_fast.environments.process_vector import end_processes
 from trpo_fast.environments.processes import closed, death, warn_of_closing
@@ -71,8 +72,11 @@ class VectorEnvironment:
         self._closed = False
         self._unanswered = False
         self.num_envs = int(vector.num_envs)
-        self.action_space = vector.single_action_space
+        self.action_space = own_space(vector.single_action_space)
         check_action_space(self.action_space)
+        # A vector that was given whole takes nested actions nested; ours take rows.
+        whole = is_nested_space(vector.single_action_space)
+        self._nested = ActionNesting(self.action_space).batch if whole else None
         self._masks = VectorMasks(
             vector.single_observation_space,
             self.action_space,
@@ -146,14 +150,16 @@ class VectorEnvironment:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O].
 
         Args:
-            actions: [B, ...] of the action space.
+            actions: [B, ...] of the action space; of a nested one rows, as ``nested_actions`` has
+                them.
             out: receives the observations that follow, of the next episode where one ended (of
                 the ended episode in NEXT_STEP, whose next row resets).
 
         Raises:
             EnvironmentFault: an environment raised or its process died.
         """
-        batch, rewards, terminated, truncated, infos = self._guard(self.vector.step, actions)
+        given: Any = actions if self._nested is None else self._nested(actions)
+        batch, rewards, terminated, truncated, infos = self._guard(self.vector.step, given)
         if self._undeclared and "final_obs" in infos:  # which no other convention gives
             self.autoreset_mode, self._undeclared = AutoresetMode.SAME_STEP, False
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)

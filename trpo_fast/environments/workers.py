@@ -24,6 +24,7 @@ from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Bool, Episode, Rows, Transition
+from trpo_fast.environments.nested_actions import own_space
 from trpo_fast.environments.processes import closed, dismiss, end, warn_of_closing
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
@@ -71,8 +72,8 @@ class Workers:
     ) -> None:
         self.name = name
         self.num_envs = len(factories)
-        self.action_space = action_space
-        self.observation_space = without_mask(observation_space, action_space)
+        self.action_space, self._given = own_space(action_space), action_space
+        self.observation_space = without_mask(observation_space, self.action_space)
         self.row_format = rows(self.observation_space)
         self.observation_width = self.row_format.width
         self.observation_dtype = self.row_format.dtype
@@ -128,8 +129,8 @@ class Workers:
                 self.observation_width,
                 np.dtype(self.observation_dtype).name,
                 sum(logit_blocks(self.action_space)),
-                tuple(self.action_space.shape or ()),
-                np.dtype(self.action_space.dtype).name,
+                tuple(self._given.shape or ()),
+                np.dtype(self._given.dtype).name,
             )
         )
         # With fewer cores than processes, looking would keep somebody else from stepping.

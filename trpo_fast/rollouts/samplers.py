@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from trpo_fast import _native
-from trpo_fast.backends.codes import HEAD_CODES
+from trpo_fast.backends.codes import head_refusal
 from trpo_fast.base.modes import seeded_generators
 from trpo_fast.base.tensors import all_finite
+from trpo_fast.base.trees import tree_map
 from trpo_fast.environments.flattening import action_converter, dtype_converter
 from trpo_fast.networks import network
+from trpo_fast.networks.joint import JointDistribution
 from trpo_fast.networks.network import Network
 from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.recognition.recognizer import network_of
@@ -75,8 +77,9 @@ class Sampler:
         envs = self._recording.rewards.shape[1]
         actions, log_prob = sampled(chosen, envs)
         self._kept.append(log_prob.cpu())
-        actions = actions.cpu()
-        self._recording.keep_actions(t, actions)
+        actions = tree_map(Tensor.cpu, actions)
+        flat = chosen.flatten(actions) if isinstance(chosen, JointDistribution) else actions
+        self._recording.keep_actions(t, flat)
         return self._to_env(actions)
 
     def _chosen(self, t: int, x: Any, given: dict[str, Tensor]) -> Any:
@@ -177,7 +180,7 @@ class NativeSampler(NetworkSampler):
         self.shaped: Array | None = None  # those, [T, B, ...] of the space's shape
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
         head = self._net.head
-        if head.clips_to_env and not getattr(self._policy, "squash", False):
+        if head.clips_to_env and getattr(self._policy, "plain", True):
             # New for each rollout: an environment may keep the actions it was given.
             self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
             shape = (*self._noise.shape[:2], *(self._space.shape or ()))
@@ -197,10 +200,13 @@ class NativeSampler(NetworkSampler):
         actions, recording = self._actions(), self._recording
         raw, normalizer = recording.observations, self._normalizer
         assert not isinstance(normalizer, StructuredObservations)  # noqa: S101 (a perceptron's)
-        bounds = (
-            np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
-            for bound in (policy.action_low, policy.action_high)
-        )
+        bounds = None
+        if self._env_actions is not None:
+            low, high = (
+                np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
+                for bound in (policy.action_low, policy.action_high)
+            )
+            bounds = low, high
         self._native = NativeSampling(
             self._net,
             observations=raw,
@@ -209,7 +215,7 @@ class NativeSampler(NetworkSampler):
             masks=recording.masks,
             actions=actions,
             env_actions=self._env_actions,
-            bounds=(next(bounds), next(bounds)),
+            bounds=bounds,
         )
 
     def draw(self, t: int) -> None:
@@ -244,7 +250,7 @@ def sampled(chosen: Any, envs: int) -> tuple[Tensor, Tensor]:
             f"the policy's forward gives a {type(chosen).__name__}, expected a "
             "torch.distributions.Distribution of batch_shape [N]"
         )
-    actions: Tensor = chosen.sample()
+    actions: Any = chosen.sample()
     log_prob: Tensor = chosen.log_prob(actions)
     if log_prob.shape != (envs,):
         raise ValueError(
@@ -269,7 +275,7 @@ def sampler_for(
     if isinstance(net, str):
         return Sampler(policy, normalizer, recording, space)
     on_cpu = net.layers[0].weight.device.type == "cpu"
-    native = _native.core is not None and on_cpu and net.head.kind in HEAD_CODES
+    native = _native.core is not None and on_cpu and head_refusal(net.head) is None
     kind = NativeSampler if native else NetworkSampler
     return kind(policy, normalizer, recording, space, net, rng)
 
