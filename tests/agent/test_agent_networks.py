@@ -52,6 +52,7 @@ def test_every_supported_space_trains_predicts_and_evaluates(space, actions):
         assert actions.contains(action)
 
 
+@pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 @pytest.mark.parametrize(
     "option",
     [{"distribution": "squashed"}, {"distribution": "beta"}, {"state_dependent_std": True}],
