@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
-from torch import nn
+from torch import Tensor, nn
 
 from trpo_fast.base.errors import BadObservationError
 from trpo_fast.base.threads import one_thread_if_small
