@@ -91,8 +91,9 @@ def equal(given: np.ndarray, wanted: np.ndarray) -> None:
 
 CASES = {
     "gaussian": (PLAIN, spaces.Box(-0.1, 0.1, (2,)), {}),
-    "squashed": (PLAIN, spaces.Box(-3.0, 5.0, (2, 2)), {"squash": True}),
+    "squashed": (PLAIN, spaces.Box(-3.0, 5.0, (2, 2)), {"distribution": "squashed"}),
     "float64 actions": (PLAIN, spaces.Box(-0.1, 0.1, (2,), np.float64), {}),
+    "beta": (PLAIN, spaces.Box(-3.0, 5.0, (2,)), {"distribution": "beta"}),
     "discrete": (spaces.Discrete(4), spaces.Discrete(3, start=-1), {}),
     "unnormalised": (PLAIN, spaces.MultiBinary(3), {"normalize_observations": False}),
     "nested": (NESTED, spaces.MultiDiscrete([3, 2]), {}),
@@ -170,6 +171,11 @@ def test_what_cannot_be_exported_says_why_and_leaves_no_file(
         agent.export(tmp_path / "policy.pt2")
     with pytest.raises(ValueError, match=r"MultiInputPolicy is shown .* nesting"):
         trained(NESTED, spaces.Discrete(2), policy="multi_input").export(tmp_path / "policy.pt2")
+    with pytest.raises(ValueError, match=r"RecurrentPolicy remembers .* cannot be exported"):
+        trained(PLAIN, spaces.Discrete(2), policy="recurrent").export(tmp_path / "policy.pt2")
+    both = spaces.Tuple((spaces.Discrete(2), spaces.Box(-1.0, 1.0, (2,))))
+    with pytest.raises(ValueError, match=r"actions of Tuple.* have parts"):
+        trained(PLAIN, both).export(tmp_path / "policy.pt2")
     with pytest.raises(ValueError, match=r"policy.h5: a policy is exported to .pt2 or .onnx"):
         agent.export(tmp_path / "policy.h5")
     monkeypatch.setitem(sys.modules, "onnxscript", None)

@@ -50,7 +50,12 @@ def normalizer_for(width: int) -> ObservationNormalizer:
 @pytest.mark.parametrize("opaque", [False, True])
 @pytest.mark.parametrize(
     ("env", "options"),
-    [("CartPole-v1", {}), ("Pendulum-v1", {}), ("Pendulum-v1", {"squash": True}), (Walk, {})],
+    [
+        ("CartPole-v1", {}),
+        ("Pendulum-v1", {}),
+        ("Pendulum-v1", {"distribution": "squashed"}),
+        (Walk, {}),
+    ],
 )
 def test_the_bits_are_those_of_the_rollout_in_numpy(
     env: Any, options: dict[str, Any], opaque: bool, native: bool, monkeypatch: pytest.MonkeyPatch

@@ -25,9 +25,12 @@ from trpo_fast.base.install import install_line
 from trpo_fast.base.spaces import Space, leaves
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.networks.distributions import mode
+from trpo_fast.networks.recurrent import is_recurrent
+from trpo_fast.rollouts.normalization import ObservationNormalizer
 from trpo_fast.rollouts.observations import Shown, StructuredObservations
 from trpo_fast.runs.files import given_path, write_atomically
 
+SINGLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 SUFFIXES = (".pt2", ".onnx")
 
 
@@ -40,7 +43,8 @@ class ExportedPolicy(nn.Module):
         action_space: of one action.
         normalizer: None where observations are used as they are.
 
-    Raises ValueError for a policy that is shown the environment's own nesting.
+    Raises ValueError for a policy that is shown the environment's own nesting, that remembers, or
+    whose actions have parts.
     """
 
     mean: Tensor
@@ -56,18 +60,16 @@ class ExportedPolicy(nn.Module):
         normalizer: Shown | None,
     ) -> None:
         super().__init__()
-        if isinstance(normalizer, StructuredObservations):
-            raise ValueError(  # noqa: TRY004 (the policy is no mistake, only not served)
-                f"{type(policy).__name__} is shown the environment's own nesting of observations; "
-                "policies on flattened observations alone can be exported so far"
-            )
+        refusal = _refusal(policy, action_space, normalizer)
+        if refusal:
+            raise ValueError(f"{refusal} cannot be exported so far")
         self.policy = copy.deepcopy(policy).cpu().eval().requires_grad_(False)
         self.parts = list(leaves(observation_space))
         self.action_space = action_space
         row = ObservationFlattener(observation_space).dtype
         self.dtype = torch.from_numpy(np.empty(0, row)).dtype
         self.clip = None
-        if normalizer is not None:
+        if isinstance(normalizer, ObservationNormalizer):
             mean, scale, self.clip = normalizer.constants(row)
             self.register_buffer("mean", torch.from_numpy(mean.copy()))
             self.register_buffer("scale", torch.from_numpy(scale.copy()))
@@ -154,6 +156,20 @@ def export_policy(policy: ExportedPolicy, path: str | Path) -> Path:
         data = _as_onnx(program, names) if target.suffix == ".onnx" else _as_pt2(program)
     write_atomically(target, data)
     return target
+
+
+def _refusal(policy: nn.Module, action_space: Space, normalizer: Shown | None) -> str | None:
+    """What of a policy no exported one can do, in words; None where all is well."""
+    if is_recurrent(policy):
+        return f"{type(policy).__name__} remembers earlier observations; such policies"
+    if isinstance(normalizer, StructuredObservations):
+        return (
+            f"{type(policy).__name__} is shown the environment's own nesting of observations; "
+            "policies on others than flattened ones"
+        )
+    if not isinstance(action_space, SINGLE):
+        return f"actions of {action_space} have parts; policies with several"
+    return None
 
 
 @contextlib.contextmanager

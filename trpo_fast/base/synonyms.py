@@ -23,7 +23,7 @@ SYNONYMS = {
     "vf_lr": "critic_lr",
     "value_learning_rate": "critic_lr",
     "net_arch": "hidden_sizes (value_hidden_sizes for the value function)",
-    "policy_kwargs": "hidden_sizes (activation, log_std_init and squash are options, too)",
+    "policy_kwargs": "hidden_sizes (activation, log_std_init and distribution are options, too)",
     "activation_fn": "activation",
     "n_steps": "rollout_steps (of each environment)",
     "num_steps": "rollout_steps (of each environment)",
