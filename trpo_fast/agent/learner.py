@@ -256,6 +256,8 @@ class Learner:
             self.normalizer.commit()
         if self.return_scaler is not None:
             ended = rollout.terminated | rollout.truncated
+            # Episodes that were left unfinished, for an evaluation say, ended in no row.
+            self.return_scaler.begin_anew(rollout.starts[0])
             self.return_scaler.observe(rollout.rewards, ended, rollout.valid)
             self.return_scaler.commit()
 

@@ -77,7 +77,7 @@ class Scoring:
         training, made = self._training, None
         if env is not None or not self.in_own:
             factory = self._factory(env)
-            used = factory(episodes)
+            used = factory(min(episodes, training.config.eval_envs or episodes))
             made = None if factory.lent else used
         else:
             used = training.collector.lend()

@@ -1,12 +1,15 @@
 """The processes that share a training, each with rows of its own: torch.distributed's collectives.
 
 All ranks make the same calls in the same order. What happens on one rank alone, a bad batch or an
-interrupt, is therefore told to the others in the collective that comes next, and all end together.
+error in the update, is therefore told to the others in the collective that comes next, and all end
+together. An interrupt is told where the update is native; elsewhere the others wait for the group's
+time-out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -271,4 +274,21 @@ def _arithmetic() -> tuple[Any, ...]:
     device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else ""
     isa = None if core is None else core.isa()
     capability = torch.backends.cpu.get_cpu_capability()
-    return platform.machine(), isa, capability, torch.get_num_threads(), device
+    threads = torch.get_num_threads()
+    return _processor(), isa, capability, threads, _overrides(), device
+
+
+def _processor() -> tuple[str, ...]:
+    """The machine and, where the system tells it, the model of its CPU: MKL rounds by it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    models = sorted({line for line in lines if line.startswith(("model name", "CPU part"))})
+    return platform.machine(), *(models or lines[:1])
+
+
+def _overrides() -> list[tuple[str, str]]:
+    """What of the environment changes which kernels torch and its libraries take."""
+    prefixes = ("MKL_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_")
+    return sorted(pair for pair in os.environ.items() if pair[0].startswith(prefixes))

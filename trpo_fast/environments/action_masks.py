@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trpo_fast.base.spaces import Space, logit_blocks
-from trpo_fast.base.trees import aligned, is_nested, leaves
+from trpo_fast.base.trees import aligned, is_nested, leaves, tree_map
 from trpo_fast.environments.nested_actions import is_nested_space, nesting_of
 
 MASK_KEY = "action_mask"
@@ -32,6 +32,28 @@ class MaskSource(Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+def mask_rows(masks: Any, count: int) -> list[Any]:
+    """The masks of ``count`` environments one by one, from a batch as gymnasium stacks them.
+
+    Args:
+        masks: [count, ...], or a nesting of such parts; None for a part that allows all.
+        count: number of environments.
+
+    Raises ValueError where a part is not of so many rows.
+    """
+
+    def row(part: Any, index: int) -> Any:
+        if part is None:
+            return None
+        rows = np.asarray(part)
+        if not rows.ndim or len(rows) != count:
+            held = f"{len(rows)} rows" if rows.ndim else "no rows"
+            raise ValueError(f"action_masks of {held} for {count} observations")
+        return rows[index]
+
+    return [tree_map(lambda part: row(part, index), masks) for index in range(count)]  # noqa: B023
 
 
 class MaskReader:

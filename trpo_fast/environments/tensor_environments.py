@@ -12,10 +12,15 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
+from trpo_fast.base.errors import (
+    EnvironmentFault,
+    EnvironmentSetupError,
+    UnsupportedSpaceError,
+)
 from trpo_fast.base.spaces import check_action_space
 from trpo_fast.environments.action_masks import MASK_KEY, MaskSource
 from trpo_fast.environments.flattening import ObservationFlattener
+from trpo_fast.environments.nested_actions import is_nested_space
 from trpo_fast.environments.processes import closed, warn_of_closing
 from trpo_fast.environments.seeded_episodes import restart_seed
 from trpo_fast.environments.tensor_contracts import (
@@ -80,6 +85,11 @@ class TensorEnvironments:
         self.resets_late = self._contract.autoreset_mode is AutoresetMode.NEXT_STEP
         self.action_space: spaces.Space[Any] = self._contract.action_space
         check_action_space(self.action_space)
+        if is_nested_space(self.action_space):
+            raise UnsupportedSpaceError(
+                f"tensor environments take one tensor of actions, {self.action_space} has parts: "
+                "step it with another vectorization"
+            )
         # Only what it shows tells the device, and the space where it declares none.
         self._first: Any = self._guard(self._contract.reset, restart_seed(seed, 0))
         self.device = _device_of(env, self._first, name)

@@ -15,10 +15,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from trpo_fast.base.errors import UnsupportedSpaceError
 from trpo_fast.base.spaces import Path, Space, at, leaves
 from trpo_fast.environments.flattening import ObservationFlattener
-from trpo_fast.environments.nested_actions import is_nested_space
 from trpo_fast.environments.observation_check import pick
 
 # Writes one leaf of a batch [B, ...] into its columns [B, width].
@@ -152,11 +150,6 @@ def tensor_action_converter(
     else Box actions clipped to the bounds and discrete ones shifted by the space's ``start``. It
     raises ValueError where actions are not of the space's shape.
     """
-    if is_nested_space(space):
-        raise UnsupportedSpaceError(
-            f"tensor environments take one tensor of actions, {space} has parts: step it with "
-            "another vectorization"
-        )
     shape = tuple(space.shape or ())
     size = math.prod(shape)
     to_env = getattr(policy, "to_env", None)

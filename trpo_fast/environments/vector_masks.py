@@ -11,7 +11,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import Space, logit_blocks
-from trpo_fast.environments.action_masks import MASK_KEY, MaskReader, MaskSource
+from trpo_fast.environments.action_masks import MASK_KEY, MaskReader, MaskSource, mask_rows
 from trpo_fast.environments.interface import Bool
 
 
@@ -98,7 +98,7 @@ class VectorMasks:
         """[B, n], which may forbid all."""
         given: Any
         if self.source is MaskSource.OBSERVATION:
-            given = batch[MASK_KEY]
+            given = mask_rows(batch[MASK_KEY], self._num_envs)
         elif self.source is MaskSource.ENVIRONMENTS:
             given = self._guard(vector.call, "action_masks")
         elif self.source is MaskSource.VECTOR:

@@ -96,7 +96,8 @@ class BetaHead(Head):
 
     def to_env(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
         low, high = low.to(actions.dtype), high.to(actions.dtype)
-        return low + actions * (high - low)
+        # A mode rounds to 1 for a concentration near 1, and the map past the bound by one ulp.
+        return torch.clamp(low + actions * (high - low), low, high)
 
 
 def _concentrations(outputs: Tensor) -> Tensor:
@@ -157,9 +158,9 @@ def _gamma_draw(shape: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         bound = 0.5 * x * x + d * (1 - v + torch.where(positive, v, 1.0).log())
         taken = pending & positive & (uniforms[2].log() < bound)
         drawn = torch.where(taken, d * v, drawn)
-        # NaN is never taken, and never would be.
-        drawn = torch.where(pending & d.isnan(), d, drawn)
-        pending = pending & ~taken & ~d.isnan()
+        # NaN and infinity are never taken, and never would be.
+        drawn = torch.where(pending & ~d.isfinite(), torch.nan, drawn)
+        pending = pending & ~taken & d.isfinite()
     return drawn, state
 
 

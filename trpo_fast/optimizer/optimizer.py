@@ -26,6 +26,7 @@ from trpo_fast.optimizer.membership import refuse_changed
 from trpo_fast.optimizer.problems import problem_of, served_by
 from trpo_fast.optimizer.shared_batch import (
     Read,
+    any_action,
     settings_of,
     shared_batch,
     stand_in,
@@ -301,6 +302,8 @@ class TRPOOptimizer(LightOptimizer):
         reader = BatchReader(
             values["obs"], values["weights"], dtype=parameters.dtype, device=parameters.device
         )
+        if empty and self.module is not None:
+            values["actions"] = any_action(self.module, reader.obs, parameters.device)
         batch = reader.batch(
             values["actions"],
             values["advantages"],

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trpo_fast.base.modes import seeded_generators, twice_differentiable
 from trpo_fast.base.ranks import Ranks, checksum
 from trpo_fast.base.tensors import strided_rows
+from trpo_fast.base.trees import tree_map
 from trpo_fast.networks.network import Network
 from trpo_fast.optimizer.batch_reader import unit_of
 from trpo_fast.update.batch import Batch
@@ -99,8 +101,20 @@ def stand_in(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     found = {name: _one_row(value) for name, value in values.items()}
     found["weights"] = None
     if found["action_mask"] is not None:
-        found["action_mask"] = torch.ones_like(found["action_mask"])
+        found["action_mask"] = tree_map(
+            lambda mask: None if mask is None else torch.ones_like(mask), found["action_mask"]
+        )
     return found, True
+
+
+def any_action(policy: nn.Module, obs: Any, device: torch.device) -> Any:
+    """An action of a stand-in's row: one that the policy might draw there, at no random number.
+
+    Zeros would do for many distributions, but a Beta's support, say, does not hold them.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), seeded_generators(0, devices), twice_differentiable(policy):
+        return policy(obs).sample()
 
 
 def _first_rows(tree: Any) -> int:

@@ -134,6 +134,7 @@ class RolloutCollector:
         self._unfinished = True
 
     def _reset(self) -> None:
+        self._lent = False
         self._masks = self.env.reset(self._observations, self._restarts)
         self._at_first_steps()
 

@@ -240,6 +240,10 @@ class ReturnScaler:
         )
         return scaled
 
+    def begin_anew(self, first: Rows) -> None:
+        """Forget the running returns of environments whose next row is an episode's first, [B]."""
+        self._returns[_tensor(first, torch.bool).numpy(force=True)] = 0
+
     def observe(self, rewards: Rows, ended: Rows, valid: Rows | None = None) -> None:
         """Note the raw rewards of a rollout; they count from `commit` on.
 

@@ -115,6 +115,7 @@ class TensorCollector:
     def _finish(self, recording: TensorRecording, log_probs: Tensor) -> Rollout:
         """The rollout, and where its episodes stand at its end."""
         valid, starts = recording.valid(), recording.starts(self._lengths)
+        recording.rewards.masked_fill_(~valid, 0)  # what a row that only resets gives is nobody's
         rows = torch.arange(len(starts), device=starts.device).unsqueeze(1)
         lengths = rows + 1 - starts
         *cuts, given = recording.cuts()

@@ -61,9 +61,16 @@ class Run:
 
     @property
     def max_kl(self) -> float | None:
-        """The bound on the KL of an update."""
+        """The bound on the joint action's KL of an update; None where it is not known."""
+        # As the updates had it: the option may be for each dimension of an action.
+        spent = dict(zip(*column(self.rows, "train/region_used"), strict=True))
+        kls = zip(*column(self.rows, "train/kl"), strict=True)
+        bounds = [kl / spent[step] for step, kl in kls if spent.get(step, 0) > 0]
+        if bounds:
+            return float(np.median(bounds))
         found = self.options.get("max_kl")
-        return float(found) if isinstance(found, int | float) else None
+        joint = self.options.get("max_kl_per", "action") == "action"
+        return float(found) if joint and isinstance(found, int | float) else None
 
     def last(self, name: str) -> float | None:
         """The last value of a column."""

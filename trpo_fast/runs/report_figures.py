@@ -63,9 +63,10 @@ def _evaluations(axis: Any, group: Group, colour: str, label: str | None) -> Non
 def divergence(axis: Any, groups: Sequence[Group]) -> None:
     """The KL of each update, and the bound on it."""
     _lines(axis, groups, "train/kl", "KL of the update")
-    bounds = {bound for group in groups if (bound := group.runs[0].max_kl) is not None}
+    found = (group.runs[0].max_kl for group in groups)
+    bounds = {float(f"{bound:.3g}") for bound in found if bound is not None}
     for bound in sorted(bounds):
-        axis.axhline(bound, color=GREY, lw=1.0, ls="--", label=f"max_kl {bound:g}")
+        axis.axhline(bound, color=GREY, lw=1.0, ls="--", label=f"bound {bound:.3g}")
     if bounds or len(groups) > 1:
         axis.legend(frameon=False, fontsize=7)
 
