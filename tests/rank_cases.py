@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from update_cases import BY_NAME, Wrapped, make_data, make_policy
+from torch import nn
+from update_cases import CASES, HYBRID, Wrapped, make_data, make_policy
 
 from trpo_fast import TRPOOptimizer
+from trpo_fast.base.trees import tree_map
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Steps:
 
 def made(steps: Steps, group: Any) -> list[dict[str, Any]]:
     """What each update did, with the parameters after it."""
-    case = BY_NAME[steps.case]
+    case = next(case for case in (*CASES, *HYBRID) if case.name == steps.case)
     policy = make_policy(case, steps.hidden, dtype=steps.dtype)
     module: nn.Module = Wrapped(policy) if steps.backend in ("generic", "closure") else policy
     named = steps.backend in ("cpu", "reference")
@@ -71,8 +72,9 @@ def made(steps: Steps, group: Any) -> list[dict[str, Any]]:
     return found
 
 
-def own_rows(value: Tensor | None, split: tuple[int, ...]) -> Tensor | None:
-    return None if value is None else value.split(list(split))[torch.distributed.get_rank()]
+def own_rows(value: Any, split: tuple[int, ...]) -> Any:
+    rank = torch.distributed.get_rank()
+    return tree_map(lambda t: None if t is None else t.split(list(split))[rank], value)
 
 
 def closure_of(module: nn.Module, data: dict[str, Any]) -> Callable[[], tuple[Any, ...]]:

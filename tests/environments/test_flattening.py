@@ -86,8 +86,8 @@ def test_unsupported_observations_list_the_supported_ones(space: Any) -> None:
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Dict({"a": spaces.Discrete(2)}),
-        spaces.Tuple((spaces.Discrete(2),)),
+        spaces.Dict({"a": spaces.Text(3)}),
+        spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 10, (2,), np.int64))),
         spaces.Text(3),
         spaces.Box(0, 10, (2,), np.int64),
     ],

@@ -23,8 +23,8 @@ from training_process import runs
 from worker_cases import Doomed, always, ended, heard, kill, shared_names, workers_of
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError, UnsupportedSpaceError
+from trpo_fast.base.threads import usable_cores
 from trpo_fast.environments.make import make_vector_env
-from trpo_fast.environments.workers import usable_cores
 
 
 def test_more_processes_than_environments_are_not_started() -> None:

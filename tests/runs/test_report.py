@@ -37,12 +37,13 @@ def run(
 ) -> Path:
     """A run's directory; its return is seed + update, each fifth update is refused."""
     directory.mkdir(parents=True)
+    bound = options.get("max_kl", 0.01) * (3 if "max_kl_per" in options else 1)
     lines = [",".join(COLUMNS)]
     for i in range(1, rows + 1):
         good = i % 5 > 0
         score = f"{seed + i + 0.5},1.5" if i % 10 == 0 else ","
         status = "accepted" if good else "line_search_failed"
-        spent = f"{0.008 * good:g},{0.8 * good:g},{int(good)},{status}"
+        spent = f"{0.8 * bound * good:g},{0.8 * good:g},{int(good)},{status}"
         lines.append(
             f"{i},{i * 100},{i * 0.5},200,0.3,0.1,{seed + i},{score},{spent},2,7,0.25,0.5,1.2"
         )
@@ -88,13 +89,13 @@ class Page(HTMLParser):
 
 def test_one_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
     runs = [run(tmp_path / f"walk-{s}", seed=s) for s in range(3)]
-    runs.append(run(tmp_path / "other", "Other-v1", max_kl=0.02))
+    runs.append(run(tmp_path / "other", "Other-v1", max_kl=0.02, max_kl_per="dimension"))
     (runs[0] / "videos").mkdir()
     (runs[0] / "videos" / "episode.mp4").write_bytes(b"\0video")
     page = Page(write_report(runs, tmp_path / "out" / "report.html"))
     for words in (
         *("walk-0", "Walk-v0", "Other-v1", "Final return over seeds", "accepted", "CG iterations"),
-        *("max_kl 0.01", "max_kl 0.02", "damping", "a processor <of 1989>", "Where the time went"),
+        *("bound 0.01", "bound 0.06", "damping", "a processor <of 1989>", "Where the time went"),
         *("Walk-v0 (3 seeds)", "evaluation", "share of max_kl used"),
     ):
         assert any(words in text for text in page.texts), words

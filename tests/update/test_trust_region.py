@@ -65,12 +65,12 @@ class Whole(Scripted, WholeUpdate):
 
 def test_a_problem_that_does_the_whole_update_is_left_to_it() -> None:
     problem = Whole([GOOD])
-    result = update(problem, Options(), unit=2.0)
+    result = update(problem, DAMPED, unit=2.0)
     assert (result.backend, result.loss_before, problem.seen) == ("whole", 2.0, [])
 
 
 def test_figures_are_plain_values_of_every_field_but_the_solves_status() -> None:
-    result = update(Scripted([GOOD]), Options())
+    result = update(Scripted([GOOD]), DAMPED)
     figures = result.figures()
     assert list(figures) == [f.name for f in fields(result) if f.name != "solve_status"]
     assert json.loads(json.dumps(figures)) == figures
