@@ -99,6 +99,59 @@ def test_masks_of_parts_hold_in_training_prediction_and_evaluation() -> None:
             agent.predict(shown, action_masks={"bin": np.ones(3)})
 
 
+class Told(gym.Env[Any, Any]):
+    """Each part has one allowed choice, which differs by environment and step."""
+
+    observation_space = spaces.Dict(
+        {
+            "step": spaces.Box(0, 100, (1,)),
+            "action_mask": spaces.Tuple([spaces.MultiBinary(2), spaces.MultiBinary(2)]),
+        }
+    )
+    action_space = spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)])
+
+    def shown(self) -> dict[str, Any]:
+        self.allowed = tuple(int(part) for part in self.np_random.integers(2, size=2))
+        masks = tuple(np.arange(2, dtype=np.int8) == part for part in self.allowed)
+        return {
+            "step": np.array([self.steps], np.float32),
+            "action_mask": tuple(mask.astype(np.int8) for mask in masks),
+        }
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.shown(), {}
+
+    def step(self, action: Any) -> Any:
+        assert tuple(map(int, action)) == self.allowed
+        self.steps += 1
+        return self.shown(), 1.0, self.steps == 5, False, {}
+
+
+@pytest.mark.parametrize(("vectorization", "count"), [("sync", 2), ("sync", 3), ("workers", 4)])
+def test_nested_masks_in_observations_are_each_environments_own(
+    vectorization: str, count: int
+) -> None:
+    with small(Told, vectorization=vectorization, num_envs=count, num_workers=1) as agent:
+        agent.learn(64, progress_bar=False)  # the environment asserts that none is forbidden
+        agent.evaluate(3, progress_bar=False)
+        envs = [Told() for _ in range(2)]
+        each = [env.reset(seed=seed)[0] for seed, env in enumerate(envs)]
+        batch = {
+            "step": np.stack([one["step"] for one in each]),
+            "action_mask": tuple(np.stack([one["action_mask"][k] for one in each]) for k in (0, 1)),
+        }
+        wanted = [env.allowed for env in envs]
+        found, _ = agent.predict(batch)
+        assert list(zip(*found, strict=True)) == wanted
+        plain = {"step": batch["step"]}
+        found, _ = agent.predict(plain, action_masks=batch["action_mask"])
+        assert list(zip(*found, strict=True)) == wanted
+        with pytest.raises(ValueError, match="action_masks of 2 rows for 1 observations"):
+            agent.predict({"step": batch["step"][:1]}, action_masks=batch["action_mask"])
+
+
 def test_a_resumed_run_is_the_run_bit_for_bit(tmp_path: Any) -> None:
     with small(Sorting) as agent:
         agent.learn(96, progress_bar=False)

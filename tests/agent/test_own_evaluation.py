@@ -101,6 +101,15 @@ def test_environments_that_cannot_be_replayed_begin_new_episodes() -> None:
         assert agent.progress.best_evaluation is not None
 
 
+def test_an_evaluation_before_the_first_rollout_costs_no_later_episode() -> None:
+    made = SyncVectorEnv([lambda: Scripted(((10**6, TERMINATED),))] * 2)
+    with small(made, eval_envs=0, eval_max_steps=3, rollout_steps=16) as agent:
+        with pytest.warns(UserWarning, match="eval_max_steps"):
+            agent.evaluate(2, progress_bar=False)
+        agent.learn(64, progress_bar=False)
+        assert agent.collector.state()["lengths"].tolist() == [32, 32]
+
+
 class Forgetful(Scripted):
     """Its episodes grow shorter, whatever their seed."""
 

@@ -226,3 +226,11 @@ def test_a_rollout_of_images_is_as_large_as_the_images():
         storage = rollout.observations.untyped_storage().nbytes()
         boundary = sum(array.nbytes for array in collector.state().values())
         assert storage + 2 * boundary < 70e6
+
+
+def test_sizes_that_a_network_for_images_ignores_do_not_keep_its_file_from_loading(tmp_path):
+    path = tmp_path / "c.safetensors"
+    with learnt(small(Picture, hidden_sizes=(512, 512))) as agent:
+        agent.save(path)
+    with TRPO.load(path, Picture) as again:
+        assert torch.equal(weights(again), weights(agent))

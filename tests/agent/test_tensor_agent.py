@@ -186,6 +186,19 @@ def test_evaluation_plays_each_episode_whole_in_environments_of_its_own() -> Non
     assert mean == np.mean([6, 6, 10, 10, 15])
 
 
+def test_an_evaluation_makes_no_more_environments_than_it_may() -> None:
+    counts = []
+
+    class Counted(Counter):
+        def __init__(self, num_envs: int = 3) -> None:
+            counts.append(num_envs)
+            super().__init__(num_envs)
+
+    agent = tensor_agent(Counted, num_envs=2, eval_envs=3)
+    agent.evaluate(7, progress_bar=False)
+    assert counts == [2, 3]
+
+
 def test_evaluations_guard_and_limit_episodes() -> None:
     agent = tensor_agent(Counter, num_envs=3, eval_max_steps=4)
     with pytest.warns(UserWarning, match="2 of 3 evaluation episodes were stopped after 4 steps"):

@@ -104,3 +104,21 @@ def test_a_policy_takes_its_actions_to_the_bounds() -> None:
         assert space.contains(action)
     inner = policy.mode(distribution)
     assert bool(((inner > 0.4) & (inner < 0.6)).all())  # at the start it hardly leans
+
+
+def test_a_mode_at_its_end_is_an_action_of_the_space() -> None:
+    """There the mode is 1.0, and the map to these bounds rounds past the upper one."""
+    space = spaces.Box(-2.8, 1.5, (1,))
+    policy = MlpPolicy(spaces.Box(-1, 1, (3,)), space, distribution="beta")
+    outputs = torch.tensor([[6.0, -17.0], [-17.0, 6.0]])
+    chosen = mode(policy.head.distribution(Outputs(outputs, None, None)))
+    assert chosen.flatten().tolist() == [1.0, 0.0]
+    for action in policy.to_env(chosen).numpy():
+        assert space.contains(action)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_draw_ends_where_a_concentration_is_no_number(bad: float) -> None:
+    shapes = torch.tensor([bad, 2.0, 2.0], dtype=torch.float64)
+    drawn = beta_draw(shapes, torch.full_like(shapes, 3.0), torch.full_like(shapes, 0.3))
+    assert drawn.isnan().tolist() == [True, False, False]

@@ -154,6 +154,19 @@ def test_return_scaler_leaves_out_masked_rows() -> None:
         np.testing.assert_array_equal(with_row.state_dict()[name], array)
 
 
+def test_return_scaler_forgets_the_return_of_an_episode_that_was_left() -> None:
+    """One whose end no row shows: the next row begins another."""
+    ours, fresh = ReturnScaler(0.9, num_envs=2), ReturnScaler(0.9, num_envs=2)
+    rows, none = np.ones((4, 2)), np.zeros((4, 2), bool)
+    ours.observe(rows, none)
+    before = ours.state_dict()["returns"]
+    ours.begin_anew(torch.tensor([True, False]))
+    assert ours.state_dict()["returns"].tolist() == [0.0, before[1]]
+    ours.observe(rows, none)
+    fresh.observe(rows, none)
+    assert ours.state_dict()["returns"][0] == fresh.state_dict()["returns"][0]
+
+
 def test_return_scaler_sums_over_rollouts_as_a_loop_over_steps_does() -> None:
     rng = np.random.default_rng(0)
     scaler, running, seen = ReturnScaler(0.97, num_envs=3), np.zeros(3), []

@@ -113,6 +113,29 @@ def test_episodes_are_told_whole_across_rollouts(kind: Any, steps: int) -> None:
     assert all(total == length * (length + 1) / 2 for total, length in episodes)
 
 
+class Afterthought(LateCounter):
+    """Gives a reward in the steps that only reset."""
+
+    def __init__(self, reward: float) -> None:
+        super().__init__()
+        self.reward = reward
+
+    def step(self, actions: Tensor) -> tuple[Any, ...]:
+        resetting = self.over
+        shown, rewards, *rest = super().step(actions)
+        return shown, torch.where(resetting, self.reward, rewards), *rest
+
+
+@pytest.mark.parametrize("reward", [100.0, float("nan")])
+def test_the_reward_of_a_row_that_only_resets_is_nobodys(reward: float) -> None:
+    ours, plain = collector(Afterthought(reward)), collector(LateCounter())
+    for _ in range(3):
+        one, other = (each.collect(Alternating(), None, 7, philox()) for each in (ours, plain))
+        assert told(one) == told(other)
+        assert torch.equal(one.rewards, other.rewards)
+        assert np.array_equal(ours.state()["returns"], plain.state()["returns"])
+
+
 @pytest.mark.parametrize("key", ["final_obs", "final_observation", "terminal_observation"])
 def test_final_observations_are_read_wherever_they_are_put(key: str) -> None:
     found = collector(Counter(finals=key)).collect(Alternating(), None, 5, philox())
