@@ -321,6 +321,11 @@ ROWS = {
             "A rank dies, or hangs for longer than the process group's time-out",
             "The others end with a `RankError`; no parameter moves",
         ),
+        "rank_restart": Row(
+            "A rank of a `torchrun --max-restarts` run is killed, with `--deterministic-ranks`",
+            "All start again from the newest checkpoint, and the run ends with the weights of one "
+            "process that nobody disturbed",
+        ),
         "rank_versions": Row(
             "A rank has another version of the package, of its code or of torch",
             "All are refused before the first step, with what differs",

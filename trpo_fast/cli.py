@@ -11,8 +11,10 @@ import os
 import warnings
 from collections.abc import Sequence
 
+import torch.distributed as dist
+
 from trpo_fast._version import __version__
-from trpo_fast.base.errors import EnvironmentFault, UserError
+from trpo_fast.base.errors import EnvironmentFault, RankError, UserError
 from trpo_fast.command.doctor import add_doctor
 from trpo_fast.command.last_resort import Told, tell
 from trpo_fast.command.options import parse
@@ -32,12 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = options.run(options)
     except Told as told:
         code = told.code
-    except (KeyboardInterrupt, EnvironmentFault, UserError) as error:
+    except (KeyboardInterrupt, EnvironmentFault, RankError, UserError) as error:
         code = tell(error)
     if code == INTERRUPTED and arguments is None:
         # All is saved and closed; taking the interpreter apart can take a second.
         os._exit(code)
     close_output()
+    if code and arguments is None and dist.is_available() and dist.is_initialized():
+        os._exit(code)  # the interpreter would wait for what other ranks have not sent
     return code
 
 

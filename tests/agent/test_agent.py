@@ -142,8 +142,8 @@ def test_what_is_no_callback_is_refused():
 
 def test_help_shows_every_option():
     names = list(inspect.signature(TRPO).parameters)
-    assert names[:4] == ["env", "policy", "value_function", "run_dir"]
-    assert {"policy", *names[4:]} == set(Config().to_json())
+    assert names[:5] == ["env", "policy", "value_function", "run_dir", "process_group"]
+    assert {"policy", *names[5:]} == set(Config().to_json())
 
 
 def test_mistakes_are_told_in_words():

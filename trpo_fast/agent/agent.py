@@ -10,6 +10,7 @@ import inspect
 import numbers
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,18 +22,20 @@ from torch import Tensor, nn
 from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
-from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.config import OPTIONS, Config
 from trpo_fast.agent.evaluation import Evaluation
 from trpo_fast.agent.export import ExportedPolicy, export_policy
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import Learner
-from trpo_fast.agent.making import Collector, device_of, make_collector
+from trpo_fast.agent.making import Collector, device_of, make_collector, require_served
 from trpo_fast.agent.policies import row_format
 from trpo_fast.agent.run_on_disk import RunOnDisk
 from trpo_fast.agent.scoring import Scoring
+from trpo_fast.agent.shared_training import shared_by
 from trpo_fast.agent.state import Training
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.output import remark, say
+from trpo_fast.base.ranks import Ranks
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.tensor_flattening import first_leaf
 from trpo_fast.networks.recurrent import is_recurrent
@@ -58,6 +61,8 @@ class TRPO:
         value_function: module with forward(obs) -> [N]; one like the policy without.
         run_dir: directory for config, logs, checkpoints and the learning curve; without one,
             nothing is written.
+        process_group: a torch.distributed group; each of its ranks makes the agent alike, steps a
+            share of the environments, and makes the same updates. Rank 0 alone writes.
         options: every field of `trpo_fast.agent.config.Config`, by keyword.
 
     Raises ValueError for an option, environment or space that cannot work, with what to do.
@@ -70,6 +75,7 @@ class TRPO:
         policy: nn.Module | str | None = "auto",
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
+        process_group: Any = None,
         _dtype: torch.dtype | None = None,  # of the networks of a checkpoint
         **options: Any,
     ) -> None:
@@ -86,14 +92,13 @@ class TRPO:
         if config.seed is None:
             config = config.replace(seed=int(np.random.SeedSequence().generate_state(1)[0]))
         remembers = config.policy == "recurrent" or (policy is not None and is_recurrent(policy))
-        if remembers and config.vectorization == "tensor":
-            raise ConfigError(
-                "tensor environments are not served with a recurrent policy: use another one, or "
-                "environments that step in NumPy"
-            )
-        collector = make_collector(env, config, row_format(policy, config.policy))
+        require_served(config, remembers=remembers, shared=process_group is not None)
+        shared = self.shared = shared_by(process_group, config)
+        if shared is not None:
+            config = shared.start(config, env)
+        collector = make_collector(env, config, row_format(policy, config.policy), shared)
         self.env = collector.env
-        config = config.replace(num_envs=self.env.num_envs)
+        config = config.replace(num_envs=self.env.num_envs if shared is None else shared.total)
         self.observation_space = self.env.observation_space
         self.action_space = self.env.action_space
         given = {"policy": policy, "value_function": value_function}
@@ -110,21 +115,30 @@ class TRPO:
                 value_function=value_function,
                 dtype=_dtype,
                 device=device_of(collector),
+                num_envs=None if shared is None else shared.learnt_envs,
+                shared=None if shared is None or shared.replicated else shared,
             ),
             collector,
             np.random.Generator(np.random.Philox(config.seed)),
+            shared,
         )
         self.actor = Actor(
             self.policy, self.observation_space, self.action_space, self.learner.normalizer
         )
         self._scoring = Scoring(env, self.training, self.actor)
-        self.run = RunOnDisk(None if run_dir is None else RunDirectory(run_dir))
+        directory = None if run_dir is None or not self.writes else RunDirectory(run_dir)
+        self.run = RunOnDisk(directory)
         # Of the last rollout, for callbacks: rewards, ends of episodes, valid rows; [T, B] each.
         self.last_steps: tuple[npt.NDArray[Any], ...] = ()
         # What callbacks recorded, for the next row.
         self.callback_figures: Row = {}
         # Seconds of the last `learn` call by phase, see time_budget.py.
         self.time_budget: Mapping[str, float] = {}
+
+    @property
+    def writes(self) -> bool:
+        """Whether files and display are this process's: of several ranks, they are rank 0's."""
+        return self.shared is None or self.shared.writes
 
     @property
     def config(self) -> Config:
@@ -210,10 +224,12 @@ class TRPO:
         target = self.num_timesteps + int(total_timesteps)
         self._scoring.require_possible()
         callbacks = CallbackRunner(callback, self, target)
+        progress_bar = progress_bar and self.writes
         boundary = agent_state.state_of(self.training)
+        whole = agent_state.whole(self.training, boundary)
         with (
             interrupt_guard() as guard,
-            self.run.recording(self.training, boundary) as recorder,
+            self.run.recording(self.training, whole) as recorder,
             ProgressDisplay(
                 target,
                 self.num_timesteps,
@@ -233,20 +249,23 @@ class TRPO:
                     row, is_best = self._iterate(clock, report)
                     with guard.shielded():
                         boundary = agent_state.state_of(self.training)
+                        whole = agent_state.whole(self.training, boundary)
                         if recorder is not None:
-                            recorder.record(row, boundary, best=is_best)
+                            recorder.record(row, whole, best=is_best)
                         said = self._tell_choice(recorder, progress_bar, said)
                     display.update(self.num_timesteps, row)
                     going = callbacks.step(locals(), globals())
+                    if self.shared is not None and callback is not None:
+                        going = self.shared.all_go_on(going)
                 callbacks.end()
                 if recorder is not None:
                     with guard.shielded():
-                        recorder.finish(boundary, self.num_timesteps)
+                        recorder.finish(whole, self.num_timesteps)
             except BaseException as error:
                 with guard.shielded():
                     with guard.shielded(against_all=True):
                         agent_state.load_into(self.training, boundary)
-                    self.run.save_after(error, boundary, self.num_timesteps)
+                    self.run.save_after(error, whole, self.num_timesteps)
                 raise
         return self
 
@@ -354,10 +373,12 @@ class TRPO:
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint (one safetensors file) from which `load` goes on bit for bit.
 
-        A name without a suffix gets `.safetensors`. Raises OSError when the disk refuses.
+        A name without a suffix gets `.safetensors`. Of several ranks every one calls it, and rank 0
+        writes. Raises OSError when the disk refuses.
         """
         agent_state.require_portable(self.training)
-        return save_checkpoint(_with_suffix(path), agent_state.state_of(self.training))
+        state = agent_state.whole(self.training, agent_state.state_of(self.training))
+        return save_checkpoint(_with_suffix(path), state) if self.writes else _with_suffix(path)
 
     def export(self, path: str | Path) -> Path:
         """Write the policy to a file that runs without this package: `.pt2` or `.onnx`.
@@ -383,6 +404,7 @@ class TRPO:
         value_function: nn.Module | None = None,
         run_dir: str | Path | None = None,
         predict_only: bool = False,
+        process_group: Any = None,
         **changes: Any,
     ) -> Self:
         """The agent that `save`, or a run, left in a checkpoint file.
@@ -397,14 +419,17 @@ class TRPO:
                 dropped, and newer checkpoints stay as `abandoned-...`, which no resume takes.
             predict_only: make no environment, so that none need be installed or passed: the agent
                 can predict, from the spaces in the file.
+            process_group: as in the constructor; the number of ranks may be another than before.
             changes: options that are to differ from the saved ones.
 
         Reading never runs code. Raises CheckpointError for a file that is damaged, or of another
         environment, shape or architecture: the differences are listed.
         """
         path = _with_suffix(path)
+        ranks = None if process_group is None else Ranks.of(process_group)
         with made_on_cpu():
-            state = load_checkpoint(path)
+            read = partial(load_checkpoint, path)
+            state = read() if ranks is None else ranks.from_first(read)
         source, config, changed = agent_state.recipe(
             state, path, env, changes, predict_only=predict_only
         )
@@ -416,9 +441,18 @@ class TRPO:
         named = options.pop("policy")
         networks["policy"] = named if policy is None else policy
         dtype = agent_state.saved_dtype(state)
-        agent = cls(source, run_dir=run_dir, _dtype=dtype, **networks, **options)
+        agent = cls(
+            source,
+            run_dir=run_dir,
+            process_group=ranks,
+            _dtype=dtype,
+            **networks,
+            **options,
+        )
         try:
             agent_state.check_fits(agent.training, state, changed=changed)
+            if agent.shared is not None:
+                state = agent.shared.own(state)
             agent_state.load_into(agent.training, state, changed=changed)
         except BaseException:
             agent.close()
@@ -456,7 +490,8 @@ def _with_suffix(path: str | Path) -> Path:
 def _signature() -> inspect.Signature:
     """The constructor's real parameters, every option of Config among them, for help()."""
     own = inspect.signature(TRPO.__init__).parameters
-    keep = [own[name] for name in ("env", "policy", "value_function", "run_dir")]
+    kept = ("env", "policy", "value_function", "run_dir", "process_group")
+    keep = [own[name] for name in kept]
     options = inspect.signature(Config).parameters
     more = (options[name] for name in OPTIONS if name not in own)
     return inspect.Signature([*keep, *more])

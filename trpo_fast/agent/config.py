@@ -170,6 +170,14 @@ class Config(SharedOptions):
     critic_batch_size: int = option(128, "critic", "rows in a minibatch", minimum=1)
     critic_lr: float = option(1e-3, "critic", "learning rate of Adam", minimum=0.0)
 
+    deterministic_ranks: bool = option(
+        False,
+        "run",
+        "on several ranks, every one makes the whole update: the bits of one process, and its time",
+    )
+    rank_timeout: float = option(
+        600.0, "run", "seconds after which a rank that does not answer has hung", above=0.0
+    )
     save_every: int = option(
         10, "run", "updates between checkpoints (0: only at the end)", minimum=0
     )

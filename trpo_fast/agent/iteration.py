@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trpo_fast.agent.evaluation import Evaluation
+from trpo_fast.agent.shared_training import Counted
 from trpo_fast.agent.state import Training
 from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.time_budget import Clock
@@ -45,17 +46,31 @@ def enter_environments(training: Training) -> None:
 def iterate(training: Training, clock: Clock, evaluate: Callable[[], Evaluation]) -> Iteration:
     """Collect a rollout, learn from it, count, and evaluate where it is time to."""
     learner, config, done = training.learner, training.config, training.progress
-    rollout = training.collector.collect(
-        learner.policy, learner.normalizer, config.rollout_steps, training.rng, budget=clock.budget
-    )
+    shared = training.shared
+
+    def collect() -> Rollout:
+        return training.collector.collect(
+            learner.policy,
+            learner.normalizer,
+            config.rollout_steps,
+            training.rng,
+            budget=clock.budget,
+        )
+
+    counted: Rollout | Counted
+    if shared is None:
+        rollout = counted = collect()
+    else:
+        rollout, counted = shared.collect(collect)
     row = learner.update(rollout, training.rng, clock.budget)
     before = done.num_timesteps
     done.num_updates += 1
-    done.num_timesteps += rollout.num_valid
-    row = {**row, **_episode_figures(training, rollout)}
+    done.num_timesteps += counted.num_valid
+    row = {**row, **_episode_figures(training, counted)}
     is_best = False
     every = config.eval_every
-    if every and done.num_timesteps // every > before // every:
+    here = shared is None or shared.writes  # the others wait for rank 0's evaluation
+    if every and here and done.num_timesteps // every > before // every:
         result = evaluate()
         # Not `result.mean > best`: a NaN from an older checkpoint would stay the best.
         is_best = done.best_evaluation is None or not done.best_evaluation >= result.mean
@@ -63,12 +78,15 @@ def iterate(training: Training, clock: Clock, evaluate: Callable[[], Evaluation]
         row["eval/mean_reward"], row["eval/std_reward"] = result.mean, result.std
         row["eval/mean_ep_length"] = result.mean_length
     row |= {ITERATION: done.num_updates, TIMESTEPS: done.num_timesteps}
+    if shared is not None:
+        row |= shared.figures()
+        done.ranks = shared.ranks.count
     row |= clock.figures(done.num_timesteps)
     done.time_elapsed = row["time/time_elapsed"]
     return Iteration(rollout, row, is_best)
 
 
-def _episode_figures(training: Training, rollout: Rollout) -> Row:
+def _episode_figures(training: Training, rollout: Rollout | Counted) -> Row:
     returns, lengths, done = training.recent_returns, training.recent_lengths, training.progress
     returns.extend(rollout.episode_returns)
     lengths.extend(rollout.episode_lengths)

@@ -19,10 +19,13 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from trpo_fast.agent.advantages import normalize_advantages
 from trpo_fast.agent.config import Config, ConfigError
 from trpo_fast.agent.critic import Critic, explained_variance, state_values
+from trpo_fast.agent.critic_rows import CriticRows
 from trpo_fast.agent.policies import make_networks, warn_of_distant_bounds
 from trpo_fast.agent.recurrence import RecurrentCritic, RecurrentLearning
+from trpo_fast.agent.shared_training import SharedTraining
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.spaces import action_dimensions
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
@@ -56,10 +59,6 @@ COLUMNS = (
 )
 # Rows on which the entropy is estimated for the log.
 ENTROPY_ROWS = 256
-# Below this share of what they were computed from in float32, advantages' deviation is rounding.
-CONSTANT_SHARE = 1e-6
-# Likewise of what was float64.
-WIDE_CONSTANT_SHARE = 1e-12
 
 
 # What is made in inference mode could never be stepped outside it.
@@ -78,6 +77,8 @@ class Learner:
         value_function: module with forward(obs) -> [N]; one like the policy without.
         dtype: of the networks made here; torch's default without one.
         device: where they go; the options' without one.
+        num_envs: of a rollout; all of `config` without it.
+        shared: the ranks among which its rows are shared out; None where every row is here.
     """
 
     @_trainable
@@ -92,11 +93,14 @@ class Learner:
         value_function: nn.Module | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
+        num_envs: int | None = None,
+        shared: SharedTraining | None = None,
     ) -> None:
         for name, module in (("policy", policy), ("value_function", value_function)):
             if not isinstance(module, nn.Module | None):
                 raise TypeError(f"{name} is a {type(module).__name__}, expected an nn.Module")
         self.config = config
+        self.shared = shared
         self.device = device or _device(config.device)
         if config.backend in ("cpu", "cuda") and config.backend != self.device.type:
             raise ConfigError(
@@ -118,7 +122,8 @@ class Learner:
             options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SharedOptions)}
             if config.max_kl_per == "dimension":
                 options["max_kl"] *= action_dimensions(action_space)
-            self.optimizer = TRPOOptimizer(self.policy, **options)
+            group = None if shared is None else shared.ranks
+            self.optimizer = TRPOOptimizer(self.policy, process_group=group, **options)
             self.normalizer = _shown(config, row_format)
             kind = RecurrentCritic if is_recurrent(self.value_function) else Critic
             self.critic = kind(
@@ -138,7 +143,7 @@ class Learner:
             self.recurrence = RecurrentLearning(self.policy, self.value_function, config.num_envs)
         self.return_scaler: ReturnScaler | None = None
         if config.normalize_rewards:
-            self.return_scaler = ReturnScaler(config.gamma, config.num_envs)
+            self.return_scaler = ReturnScaler(config.gamma, num_envs or config.num_envs)
         self.counters = {"train/unscaled_advantages": 0, "train/skipped_critic_rows": 0}
 
     def _blank(self, row_format: RowFormat) -> Any:
@@ -192,11 +197,12 @@ class Learner:
                     old_log_prob=None,
                     action_mask=masks,
                 )
-        returns = rollout.select(returns).to(values.dtype)
+        returns = returns.to(values.dtype)
         with budget.phase("critic"):
             if self.recurrence is not None:
                 self.recurrence.prepare(self.critic)
-            fit = self.critic.fit(observations, returns.to(self.device), rng)
+            rows = CriticRows.of(shown, observations, values, returns, self.shared)
+            fit = self.critic.fit(rows.observations, rows.returns.to(self.device), rng)
         if fit.skipped_rows:
             text = "the critic skipped rows that were not finite, or gave such gradients"
             self._count("train/skipped_critic_rows", fit.skipped_rows, text)
@@ -205,7 +211,7 @@ class Learner:
             **self._step_figures(),
             **self._policy_figures(observations, masks),
             "train/value_loss": fit.loss,
-            "train/explained_variance": explained_variance(rollout.select(values), returns),
+            "train/explained_variance": explained_variance(rows.values, rows.returns),
             **self.counters,
         }
 
@@ -243,7 +249,7 @@ class Learner:
     def _scaled(self, advantages: Tensor, values: Tensor) -> Tensor:
         if not self.config.normalize_advantages:
             return advantages
-        scaled, ok = normalize_advantages(advantages, values)
+        scaled, ok = normalize_advantages(advantages, values, self.shared)
         if not ok:
             text = "the batch's advantages are all equal: they are not scaled"
             self._count("train/unscaled_advantages", 1, text)
@@ -253,13 +259,17 @@ class Learner:
         """What this rollout showed applies from the next one on."""
         if self.normalizer is not None:
             self.normalizer.observe(rollout.observations, rollout.valid)
-            self.normalizer.commit()
         if self.return_scaler is not None:
             ended = rollout.terminated | rollout.truncated
             # Episodes that were left unfinished, for an evaluation say, ended in no row.
             self.return_scaler.begin_anew(rollout.starts[0])
             self.return_scaler.observe(rollout.rewards, ended, rollout.valid)
-            self.return_scaler.commit()
+        found = [n for n in (self.normalizer, self.return_scaler) if n is not None]
+        if self.shared is not None and found:
+            running = (ObservationNormalizer, ReturnScaler)
+            self.shared.merge(*(n.pending for n in found if isinstance(n, running)))
+        for normalizer in found:
+            normalizer.commit()
 
     def _count(self, name: str, amount: int, text: str) -> None:
         """Count something that was survived, and warn of its first time."""
@@ -393,25 +403,6 @@ def shared_parameters(
             stacklevel=5,
         )
     return shared
-
-
-def normalize_advantages(advantages: Tensor, values: Tensor | None = None) -> tuple[Tensor, bool]:
-    """Advantages [N] less their mean, over their deviation, and whether they could be scaled.
-
-    A single advantage, or equal ones, have no deviation to divide by: those come back unscaled.
-    With ``values``, those alone of what the advantages were computed from were float32.
-    """
-    wide = advantages.double()
-    centred = wide - wide.mean()
-    deviation = float(centred.square().mean().sqrt()) if len(wide) else 0.0
-    rounding = CONSTANT_SHARE * _largest(wide if values is None else values)
-    if not deviation > max(rounding, WIDE_CONSTANT_SHARE * _largest(wide)):
-        return advantages, False
-    return (centred / deviation).to(advantages.dtype), True
-
-
-def _largest(numbers: Tensor) -> float:
-    return float(numbers.abs().max()) if numbers.numel() else 0.0
 
 
 @contextlib.contextmanager

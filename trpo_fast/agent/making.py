@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.shared_training import SharedTraining
 from trpo_fast.base.errors import EnvironmentSetupError
 from trpo_fast.base.spaces import Space
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.make import make_vector_env
+from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.tensor_environments import TensorEnvironments
 from trpo_fast.environments.tensor_source import make_tensor_env
@@ -26,15 +28,27 @@ from trpo_fast.rollouts.tensor_collector import TensorCollector
 
 AnyEnvironments = Environments | TensorEnvironments
 Collector = RolloutCollector | TensorCollector
+FLAT_RANKS = (
+    "several ranks train policies on flattened observations and without a memory, such as "
+    "MlpPolicy, for now: start one process"
+)
 
 
-def make_collector(env: Any, config: Config, rows: Callable[[Space], RowFormat]) -> Collector:
+def make_collector(
+    env: Any,
+    config: Config,
+    rows: Callable[[Space], RowFormat],
+    shared: SharedTraining | None = None,
+) -> Collector:
     """The collector of an agent, on the environments that it trains in.
 
     Args:
         env: what the user named them by; see ``make_vector_env`` and ``make_tensor_env``.
         config: the agent's options; `seed` must be set.
         rows: makes the format of their observations from the space.
+        shared: the ranks that share them out; None where all are here.
+
+    Raises ConfigError for observations that these environments or ranks do not serve.
     """
     with _options_out_of_place(config.env_kwargs):
         if config.vectorization == "tensor":
@@ -49,15 +63,44 @@ def make_collector(env: Any, config: Config, rows: Callable[[Space], RowFormat])
             return TensorCollector(tensors, on_fault=config.on_fault)
         made = make_vector_env(
             env,
-            num_envs=config.num_envs,
+            num_envs=config.num_envs if shared is None else shared.own_envs,
             vectorization=config.vectorization,
             seed=config.seed,
             env_kwargs=config.env_kwargs,
             num_workers=config.num_workers,
             step_timeout=config.step_timeout,
             rows=rows,
+            first=0 if shared is None else shared.first,
         )
-        return RolloutCollector(made, on_fault=config.on_fault)
+        if shared is None:
+            return RolloutCollector(made, on_fault=config.on_fault)
+        if isinstance(made.row_format, ObservationPacker):
+            made.close()
+            raise ConfigError(FLAT_RANKS)
+        of = shared.first, shared.total
+        return RolloutCollector(made, on_fault=config.on_fault, of=of)
+
+
+def require_served(config: Config, *, remembers: bool, shared: bool) -> None:
+    """ConfigError for what cannot be trained together.
+
+    Args:
+        config: the options.
+        remembers: whether the policy has a memory.
+        shared: whether several ranks share the training.
+    """
+    if remembers and config.vectorization == "tensor":
+        raise ConfigError(
+            "tensor environments are not served with a recurrent policy: use another one, or "
+            "environments that step in NumPy"
+        )
+    if shared and remembers:
+        raise ConfigError(FLAT_RANKS)
+    if shared and config.vectorization == "tensor":
+        raise ConfigError(
+            "several ranks do not share out tensor environments, for now: start one process, or "
+            "use environments that step in NumPy"
+        )
 
 
 def tensor_environments(env: Any, config: Config) -> TensorEnvironments:

@@ -10,6 +10,7 @@ from typing import Any
 
 from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.learner import COLUMNS
+from trpo_fast.agent.shared_training import RANK_COLUMNS
 from trpo_fast.agent.state import Training
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.recorder import RunRecorder
@@ -66,7 +67,7 @@ class RunOnDisk:
             lock,
             agent_state.config_document(training),
             boundary,
-            columns=COLUMNS,
+            columns=COLUMNS if training.shared is None else (*COLUMNS, *RANK_COLUMNS),
             save_every=config.save_every,
             keep=config.keep_checkpoints,
             last_iteration=done.num_updates,

@@ -25,6 +25,7 @@ from trpo_fast.agent.making import Collector
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.agent.saved_state import check_outline, check_sizes, check_values
+from trpo_fast.agent.shared_training import SharedTraining
 from trpo_fast.base.machine import machine
 from trpo_fast.environments.vectorization import same_episodes
 from trpo_fast.runs.checkpoint import CheckpointError, state_differences
@@ -44,6 +45,7 @@ class Progress:
     dropped_episodes: int = 0
     time_elapsed: float = 0.0
     best_evaluation: float | None = None
+    ranks: int = 1
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Training:
         learner: Networks, optimizers, running statistics.
         collector: Steps the environments.
         rng: The source of every random number outside the environments.
+        shared: The ranks that share it; None where there is one.
         pending_collector: The collector's state to return to before the next rollout, after a load
             or a fault.
     """
@@ -67,6 +70,7 @@ class Training:
     learner: Learner
     collector: Collector
     rng: np.random.Generator
+    shared: SharedTraining | None = None
     pending_collector: State | None = None
     progress: Progress = field(default_factory=Progress)
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
@@ -95,6 +99,11 @@ def state_of(training: Training) -> dict[str, Any]:
         "recent_returns": list(training.recent_returns),
         "recent_lengths": list(training.recent_lengths),
     }
+
+
+def whole(training: Training, state: dict[str, Any]) -> dict[str, Any]:
+    """What a file holds of the training: this rank's state, on rank 0 with the others' episodes."""
+    return state if training.shared is None else training.shared.whole(state)
 
 
 def load_into(training: Training, state: State, *, changed: frozenset[str] = frozenset()) -> None:

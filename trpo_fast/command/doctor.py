@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from trpo_fast import _native
 from trpo_fast.base.install import install_line, rebuild_line
@@ -59,6 +60,7 @@ def doctor_report() -> dict[str, Any]:
     Returns:
         A JSON-serialisable dict: ``trpo_fast``, ``python`` and ``platform`` (strings),
         ``packages`` (name -> version, or None where missing), ``native``, ``cuda``, ``threads``,
+        ``ranks`` (what torchrun told this process),
         ``vectorization`` (which to choose, in words), ``extras`` (name -> installed, missing
         modules, install line), and ``hints``: sentences that each say what is wrong and how to
         mend it, empty when all is well.
@@ -71,6 +73,7 @@ def doctor_report() -> dict[str, Any]:
         "native": _native_facts(),
         "cuda": _cuda_facts(),
         "threads": _thread_facts(),
+        "ranks": _rank_facts(),
         "extras": {name: _extra_facts(name) for name in EXTRAS},
     }
     report["vectorization"] = _vectorization(report)
@@ -102,6 +105,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"            kernels: {cuda['kernels']['state']}",
         f"threads     torch {threads['torch']} of {threads['usable_cpus']} usable CPUs"
         + "".join(f", {k}={v}" for k, v in threads["environment"].items()),
+        f"ranks       {_ranks_in_words(report['ranks'])}",
         "vectorize   " + f"\n{' ' * 12}".join(report["vectorization"]),
         "extras",
     ]
@@ -113,6 +117,24 @@ def format_report(report: dict[str, Any]) -> str:
     else:
         lines += ["", "No problem found."]
     return "\n".join(lines)
+
+
+def _rank_facts() -> dict[str, Any]:
+    """What torchrun told this process, and by what its ranks could talk."""
+    backends = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
+    usable = [name for name, found in backends.items() if dist.is_available() and found()]
+    told = {name.lower(): os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {"backends": usable, **told}
+
+
+def _ranks_in_words(facts: dict[str, Any]) -> str:
+    by = ", ".join(facts["backends"]) or "none, so one rank only"
+    if facts["rank"] is None or facts["world_size"] is None:
+        return f"this process alone; backends of torch.distributed: {by}"
+    return (
+        f"rank {facts['rank']} of {facts['world_size']} (on this machine {facts['local_rank']}); "
+        f"backends of torch.distributed: {by}"
+    )
 
 
 def _version(distribution: str) -> str | None:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Self
 
-from trpo_fast.base.errors import EnvironmentFault, UserError
+from trpo_fast.base.errors import EnvironmentFault, RankError, UserError
 from trpo_fast.base.output import remark
 from trpo_fast.command.output import close_output, complain
 from trpo_fast.runs.interrupts import INTERRUPTED
@@ -43,7 +43,7 @@ def tell(error: BaseException) -> int:
         complain(f"{'' if noted else error.traceback}error: {error}", error)
         return 1
     complain(f"error: {error}", error)
-    return 2
+    return 1 if isinstance(error, RankError) else 2
 
 
 class LastResort:
@@ -73,7 +73,7 @@ class LastResort:
         """
         try:
             yield
-        except (KeyboardInterrupt, EnvironmentFault, UserError) as error:
+        except (KeyboardInterrupt, EnvironmentFault, RankError, UserError) as error:
             code = tell(error)
             self.ready(code)
             raise Told(code) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import ConfigError, differences
 from trpo_fast.agent.state import recipe
 from trpo_fast.base.output import say
+from trpo_fast.base.ranks import Ranks
 from trpo_fast.base.time_budget import budget_table
 from trpo_fast.command.last_resort import LastResort
 from trpo_fast.command.options import (
@@ -22,6 +24,7 @@ from trpo_fast.command.options import (
     positive,
 )
 from trpo_fast.command.output import complain
+from trpo_fast.command.ranks import is_restart, launched_ranks, on_first
 from trpo_fast.command.seeds import Score, seeds, summary
 from trpo_fast.environments import mujoco_warnings
 from trpo_fast.runs.directory import RunDirectory, last_run_directory, new_run_directory
@@ -77,8 +80,26 @@ def _train(options: argparse.Namespace) -> int:
     look_beside_the_user(options.env_id)
     given = agent_options(options)
     mujoco_warnings.show_once(options.env_id)
-    if options.seeds is None:
-        return _train_one(options, given)[0]
+    options.resume = options.resume or is_restart()
+    with launched_ranks(given) as ranks:
+        if options.seeds is not None:
+            return _train_seeds(options, given, ranks)
+        agent = _agent(options, given, ranks)
+        directory = agent.run.directory
+        if directory is None:  # another rank's, which tells and writes
+            with agent:
+                agent.learn(max(options.total_steps - agent.num_timesteps, 0), progress_bar=False)
+            return 0
+        return _learnt(options, agent, directory)[0]
+
+
+def _train_seeds(options: argparse.Namespace, given: dict[str, Any], ranks: Ranks | None) -> int:
+    """One run a seed; the exit code."""
+    if ranks is not None:
+        raise ConfigError(
+            f"--seeds trains its runs in one process, and this is one of {ranks.count} ranks: "
+            "start torchrun once a seed, with --seed, or train without torchrun"
+        )
     if "seed" in given:
         raise ConfigError("--seed and --seeds are given: which seeds are to be trained?")
     code, scores = 0, list[Score]()
@@ -86,7 +107,10 @@ def _train(options: argparse.Namespace) -> int:
         one = argparse.Namespace(**vars(options))
         if options.run_dir is not None:
             one.run_dir = str(given_path(options.run_dir, "--run-dir") / f"seed-{seed}")
-        failed, score = _train_one(one, {**given, "seed": seed})
+        agent = _agent(one, {**given, "seed": seed}, None)
+        directory = agent.run.directory
+        assert directory is not None  # noqa: S101 (both ways of making the agent set it)
+        failed, score = _learnt(one, agent, directory)
         code = max(code, failed)
         scores.append(score)
     say(summary(scores, options.seeds))
@@ -95,13 +119,13 @@ def _train(options: argparse.Namespace) -> int:
     return code
 
 
-def _train_one(options: argparse.Namespace, given: dict[str, Any]) -> tuple[int, Score]:
-    """One run: its exit code, and what it came to."""
-    agent = _resumed(options, given) if options.resume else None
-    if agent is None:
-        agent = _fresh(options, given)
-    directory = agent.run.directory
-    assert directory is not None  # noqa: S101 (both ways of making the agent set it)
+def _agent(options: argparse.Namespace, given: dict[str, Any], ranks: Ranks | None) -> TRPO:
+    agent = _resumed(options, given, ranks) if options.resume else None
+    return _fresh(options, given, ranks) if agent is None else agent
+
+
+def _learnt(options: argparse.Namespace, agent: TRPO, directory: RunDirectory) -> tuple[int, Score]:
+    """Train one run: its exit code, and what it came to."""
     with LastResort(options.env_id) as last_resort, agent, last_resort.all_said():
         left = options.total_steps - agent.num_timesteps
         if left <= 0:
@@ -109,6 +133,8 @@ def _train_one(options: argparse.Namespace, given: dict[str, Any]) -> tuple[int,
             last_resort.ready(0)
             return 0, _score(agent, directory)
         say(f"training on {options.env_id}, seed {agent.seed}, in {directory.path}")
+        if agent.shared is not None:
+            say(agent.shared.described())
         try:
             agent.learn(left, progress_bar=not options.quiet)
         except KeyboardInterrupt as interrupt:
@@ -137,11 +163,13 @@ def _short(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _fresh(options: argparse.Namespace, given: dict[str, Any]) -> TRPO:
+def _fresh(options: argparse.Namespace, given: dict[str, Any], ranks: Ranks | None) -> TRPO:
     chosen = None if options.run_dir is None else RunDirectory(options.run_dir)
     if chosen is not None and not options.resume:
-        chosen.refuse_if_used()
-    agent = TRPO(options.env_id, **{"seed": DEFAULT_SEED, **given})
+        on_first(ranks, chosen.refuse_if_used)
+    agent = TRPO(options.env_id, process_group=ranks, **{"seed": DEFAULT_SEED, **given})
+    if not agent.writes:
+        return agent
     # Only now: a mistake in the command leaves no empty directory behind.
     agent.run.directory = chosen or new_run_directory(options.env_id, agent.seed)
     if options.resume:
@@ -149,16 +177,24 @@ def _fresh(options: argparse.Namespace, given: dict[str, Any]) -> TRPO:
     return agent
 
 
-def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> TRPO | None:
-    """The agent of the newest checkpoint; None where there is none."""
+def _newest(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Path, Path, Any] | None:
+    """The run directory's path, its newest checkpoint's, and what that holds; None without one."""
     if options.run_dir is not None:
         directory: RunDirectory | None = RunDirectory(options.run_dir)
     else:
         directory = last_run_directory(options.env_id, given.get("seed", DEFAULT_SEED))
     found = None if directory is None else directory.latest()
-    if directory is None or found is None:
+    return None if directory is None or found is None else (directory.path, *found)
+
+
+def _resumed(
+    options: argparse.Namespace, given: dict[str, Any], ranks: Ranks | None
+) -> TRPO | None:
+    """The agent of the newest checkpoint; None where there is none."""
+    found = on_first(ranks, partial(_newest, options, given))
+    if found is None:
         return None
-    path, state = found
+    place, path, state = found
     _, saved, _ = recipe(state, path, options.env_id, {})
     wanted = saved.replace(**given)
     if state["agent"].get("environment") == options.env_id:
@@ -166,10 +202,15 @@ def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> TRPO | None:
         if refused:
             listed = "\n  ".join(refused)
             raise ConfigError(f"--resume cannot change what the run was built with:\n  {listed}")
-    agent = TRPO.load(path, options.env_id, run_dir=directory.path, **given)
+    agent = TRPO.load(path, options.env_id, run_dir=place, process_group=ranks, **given)
+    if not agent.writes:
+        return agent
     for change in differences(saved, wanted, fixed=False):
         say(f"changed on resume: {change}")
     say(f"going on from {path} ({agent.num_timesteps} steps)")
+    before, now = agent.progress.ranks, 1 if ranks is None else ranks.count
+    if before != now and not agent.config.deterministic_ranks:
+        say(f"ranks: {before} -> {now}; sums over them are rounded otherwise from here on")
     return agent
 
 

@@ -54,6 +54,7 @@ def make_vector_env(
     num_workers: int = 0,
     step_timeout: float = 0.0,
     rows: Callable[[Space], RowFormat] = ObservationFlattener,
+    first: int = 0,
 ) -> Environments:
     """A vector of ``num_envs`` environments with seeded, replayable episodes.
 
@@ -75,6 +76,8 @@ def make_vector_env(
             one in this process is told of, since nobody can end it; 0: never.
         rows: makes the format of the observations from their space, as `ObservationFlattener` and
             `ObservationPacker` do.
+        first: number of the first of them, where others are another process's: their episodes are
+            seeded accordingly.
 
     Raises:
         EnvironmentSetupError: the environment cannot be made or served; its kinds are
@@ -93,10 +96,10 @@ def make_vector_env(
     name = environment_name(env)
     if isinstance(env, VectorEnv):
         _refuse_kwargs(env_kwargs, name)
-        return VectorEnvironment(env, name=name, seed=seed, rows=rows)
+        return VectorEnvironment(env, name=name, seed=seed + first, rows=rows)
     if vectorization == "envpool":
-        pool = _pool(env, num_envs, seed, env_kwargs or {})
-        return VectorEnvironment(pool, name=name, seed=seed, rows=rows)
+        pool = _pool(env, num_envs, seed + first, env_kwargs or {})
+        return VectorEnvironment(pool, name=name, seed=seed + first, rows=rows)
     if isinstance(env, gym.Env):
         _refuse_kwargs(env_kwargs, name)
         if vectorization in ("workers", "async"):
@@ -105,7 +108,8 @@ def make_vector_env(
                 "that makes one, or use vectorization='sync'."
             )
         num_envs = 1
-    factories = [_Factory(env, dict(env_kwargs or {}), name, seed, i) for i in range(num_envs)]
+    kwargs = dict(env_kwargs or {})
+    factories = [_Factory(env, kwargs, name, seed, i, first) for i in range(num_envs)]
     if vectorization == "workers":
         return _workers(factories, rows, num_workers, step_timeout)
     local = vectorization if vectorization == "async" else "sync"
@@ -175,12 +179,15 @@ def _pool(
 class _Factory:
     """Makes environment ``index``; picklable, for worker processes that are not forked."""
 
-    def __init__(self, env: Any, kwargs: dict[str, Any], name: str, seed: int, index: int) -> None:
+    def __init__(
+        self, env: Any, kwargs: dict[str, Any], name: str, seed: int, index: int, first: int
+    ) -> None:
         self.env = env
         self.kwargs = kwargs
         self.name = name
         self.seed = seed
         self.index = index
+        self.first = first
 
     def __call__(self) -> SeededEpisodes:
         try:
@@ -192,7 +199,7 @@ class _Factory:
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. A vector "
                 "environment is passed itself, not through a function."
             )
-        return SeededEpisodes(made, self.seed, self.index)
+        return SeededEpisodes(made, self.seed, self.index, self.first)
 
     def _make(self) -> Any:
         if isinstance(self.env, gym.Env):

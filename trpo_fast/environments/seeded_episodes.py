@@ -62,14 +62,16 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         env: any environment whose episodes depend only on the seed of `reset` and the actions.
         seed: seed of the whole run, >= 0.
         index: position in the vector of environments.
+        first: number of that vector's first environment, where it is a share of a larger one.
 
     Exceptions of the environment leave as :class:`EnvironmentFault`.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, first: int = 0) -> None:
         super().__init__(env)
         self.seed = seed
         self.index = index
+        self.number = first + index
         self.episode = -1
         # Actions of the running episode: packed ones, then the newest one by one.
         self._packed: list[npt.NDArray[Any]] = []
@@ -99,7 +101,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         del seed
         self.episode += 1
         self._packed, self._newest = [], []
-        own_seed = episode_seed(self.seed, self.index, self.episode)
+        own_seed = episode_seed(self.seed, self.number, self.episode)
         try:
             observation, info = reset_result(self.env.reset(seed=own_seed, options=options))
             return self._check(observation), self._mask_info(info)
@@ -165,7 +167,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         own = action if action is None or self._nested is None else self._nested(action)
         given = "" if action is None else f", action {in_lists(own)}"
         return EnvironmentFault(
-            f"environment {self.index} raised {described_error(error)} in {where} "
+            f"environment {self.number} raised {described_error(error)} in {where} "
             f"(episode {self.episode}, step {self.steps}{given})",
             env_index=self.index,
             step=self.steps,

@@ -33,13 +33,17 @@ class RolloutCollector:
         env: the environments.
         on_fault: "stop": a NaN from an environment raises EnvironmentFault. "drop": its episode
             is masked out, a new one begun, and one warning given.
+        of: as ``Recording`` takes it.
     """
 
-    def __init__(self, env: Environments, on_fault: str = "stop") -> None:
+    def __init__(
+        self, env: Environments, on_fault: str = "stop", of: tuple[int, int] | None = None
+    ) -> None:
         if on_fault not in ("stop", "drop"):
             raise ValueError(f"on_fault must be 'stop' or 'drop', got {on_fault!r}.")
         self.env = env
         self.on_fault = on_fault
+        self._of = of
         self.dropped_episodes = 0
         self._bad_rows = env.row_format.bad_rows
         shape = env.num_envs, env.observation_width
@@ -87,7 +91,10 @@ class RolloutCollector:
         with budget.phase("env"):
             self._begin()
         seed = int(rng.integers(1 << 63))
-        recording = Recording(self.env, steps)
+        if self._of is not None:  # a policy that draws for itself draws for these environments
+            seed = int(np.random.SeedSequence((seed, self._of[0])).generate_state(1, np.uint64)[0])
+            seed >>= 1
+        recording = Recording(self.env, steps, self._of)
         with (
             sampling(policy, seed),
             one_thread_if_small(policy, self.env.num_envs),

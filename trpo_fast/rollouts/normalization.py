@@ -124,7 +124,7 @@ class ObservationNormalizer:
             raise ValueError(f"clip must be positive, got {clip!r}.")
         self.clip = float(clip)
         self.statistics = RunningMeanStd(shape)
-        self._pending = RunningMeanStd(shape)
+        self.pending = RunningMeanStd(shape)
         self._refresh()
 
     def __call__(self, observations: Array, out: Array | None = None) -> Array:
@@ -166,12 +166,12 @@ class ObservationNormalizer:
         rows: Any = observations if as_given else np.asarray(observations)
         keep: Any = valid if as_given or valid is None else np.asarray(valid)
         keep = None if keep is None or bool(keep.all()) else keep
-        self._pending.update(rows if keep is None else rows[keep])
+        self.pending.update(rows if keep is None else rows[keep])
 
     def commit(self) -> None:
         """Apply what was observed. Call between an update and the next rollout."""
-        self.statistics.merge(self._pending)
-        self._pending = RunningMeanStd(self.statistics.mean.shape)
+        self.statistics.merge(self.pending)
+        self.pending = RunningMeanStd(self.statistics.mean.shape)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -198,7 +198,7 @@ class ObservationNormalizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave; forgets what was pending. Raises ValueError."""
         self.statistics.load_state_dict(state)
-        self._pending = RunningMeanStd(self.statistics.mean.shape)
+        self.pending = RunningMeanStd(self.statistics.mean.shape)
         self._refresh()
 
 
@@ -223,7 +223,7 @@ class ReturnScaler:
         self.gamma = float(gamma)
         self.clip = float(clip)
         self.statistics = RunningMeanStd()
-        self._pending = RunningMeanStd()
+        self.pending = RunningMeanStd()
         self._returns = np.zeros(num_envs)
 
     @property
@@ -264,13 +264,13 @@ class ReturnScaler:
         # there on, or lie between two.
         before = torch.from_numpy(self._returns).to(raw.device)
         running = running_sums(torch.where(keep, raw, 0.0), over, before, self.gamma)
-        self._pending.update(running[keep])
+        self.pending.update(running[keep])
         self._returns = torch.where(over[-1], 0.0, running[-1]).numpy(force=True)
 
     def commit(self) -> None:
         """Apply what was observed. Call between an update and the next rollout."""
-        self.statistics.merge(self._pending)
-        self._pending = RunningMeanStd()
+        self.statistics.merge(self.pending)
+        self.pending = RunningMeanStd()
 
     def state_dict(self) -> StateDict:
         """Plain arrays, the running returns of the current episodes [B] among them."""
@@ -281,7 +281,7 @@ class ReturnScaler:
         returns = _checked("returns", state, self._returns.shape)
         self.statistics.load_state_dict(state)
         self._returns = returns
-        self._pending = RunningMeanStd()
+        self.pending = RunningMeanStd()
 
 
 def _on_device(rows: Any) -> TypeGuard[torch.Tensor]:

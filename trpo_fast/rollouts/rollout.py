@@ -101,9 +101,17 @@ def _in_chunks(value_fn: Callable[[Any], Tensor], rows: Any) -> Tensor:
 
 
 class Recording:
-    """The buffers of one rollout, allocated once."""
+    """The buffers of one rollout, allocated once.
 
-    def __init__(self, env: Environments, steps: int) -> None:
+    Args:
+        env: whose.
+        steps: T.
+        of: number of its first environment and how many there are in all, where ``env`` is one
+            rank's share of them; a policy's noise is then drawn for all.
+    """
+
+    def __init__(self, env: Environments, steps: int, of: tuple[int, int] | None = None) -> None:
+        self.first, self.all_envs = of or (0, env.num_envs)
         shape = (steps, env.num_envs)
         self._dtype = env.observation_dtype
         self._bad_rows = env.row_format.bad_rows

@@ -139,7 +139,11 @@ class NetworkSampler(Sampler):
         self._net = net
         steps, envs = recording.rewards.shape
         double = self._dtype is torch.float64
-        self._noise = net.head.noise(rng, steps, envs, double=double)
+        first, drawn = recording.first, recording.all_envs
+        noise = net.head.noise(rng, steps, drawn, double=double)
+        if drawn != envs:
+            noise = np.ascontiguousarray(noise[:, first : first + envs])
+        self._noise = noise
         width = net.head.action_shape
         dtype = torch.int64 if net.head.integral else self._dtype
         recording.actions = torch.empty((steps, envs, *width), dtype=dtype, device="cpu")

@@ -131,6 +131,8 @@ class TensorNativeSampler:
             rewards=recording.rewards.numpy(),
             masks=None,
             actions=None,
+            first=0,
+            all_envs=recording.rewards.shape[1],
         )
         self._native = NativeSampler(policy, normalizer, seen, space, net, rng)
         self._actions: Tensor = seen.actions

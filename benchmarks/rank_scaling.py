@@ -1,0 +1,123 @@
+"""How the steps a second grow with ranks: the same environments on each, one thread each.
+
+    python benchmarks/rank_scaling.py --env Ant-v5 --ranks 1 2
+
+Of each iteration the slowest rank's time in collectives is what they cost; what the others spend
+there beyond that is waiting for it. Ranks are processes of this machine, which needs a core for
+each, and talk by gloo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from trpo_fast import TRPO
+
+WARM_UP = 2  # iterations that are not counted: compilation, first pages
+
+
+def measured(env: str, envs: int, iterations: int, group: Any) -> dict[str, Any]:
+    """Each iteration's seconds, seconds in collectives, their number and bytes."""
+    ranks = 1 if group is None else torch.distributed.get_world_size()
+    rows: list[list[float]] = []
+    last = perf_counter()
+
+    def note(scope: dict[str, Any], _: Any) -> bool:
+        nonlocal last
+        now, row = perf_counter(), scope["row"]
+        figures = [row.get(f"ranks/{name}", 0) for name in ("seconds", "collectives", "bytes")]
+        rows.append([now - last, *figures])
+        last = now
+        return len(rows) < WARM_UP + iterations
+
+    with TRPO(env, num_envs=envs * ranks, seed=0, process_group=group) as agent:
+        last = perf_counter()
+        agent.learn(10**12, callback=note, progress_bar=False)
+        steps = agent.config.num_envs * agent.config.rollout_steps
+    return {"steps": steps, "rows": rows[WARM_UP:]}
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """One rank; its figures to a file."""
+    torch.set_num_threads(1)
+    rank, count = arguments.worker, arguments.ranks[0]
+    group = None
+    if count > 1:
+        torch.distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{arguments.place}/meet",
+            rank=rank,
+            world_size=count,
+            timeout=timedelta(minutes=5),
+        )
+        group = torch.distributed.group.WORLD
+    found = measured(arguments.env, arguments.envs, arguments.iterations, group)
+    Path(arguments.place, f"rank-{rank}.json").write_text(json.dumps(found))
+
+
+def scaled(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
+    """The figures of so many ranks."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, __file__, "--env", arguments.env, "--ranks", str(count)]
+        command += ["--envs", str(arguments.envs), "--iterations", str(arguments.iterations)]
+        processes = [
+            subprocess.Popen(
+                [*command, "--place", place, "--worker", str(rank)],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for rank in range(count)
+        ]
+        for process in processes:
+            if process.wait():
+                raise SystemExit(f"a rank of {count} failed")
+        found = [json.loads(Path(place, f"rank-{rank}.json").read_text()) for rank in range(count)]
+    iterations = list(zip(*(rank["rows"] for rank in found), strict=True))
+    seconds = [max(rank[0] for rank in iteration) for iteration in iterations]
+    cost = [min(rank[1] for rank in iteration) for iteration in iterations]
+    return {
+        "ranks": count,
+        "steps_per_second": found[0]["steps"] / statistics.median(seconds),
+        "iteration_seconds": statistics.median(seconds),
+        "collective_seconds": statistics.median(cost),
+        "collectives": statistics.median(iteration[0][2] for iteration in iterations),
+        "bytes": statistics.median(iteration[0][3] for iteration in iterations),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--env", default="Ant-v5")
+    parser.add_argument("--envs", type=int, default=8, help="of each rank")
+    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--place", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is not None:
+        worker(arguments)
+        return
+    found = [scaled(arguments, count) for count in arguments.ranks]
+    for figures in found:
+        figures["speedup"] = figures["steps_per_second"] / found[0]["steps_per_second"]
+        figures["collective_share"] = figures["collective_seconds"] / figures["iteration_seconds"]
+        print(json.dumps({k: round(v, 5) for k, v in figures.items()}))
+    if arguments.out is not None:
+        document = {"env": arguments.env, "envs": arguments.envs, "figures": found}
+        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

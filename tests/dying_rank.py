@@ -1,0 +1,32 @@
+"""CartPole in which one rank kills its process, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+STEPS = 40  # of the environment that dies
+
+
+class DyingCartPole(CartPoleEnv):
+    """Its process is killed at a step, on local rank 1, while ``marker`` is not there."""
+
+    def __init__(self, marker: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._marker, self._steps = Path(marker), 0
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        dies = os.environ.get("LOCAL_RANK") == "1" and self._steps == STEPS
+        if dies and not self._marker.exists():
+            self._marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+gym.register("Dying-v0", entry_point=DyingCartPole, max_episode_steps=100)
