@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,8 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from trpo_fast import TRPO
+from trpo_fast import TRPO, cli
+from trpo_fast.agent.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Training:
     """One training, of so many updates."""
 
     name: str
-    env: str
+    env: Any
     updates: int
     options: dict[str, Any] = field(default_factory=dict)
     vector: tuple[int, ...] = ()  # of each rank, where it brings environments of its own
@@ -80,3 +84,28 @@ def flat(module: torch.nn.Module) -> torch.Tensor:
 def run(trainings: list[Training]) -> list[dict[str, Any]]:
     """On a rank."""
     return [trained(training, torch.distributed.group.WORLD) for training in trainings]
+
+
+def told(cases: list[tuple[Any, dict[str, Any]]]) -> list[str]:
+    """On a rank: what agents on these environments, with these options, are refused with.
+
+    Of those that are not, what they warn of.
+    """
+    found = []
+    for env, options in cases:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                group = torch.distributed.group.WORLD
+                TRPO(env, process_group=group, **{**SMALL, **options}).close()
+                found.append(" ".join(str(warning.message) for warning in warned))
+            except ConfigError as error:
+                found.append(str(error))
+    return found
+
+
+def commanded(arguments: list[str]) -> tuple[int, str]:
+    """On a rank: the command's exit code and what it said to stderr."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = cli.main(arguments)
+    return code, said.getvalue()

@@ -8,6 +8,7 @@ a category's share, sets them apart.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 from rank_agents import Training, trained
 from rank_processes import run_ranks
+from toy_environments import Sorting
+
+pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
 STRICT = {"deterministic_ranks": True, "preconditioner": "kfac"}
 TRAININGS = [
@@ -25,6 +29,8 @@ TRAININGS = [
     Training("fast-continuous", "Pendulum-v1", 1),
     Training("fast-own-vector", "CartPole-v1", 2, vector=(1, 7)),
     Training("fast-twenty", "CartPole-v1", 20, {"preconditioner": "kfac"}),
+    Training("hybrid-strict", partial(Sorting, masked=True), 3, STRICT),
+    Training("hybrid-fast", Sorting, 2),
 ]
 
 
@@ -42,6 +48,12 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     return bool(np.array_equal(np.asarray(a), np.asarray(b)))
+
+
+def close(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(
+        float((a[part] - b[part]).norm() / b[part].norm()) < 1e-4 for part in ("policy", "value")
+    )
 
 
 LEARNT = ("policy", "value", "observations", "scale", "curvature")
@@ -71,9 +83,7 @@ def test_strict_ranks_end_with_the_bits_of_one_process(ranks: list[Any], name: s
 def test_fast_ranks_learn_as_one_process_does(ranks: list[Any], name: str) -> None:
     training, (first, _) = found(ranks, name)
     one = trained(training, None)
-    for part in ("policy", "value"):
-        apart = float((first[part] - one[part]).norm() / one[part].norm())
-        assert apart < 1e-4
+    assert close(first, one)
     assert same(first["lengths"], one["lengths"])
     for part in ("observations", "scale"):
         for name, value in one[part].items():
@@ -83,11 +93,52 @@ def test_fast_ranks_learn_as_one_process_does(ranks: list[Any], name: str) -> No
     )
 
 
+@pytest.mark.parametrize("name", ["hybrid-strict", "hybrid-fast"])
+def test_ranks_learn_hybrid_actions_as_one_process_does(ranks: list[Any], name: str) -> None:
+    # torch draws these actions, and rounds with the number of rows: also strict ranks' differ. A
+    # reward is float32, of numbers up to 1.
+    training, (first, _) = found(ranks, name)
+    one = trained(training, None)
+    assert close(first, one)
+    assert same(first["lengths"], one["lengths"])
+    assert first["returns"] == pytest.approx(one["returns"], rel=1e-5, abs=1e-5)
+
+
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
-    file = tmp_path / "saved.safetensors"
-    whole = Training("whole", "CartPole-v1", 5, STRICT)
-    run_ranks("rank_agents:run", 2, [Training("first", "CartPole-v1", 2, STRICT, save=file)])
-    rest = Training("rest", "CartPole-v1", 3, load=file)
-    one = trained(whole, None)
-    for ended in (trained(rest, None), run_ranks("rank_agents:run", 3, [rest])[2][0]):
-        assert not [part for part in (*LEARNT, *COUNTED) if not same(ended[part], one[part])]
+    file, hybrid = tmp_path / "saved.safetensors", tmp_path / "hybrid.safetensors"
+    first = [
+        Training("first", "CartPole-v1", 2, STRICT, save=file),
+        Training("first", Sorting, 2, STRICT, save=hybrid),
+    ]
+    run_ranks("rank_agents:run", 2, first)
+    rest = [
+        Training("rest", "CartPole-v1", 3, load=file),
+        Training("rest", Sorting, 2, load=hybrid),
+    ]
+    ended, sorting = run_ranks("rank_agents:run", 3, rest)[2]
+    one = trained(Training("whole", "CartPole-v1", 5, STRICT), None)
+    for found in (trained(rest[0], None), ended):
+        assert not [part for part in (*LEARNT, *COUNTED) if not same(found[part], one[part])]
+    one = trained(Training("whole", Sorting, 4, STRICT), None)
+    assert close(sorting, one)
+    assert sorting["returns"] == pytest.approx(one["returns"], rel=1e-5, abs=1e-5)
+
+
+def test_what_ranks_do_not_serve_is_refused_on_each_and_rounding_told_by_the_first() -> None:
+    cases = [
+        ("CartPole-v1", {"policy": "recurrent"}),
+        (Sorting, {"policy": "multi_input"}),
+        ("tensor_environments:TensorPendulum", {"vectorization": "tensor"}),
+        ("CartPole-v1", STRICT),
+        (Sorting, STRICT),
+        ("Pendulum-v1", {**STRICT, "distribution": "beta"}),
+        (Sorting, {}),
+    ]
+    for rank, found in enumerate(run_ranks("rank_agents:told", 2, cases)):
+        memory, nested, tensor, native, *drawn_in_torch, fast = found
+        assert "without a memory" in memory
+        assert "flattened observations" in nested
+        assert "tensor environments" in tensor
+        assert "deterministic_ranks" not in native + fast
+        for each in drawn_in_torch:
+            assert ("not with one process" in each) == (rank == 0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from patience import PATIENCE
+from rank_processes import run_ranks
 from training_process import TINY, train
 
 from trpo_fast.runs.directory import RunDirectory
@@ -65,3 +66,12 @@ def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_one_process(tmp_pat
     rows = read_progress(tmp_path / "ranks" / "progress.csv")
     assert [int(row["time/total_timesteps"]) for row in rows] == [64 * n for n in range(1, 7)]
     assert all(float(row[f"ranks/{name}"]) > 0 for row in rows for name in ("collectives", "bytes"))
+
+
+def test_runs_of_several_seeds_are_refused_on_ranks(tmp_path: Path) -> None:
+    place = tmp_path / "runs"
+    command = ["train", "CartPole-v1", *TINY, "--seeds", "0-1", "--run-dir", str(place)]
+    for code, said in run_ranks("rank_agents:commanded", 2, command):
+        assert code
+        assert "--seeds trains its runs in one process" in said
+    assert not place.exists()

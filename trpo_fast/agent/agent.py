@@ -122,6 +122,8 @@ class TRPO:
             np.random.Generator(np.random.Philox(config.seed)),
             shared,
         )
+        if shared is not None:
+            shared.warn_of_rounding(self.policy)
         self.actor = Actor(
             self.policy, self.observation_space, self.action_space, self.learner.normalizer
         )

@@ -8,6 +8,7 @@ minibatches are so small that a collective for each would take longer than the f
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from trpo_fast.agent.config import Config
 from trpo_fast.base.errors import EnvironmentSetupError, RankError
 from trpo_fast.base.ranks import Ranks
 from trpo_fast.rollouts.normalization import RunningMeanStd
 from trpo_fast.rollouts.rollout import Rollout
+from trpo_fast.rollouts.samplers import draws_natively
 
 State = dict[str, Any]
 # What has gone through the ranks' collectives since the last row.
@@ -93,6 +95,17 @@ class SharedTraining:
             f"{' or '.join(map(str, envs))} environments and {torch.get_num_threads()} threads "
             f"each; {mode}"
         )
+
+    def warn_of_rounding(self, policy: nn.Module) -> None:
+        """Say so where replicated updates will not have the bits of one process."""
+        if self.replicated and self.writes and not draws_natively(policy):
+            warnings.warn(
+                "deterministic_ranks: torch draws this policy's actions, not native code, and what "
+                "it draws depends in its last bits, or altogether where the policy draws for "
+                "itself, on how many environments a rank steps. The ranks agree bit for bit with "
+                "one another, but not with one process.",
+                stacklevel=3,
+            )
 
     def figures(self) -> dict[str, float]:
         """What went through collectives since the last call: their number, bytes, seconds."""

@@ -278,10 +278,25 @@ def sampler_for(
     net = network_of(policy)
     if isinstance(net, str):
         return Sampler(policy, normalizer, recording, space)
-    on_cpu = net.layers[0].weight.device.type == "cpu"
-    native = _native.core is not None and on_cpu and head_refusal(net.head) is None
-    kind = NativeSampler if native else NetworkSampler
+    kind = NativeSampler if _is_native(net) else NetworkSampler
     return kind(policy, normalizer, recording, space, net, rng)
+
+
+def draws_natively(policy: nn.Module) -> bool:
+    """Whether a rollout that began now would have its actions from native code.
+
+    Those are the same bits for an environment whatever the number of others; torch rounds a batch's
+    products with its size, and a policy that draws for itself draws for the whole batch.
+    """
+    if is_recurrent(policy):
+        return False
+    net = network_of(policy)
+    return not isinstance(net, str) and _is_native(net)
+
+
+def _is_native(net: Network) -> bool:
+    on_cpu = net.layers[0].weight.device.type == "cpu"
+    return _native.core is not None and on_cpu and head_refusal(net.head) is None
 
 
 @contextmanager
