@@ -19,6 +19,7 @@ from trpo_fast.base.spaces import Space, leaves
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
+from trpo_fast.networks.encoded import EncodedPolicy
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction, action_leaves, state_log_stds
 from trpo_fast.networks.recurrent import (
     RecurrentPolicy,
@@ -192,7 +193,7 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     Its actions are then all clipped to one value, or to a corner of the Box: updates are accepted
     and nothing is learnt.
     """
-    if isinstance(policy, StructuredPolicy | RecurrentPolicy):
+    if isinstance(policy, EncodedPolicy):
         policy = policy.actor
     boxes = [(name, part) for name, part in action_leaves(space) if isinstance(part, spaces.Box)]
     if not isinstance(policy, MlpPolicy) or policy.distribution != "gaussian" or not boxes:

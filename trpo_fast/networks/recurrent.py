@@ -1,8 +1,8 @@
 """Policies and value functions with a memory: a recurrent cell between encoder and outputs.
 
 The memory of one step is a tuple of ``[n, size]`` tensors, zeros where an episode begins. A batch
-of whole sequences is replayed without padding: its rows are put in the order in which the cell
-meets them, step by step, so that no mean over rows has anything to mask.
+of whole sequences has no padding: its rows are put in the order in which the cell meets them, step
+by step, so that no mean over rows has anything to mask.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from trpo_fast.base.spaces import Space
 from trpo_fast.base.trees import first_leaf
 from trpo_fast.networks.activations import ACTIVATIONS
+from trpo_fast.networks.encoded import EncodedPolicy, features
 from trpo_fast.networks.encoders import Encoder
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction, hidden_widths, perceptron
 from trpo_fast.networks.orthogonal import orthogonal_
-from trpo_fast.networks.structured import COMBINED_FEATURES, features
+from trpo_fast.networks.structured import COMBINED_FEATURES
 
 Memory = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of a GRU, each [n, size]
 CELLS: dict[str, tuple[type[nn.LSTM | nn.GRU], int]] = {
@@ -138,15 +139,34 @@ class RecurrentTrunk(nn.Module):
 
     def replay(self, obs: Any, sequences: Sequences) -> tuple[Tensor, Memory]:
         """The outputs ``[N, size]`` of the rows of whole sequences, and each one's last memory."""
-        inputs = self.body(self.encoder(obs))[sequences.order]
-        packed = PackedSequence(inputs, sequences.batch_sizes)
-        first = tuple(part[sequences.ranked] for part in sequences.first)
-        # cuDNN's cells have no second derivative
-        with torch.backends.cudnn.flags(enabled=False):
-            outputs, after = self.cell(packed, self._given(first))
+        packed, first = self._entered(obs, sequences)
+        outputs, after = self._run(packed, first)
         rank = torch.argsort(sequences.ranked)
         last = tuple(part[rank] for part in self._taken(after))
         return outputs.data[sequences.place], last
+
+    def replay_padded(self, obs: Any, sequences: Sequences) -> Tensor:
+        """The outputs of ``replay``, differentiable once.
+
+        On a CPU torch has a kernel for sequences of one length, whose derivative has none; those
+        of several lengths it walks operation by operation. What stands after a sequence's end
+        changes no output of it.
+        """
+        packed, first = self._entered(obs, sequences)
+        inputs, lengths = pad_packed_sequence(packed)
+        outputs, _ = self._run(inputs, first)
+        return pack_padded_sequence(outputs, lengths).data[sequences.place]
+
+    def _entered(self, obs: Any, sequences: Sequences) -> tuple[PackedSequence, Memory]:
+        """The cell's inputs, and the memory before each sequence, the longest first."""
+        inputs = self.body(self.encoder(obs))[sequences.order]
+        first = tuple(part[sequences.ranked] for part in sequences.first)
+        return PackedSequence(inputs, sequences.batch_sizes), first
+
+    def _run(self, inputs: Any, first: Memory) -> Any:
+        # cuDNN's cells have no second derivative
+        with torch.backends.cudnn.flags(enabled=False):
+            return self.cell(inputs, self._given(first))
 
     def _given(self, memory: Memory) -> Any:
         parts = [part.unsqueeze(0) for part in memory]
@@ -173,13 +193,12 @@ class _Recurrent(nn.Module):
         """The memory ``[rows, size]`` at the beginning of an episode."""
         return self.trunk.initial(rows)
 
-    def _outputs(self, obs: Any, sequences: Sequences | None) -> Tensor:
-        if sequences is None:
-            return self.trunk.step(obs, self.trunk.initial(len(first_leaf(obs))))[0]
-        return self.trunk.replay(obs, sequences)[0]
+    def _first_outputs(self, obs: Any) -> Tensor:
+        """The outputs of rows each of which is an episode's first step."""
+        return self.trunk.step(obs, self.trunk.initial(len(first_leaf(obs))))[0]
 
 
-class RecurrentPolicy(_Recurrent):
+class RecurrentPolicy(_Recurrent, EncodedPolicy):
     """A policy with a memory of its episode: encoder, hidden layers, LSTM or GRU, action head.
 
     Args:
@@ -227,7 +246,10 @@ class RecurrentPolicy(_Recurrent):
             action_mask: As of ``MlpPolicy``.
             sequences: Whose steps the rows are; without, each is an episode's first step.
         """
-        return self.actor(self._outputs(obs, sequences), action_mask)  # type: ignore[no-any-return]
+        outputs = (
+            self._first_outputs(obs) if sequences is None else self.trunk.replay(obs, sequences)[0]
+        )
+        return self.actor(outputs, action_mask)  # type: ignore[no-any-return]
 
     def step(
         self, obs: Any, memory: Memory, action_mask: Tensor | None = None
@@ -235,19 +257,6 @@ class RecurrentPolicy(_Recurrent):
         """The distribution ``[n]`` of one more step of each episode, and the memory after it."""
         outputs, after = self.trunk.step(obs, memory)
         return self.actor(outputs, action_mask), after
-
-    @property
-    def log_std(self) -> Tensor | None:
-        """A Gaussian's log standard deviation ``[A]``, where it is a parameter."""
-        return self.actor.log_std
-
-    def to_env(self, actions: Any) -> Any:
-        """What ``env.step`` takes from what ``sample`` gave."""
-        return self.actor.to_env(actions)
-
-    def mode(self, distribution: Distribution) -> Any:
-        """The deterministic action of a distribution that ``forward`` gave."""
-        return self.actor.mode(distribution)
 
 
 class RecurrentValueFunction(_Recurrent):
@@ -281,7 +290,12 @@ class RecurrentValueFunction(_Recurrent):
 
     def forward(self, obs: Any, *, sequences: Sequences | None = None) -> Tensor:
         """Values ``[N]`` of a batch; the arguments are those of ``RecurrentPolicy.forward``."""
-        found: Tensor = self.values(self._outputs(obs, sequences))
+        outputs = (
+            self._first_outputs(obs)
+            if sequences is None
+            else self.trunk.replay_padded(obs, sequences)
+        )
+        found: Tensor = self.values(outputs)
         return found
 
     def replay(self, obs: Any, sequences: Sequences) -> tuple[Tensor, Memory]:

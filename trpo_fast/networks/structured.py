@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from trpo_fast.base.images import image_of
 from trpo_fast.base.spaces import Space
+from trpo_fast.networks.encoded import EncodedPolicy, features
 from trpo_fast.networks.encoders import Encoder
 from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
 
@@ -24,7 +23,7 @@ from trpo_fast.networks.mlp import MlpPolicy, ValueFunction
 COMBINED_FEATURES = 256
 
 
-class StructuredPolicy(nn.Module):
+class StructuredPolicy(EncodedPolicy):
     """A perceptron policy on an encoder's features.
 
     Args:
@@ -33,8 +32,6 @@ class StructuredPolicy(nn.Module):
         hidden_sizes, activation: Of the perceptron after the encoder.
         options: Further keywords of ``MlpPolicy``: ``distribution``, ``log_std_init``, ...
     """
-
-    observation: ClassVar[str] = "structured"
 
     def __init__(
         self,
@@ -61,19 +58,6 @@ class StructuredPolicy(nn.Module):
             ValueError: a leaf that is missing or does not fit, named by its path.
         """
         return self.actor(self.encoder(obs), action_mask)  # type: ignore[no-any-return]
-
-    @property
-    def log_std(self) -> Tensor | None:
-        """A Gaussian's log standard deviation ``[A]``, where it is a parameter."""
-        return self.actor.log_std
-
-    def to_env(self, actions: Any) -> Any:
-        """What ``env.step`` takes from what ``sample`` gave."""
-        return self.actor.to_env(actions)
-
-    def mode(self, distribution: Distribution) -> Any:
-        """The deterministic action of a distribution that ``forward`` gave."""
-        return self.actor.mode(distribution)
 
 
 class CnnPolicy(StructuredPolicy):
@@ -234,11 +218,6 @@ class MultiInputValueFunction(StructuredValueFunction):
         if encoder is None:
             encoder = Encoder(observation_space, image_features, generator=generator)
         super().__init__(encoder, hidden_sizes, activation, generator=generator)
-
-
-def features(width: int) -> spaces.Box:
-    """The space of an encoder's features."""
-    return spaces.Box(-np.inf, np.inf, (width,))
 
 
 def require_image(space: Space) -> None:
