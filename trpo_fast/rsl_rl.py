@@ -10,6 +10,7 @@ place of epochs over minibatches; the critic alone is regressed in ``num_learnin
 from __future__ import annotations
 
 from importlib import metadata
+from inspect import signature
 from math import inf
 from typing import Any
 
@@ -105,7 +106,9 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
         held = {id(parameter) for parameter in self.get_policy().parameters()}
         own = [p for p in self.get_critic().parameters() if id(p) not in held]
         make = resolve_optimizer(configuration.get("optimizer", "adam"))
-        self.optimizer = make(own, lr=learning_rate)
+        # A fused one steps or does not without the host knowing; RMSprop has none.
+        fused = {"fused": True} if "fused" in signature(make).parameters else {}
+        self.optimizer = make(own, lr=learning_rate, **fused)
         self.learning_rate = learning_rate
         unused = [name for name in UNUSED if name in configuration]
         if unused:
@@ -218,7 +221,7 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
 
     def _fit_rnd(self) -> float:
         """The intrinsic reward's predictor, by rsl_rl's own loss and optimizer."""
-        losses: list[float] = []
+        losses: list[Tensor] = []
         for batch in self.storage.mini_batch_generator(
             self.num_mini_batches, self.num_learning_epochs
         ):
@@ -226,8 +229,8 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
             self.rnd.optimizer.zero_grad()
             loss.backward()
             self.rnd.optimizer.step()
-            losses.append(loss.item())
-        return sum(losses) / len(losses)
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
 
     def _learn_normalisers(self) -> None:
         rows = self.storage.observations.flatten(0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from host_waits import HostWaits
 from torch import nn
 
 from trpo_fast.agent.critic import Critic, explained_variance
@@ -107,6 +108,19 @@ def test_a_gradient_that_overflows_is_not_stepped_on():
     assert result.skipped_rows > 0
     assert torch.isfinite(weights(critic)).all()
     assert result.loss is not None
+
+
+def test_the_host_waits_once_a_fit_however_many_minibatches_it_has(path):
+    if path == "fused":
+        pytest.skip("the native fit is the host's own work")
+    seen = []
+    for settings in ({"epochs": 1, "batch_size": 256}, {"epochs": 3, "batch_size": 16}):
+        critic = make(**settings)
+        with HostWaits() as waits:
+            critic.fit(*data(), np.random.default_rng(0))
+        seen.append(waits.seen)
+    assert seen[0] == seen[1]
+    assert seen[0].count("tolist") == 1
 
 
 def test_only_bad_rows_leave_the_critic_alone():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 import torch
 from rsl_rl.storage import RolloutStorage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from trpo_fast.adapters.rsl_rl_models import perceptron_input
 from trpo_fast.adapters.value_fit import native_fit
+from trpo_fast.base.finite_step import step_if_finite
 
 
 def fit_values(algorithm: Any, batch: RolloutStorage.Batch) -> float:
@@ -25,12 +26,15 @@ def fit_values(algorithm: Any, batch: RolloutStorage.Batch) -> float:
     loss = None if algorithm.critic.is_recurrent else _fit_natively(algorithm, batch)
     if loss is not None:
         return loss
+    optimizer = algorithm.optimizer
+    movable = [p for group in optimizer.param_groups for p in group["params"]]
     losses = []
     for predicted, returns in _predictions(algorithm, batch):
         squared = functional.mse_loss(predicted, returns)
-        losses.append(squared.item())
-        _step(algorithm.optimizer, squared)
-    return sum(losses) / len(losses) if losses else float("nan")
+        step_if_finite(optimizer, movable, squared)
+        losses.append(squared.detach())
+    optimizer.zero_grad()
+    return float(torch.stack(losses).mean()) if losses else float("nan")
 
 
 def _fit_natively(algorithm: Any, batch: RolloutStorage.Batch) -> float | None:
@@ -73,13 +77,3 @@ def _predictions(algorithm: Any, batch: RolloutStorage.Batch) -> Iterator[tuple[
 
 def _minibatch(rows: int, algorithm: Any) -> int:
     return max(1, ceil(rows / int(algorithm.num_mini_batches)))
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step down, unless loss or gradient are not finite."""
-    optimizer.zero_grad()
-    loss.backward()
-    slopes = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.get_total_norm([slope for slope in slopes if slope is not None])
-    if isfinite(float(norm)):
-        optimizer.step()

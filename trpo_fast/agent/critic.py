@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trpo_fast import _native
 from trpo_fast.backends.forward import mlp_forward
+from trpo_fast.base.finite_step import step_if_finite
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.trees import finite_in_rows, first_leaf, tree_leaves, tree_rows
@@ -119,10 +120,13 @@ class Critic:
         self, observations: Any, returns: Tensor, orders: Iterable[Tensor]
     ) -> list[Pass]:
         device = returns.device
-        return [
+        figures = [
             self._epoch(observations, returns, order)
             for order in (each.to(device) for each in orders)
         ]
+        # The host waits for the device here alone.
+        told = torch.stack(figures).tolist() if figures else []
+        return [(total, int(rows)) for total, rows in told]
 
     @staticmethod
     def _fit_fused(
@@ -147,32 +151,26 @@ class Critic:
             return None
         return AdamFit.of(layers, self._adam, self.parameters, self.batch_size)
 
-    def _epoch(self, observations: Any, returns: Tensor, order: Tensor) -> tuple[float, int]:
-        """One pass; returns the summed squared error and the rows whose step was refused."""
-        total, refused = 0.0, 0
+    def _epoch(self, observations: Any, returns: Tensor, order: Tensor) -> Tensor:
+        """One pass; the summed squared error and the rows whose step was refused, [2]."""
+        figures = torch.zeros(2, dtype=torch.float64, device=returns.device)
         for rows in order.split(self.batch_size):
             batch, targets = tree_rows(observations, rows), returns[rows]
-            loss = (self.value_function(batch) - targets).square().mean()
-            found = self._descend(loss)
-            refused += 0 if found is not None else len(targets)
-            total += (found or 0.0) * len(targets)
+            errors = (self.value_function(batch) - targets).square()
+            figures += self._descend(errors)
         self._adam.zero_grad(set_to_none=True)
-        return total, refused
+        return figures
 
-    def _descend(self, loss: Tensor) -> float | None:
-        """One step of Adam; the loss before it, or None where it is refused as not finite."""
-        found: list[Tensor | None] = list(
-            torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        )
-        gradients = [gradient for gradient in found if gradient is not None]
-        # One number that is finite only if the loss and every gradient are.
-        norm = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach()
-        if not bool(torch.isfinite(norm)):
-            return None
-        for parameter, gradient in zip(self.parameters, found, strict=True):
-            parameter.grad = gradient
-        self._adam.step()
-        return float(loss.detach())
+    def _descend(self, errors: Tensor) -> Tensor:
+        """One step of Adam down the mean of squared errors [n].
+
+        Returns:
+            Their sum and 0, or 0 and n where the step was refused as not finite, [2] in float64.
+        """
+        loss = errors.mean()
+        taken = step_if_finite(self._adam, self.parameters, loss)
+        total = (loss.detach().double() * len(errors)).where(taken, 0.0)
+        return torch.stack([total, len(errors) * (~taken).double()])
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's moments and step counts, one entry a parameter (the weights are not in it)."""

@@ -183,19 +183,17 @@ class RecurrentCritic(Critic):
         skipped, refused, loss = int((~usable).sum()), 0, None
         with one_thread_if_small(self.value_function, len(self._first)):
             for _ in range(self.epochs if bool(usable.any()) else 0):
-                total, missed = 0.0, 0
+                figures = torch.zeros(2, dtype=torch.float64, device=returns.device)
                 for group in self._groups(rng):
                     rows, sequences = self._batch(group, returns.device)
-                    kept = usable[rows]
                     values = self.value_function(tree_rows(observations, rows), sequences=sequences)
-                    errors = (values - returns[rows]).square()[kept]
-                    if not len(errors):
-                        continue
-                    found = self._descend(errors.mean())
-                    missed += 0 if found is not None else len(errors)
-                    total += (found or 0.0) * len(errors)
-                refused = max(refused, missed)
-                counted = len(returns) - skipped - missed
+                    errors = (values - returns[rows]).square()
+                    errors = errors[usable[rows]] if skipped else errors
+                    if len(errors):
+                        figures += self._descend(errors)
+                total, missed = figures.tolist()
+                refused = max(refused, int(missed))
+                counted = len(returns) - skipped - int(missed)
                 loss = total / counted if counted else None
         self._adam.zero_grad(set_to_none=True)
         return CriticResult(loss, skipped + refused)
