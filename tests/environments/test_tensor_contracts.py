@@ -270,6 +270,26 @@ def test_masks_in_observations_are_refused() -> None:
         collector(Masked())
 
 
+@pytest.mark.parametrize("choices", [True, False])
+def test_masks_that_a_method_gives_are_refused_where_actions_are_choices(choices: bool) -> None:
+    class Method(Counter):
+        single_action_space = spaces.Discrete(2) if choices else spaces.Box(-1, 1, (2,))
+
+        def action_masks(self) -> Tensor:
+            return torch.ones(self.num_envs, 2)
+
+        def step(self, actions: Tensor) -> Any:
+            *found, info = super().step(actions)
+            return *found, info | {"action_mask": self.action_masks()}
+
+    if choices:
+        with pytest.raises(EnvironmentSetupError, match=r"has action_masks\(\): action masks"):
+            collector(Method())
+    else:
+        env = TensorEnvironments(Method(), name="m", seed=0)
+        env.step(torch.zeros(3, 2), env.rows(3))
+
+
 def test_environments_in_numpy_are_sent_elsewhere() -> None:
     class InNumPy(Counter):
         def reset(self) -> Any:

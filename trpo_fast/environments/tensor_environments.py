@@ -17,7 +17,7 @@ from trpo_fast.base.errors import (
     EnvironmentSetupError,
     UnsupportedSpaceError,
 )
-from trpo_fast.base.spaces import check_action_space
+from trpo_fast.base.spaces import check_action_space, logit_blocks
 from trpo_fast.environments.action_masks import MASK_KEY, MaskSource
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.nested_actions import is_nested_space
@@ -94,8 +94,11 @@ class TensorEnvironments:
         self._first: Any = self._guard(self._contract.reset, restart_seed(seed, 0))
         self.device = _device_of(env, self._first, name)
         self.observation_space = self._guard(self._contract.observation_space, self._first)
+        self._choices = bool(logit_blocks(self.action_space))
         if without_mask(self.observation_space, self.action_space) is not self.observation_space:
             raise EnvironmentSetupError(f"{name} shows {MASK_KEY!r}: {NO_MASKS}")
+        if self._choices and callable(getattr(env, "action_masks", None)):
+            raise EnvironmentSetupError(f"{name} has action_masks(): {NO_MASKS}")
         self.row_format = ObservationFlattener(self.observation_space)
         self._flatten = TensorFlattener(self.observation_space, self.device)
 
@@ -149,7 +152,7 @@ class TensorEnvironments:
             EnvironmentFault: the environment raised, or gave what its contract does not allow.
         """
         found: TensorStep = self._guard(self._contract.step, actions)
-        if MASK_KEY in found.info:
+        if self._choices and MASK_KEY in found.info:
             raise EnvironmentFault(f"{self.name} gives info[{MASK_KEY!r}]: {NO_MASKS}")
         self._write(found.observations, out)
         rewards = self._column("the reward", found.rewards)
