@@ -23,22 +23,20 @@ from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.callbacks import Callback, CallbackRunner
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.agent.construction import asked_for, make_training
 from trpo_fast.agent.evaluation import Evaluation
 from trpo_fast.agent.export import ExportedPolicy, export_policy
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import Learner
-from trpo_fast.agent.making import Collector, device_of, make_collector, require_served
-from trpo_fast.agent.policies import row_format
+from trpo_fast.agent.making import Collector
 from trpo_fast.agent.run_on_disk import RunOnDisk
 from trpo_fast.agent.scoring import Scoring
-from trpo_fast.agent.shared_training import shared_by
-from trpo_fast.agent.state import Training
+from trpo_fast.agent.shared_training import SharedTraining
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.output import remark, say
 from trpo_fast.base.ranks import Ranks
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.tensor_flattening import first_leaf
-from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.files import given_path
@@ -84,46 +82,18 @@ class TRPO:
                 f"TRPO takes the environment alone by position, got {env!r} and {misplaced[0]!r}: "
                 "write TRPO(env), and policy= for a name or a module of your own"
             )
-        if "env_kwargs" in options and options["env_kwargs"] is None:
-            del options["env_kwargs"]
-        if isinstance(policy, str):
-            options, policy = {**options, "policy": policy}, None
-        config = Config.from_options(options)
-        if config.seed is None:
-            config = config.replace(seed=int(np.random.SeedSequence().generate_state(1)[0]))
-        remembers = config.policy == "recurrent" or (policy is not None and is_recurrent(policy))
-        require_served(config, remembers=remembers, shared=process_group is not None)
-        shared = self.shared = shared_by(process_group, config)
-        if shared is not None:
-            config = shared.start(config, env)
-        collector = make_collector(env, config, row_format(policy, config.policy), shared)
-        self.env = collector.env
-        config = config.replace(num_envs=self.env.num_envs if shared is None else shared.total)
+        config, module = asked_for(options, policy)
+        self.training = make_training(
+            env,
+            config,
+            policy=module,
+            value_function=value_function,
+            process_group=process_group,
+            dtype=_dtype,
+        )
+        self.env = self.training.collector.env
         self.observation_space = self.env.observation_space
         self.action_space = self.env.action_space
-        given = {"policy": policy, "value_function": value_function}
-        self.training = Training(
-            env if isinstance(env, str) else None,
-            config,
-            [name for name, module in given.items() if module is not None],
-            Learner(
-                config,
-                self.observation_space,
-                self.action_space,
-                self.env.row_format,
-                policy=policy,
-                value_function=value_function,
-                dtype=_dtype,
-                device=device_of(collector),
-                num_envs=None if shared is None else shared.learnt_envs,
-                shared=None if shared is None or shared.replicated else shared,
-            ),
-            collector,
-            np.random.Generator(np.random.Philox(config.seed)),
-            shared,
-        )
-        if shared is not None:
-            shared.warn_of_rounding(self.policy)
         self.actor = Actor(
             self.policy, self.observation_space, self.action_space, self.learner.normalizer
         )
@@ -136,6 +106,11 @@ class TRPO:
         self.callback_figures: Row = {}
         # Seconds of the last `learn` call by phase, see time_budget.py.
         self.time_budget: Mapping[str, float] = {}
+
+    @property
+    def shared(self) -> SharedTraining | None:
+        """The ranks that train this agent together; None where this process is alone."""
+        return self.training.shared
 
     @property
     def writes(self) -> bool:
