@@ -19,7 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trpo_fast.agent.config import Config
-from trpo_fast.base.errors import BadObservationError, EnvironmentFault, EnvironmentSetupError
+from trpo_fast.base.errors import (
+    BadObservationError,
+    EnvironmentFault,
+    EnvironmentSetupError,
+    users_level,
+)
 from trpo_fast.base.trees import is_nested
 from trpo_fast.environments import seeded_episodes
 from trpo_fast.environments.action_masks import MaskReader
@@ -267,7 +272,7 @@ class _Player:
         """Drop the running episode where that is asked for; raise the fault otherwise."""
         if on_fault != "drop":
             raise fault
-        warnings.warn(f"{fault} The episode is left out.", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"{fault} The episode is left out.", RuntimeWarning, stacklevel=users_level())
         self._end(dropped=True)
 
     def _show(self, observation: Any, info: dict[str, Any]) -> None:
@@ -306,7 +311,7 @@ def result_of(episodes: list[Episode], max_steps: int) -> Evaluation:
             f"{cut} of {len(kept)} evaluation episodes were stopped after {max_steps} steps and "
             "count with the return they had (eval_max_steps; gymnasium.wrappers.TimeLimit ends "
             "episodes in training too)",
-            stacklevel=4,
+            stacklevel=users_level(),
         )
     returns = tuple(episode.total for episode in kept)
     lengths = tuple(episode.length for episode in kept)
@@ -324,7 +329,7 @@ def _warn_of_fresh_statistics(env: gymnasium.Env[Any, Any]) -> None:
                 "shown, or scored in, other numbers than in training. Leave the wrapper out: "
                 "normalize_observations and normalize_rewards keep theirs in the agent.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=users_level(),
             )
         env = env.env
 

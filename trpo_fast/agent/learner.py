@@ -26,6 +26,7 @@ from trpo_fast.agent.critic_rows import CriticRows
 from trpo_fast.agent.policies import make_networks, warn_of_distant_bounds
 from trpo_fast.agent.recurrence import RecurrentCritic, RecurrentLearning
 from trpo_fast.agent.shared_training import SharedTraining
+from trpo_fast.base.errors import users_level
 from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.spaces import action_dimensions
 from trpo_fast.base.threads import SMALL_ARRAY, one_thread, one_thread_if_small
@@ -400,7 +401,7 @@ def shared_parameters(
             f"{len(shared)} parameter tensors of the value function belong to the policy: the "
             "trust-region step moves them, the critic's fit does not. Separate networks learn "
             "values better.",
-            stacklevel=5,
+            stacklevel=users_level(),
         )
     return shared
 

@@ -24,7 +24,7 @@ from trpo_fast.agent.evaluation import (
     check_episodes,
     result_of,
 )
-from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.errors import EnvironmentFault, users_level
 from trpo_fast.base.spaces import logit_blocks
 from trpo_fast.environments.interface import Bool, Environments, Rows
 
@@ -147,7 +147,7 @@ class _Play:
         )
         if self._on_fault != "drop":
             raise EnvironmentFault(text, env_index=index, step=step)
-        warnings.warn(f"{text} The episode is left out.", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"{text} The episode is left out.", RuntimeWarning, stacklevel=users_level())
         self._finish(bad, dropped=True)
         running = bad & ~np.asarray(ended)
         if running.any():

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from torch import nn
 
 from trpo_fast.agent.config import Config, ConfigError
+from trpo_fast.base.errors import users_level
 from trpo_fast.base.images import image_of
 from trpo_fast.base.spaces import Space, leaves
 from trpo_fast.environments.flattening import ObservationFlattener
@@ -183,7 +184,7 @@ def _warn_of_flat_images(policy: nn.Module, space: Space) -> None:
         warnings.warn(
             f"images of {images[0].shape} are flattened into a perceptron, which does not see "
             f"what lies beside what: {better} (policy={name!r}) does",
-            stacklevel=6,
+            stacklevel=users_level(),
         )
 
 
@@ -224,5 +225,5 @@ def _warn_of_box(name: str, space: spaces.Box, reach: npt.NDArray[np.float64]) -
         f"{index}, [{low[index]:g}, {high[index]:g}]: what is clipped there teaches nothing. Use "
         "distribution='squashed', which maps actions onto the bounds, or rescale them with "
         "gymnasium.wrappers.RescaleAction(env, -1, 1)",
-        stacklevel=6,
+        stacklevel=users_level(),
     )

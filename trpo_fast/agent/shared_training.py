@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trpo_fast.agent.config import Config
-from trpo_fast.base.errors import EnvironmentSetupError, RankError
+from trpo_fast.base.errors import EnvironmentSetupError, RankError, users_level
 from trpo_fast.base.ranks import Ranks
 from trpo_fast.rollouts.normalization import RunningMeanStd
 from trpo_fast.rollouts.rollout import Rollout
@@ -104,7 +104,7 @@ class SharedTraining:
                 "it draws depends in its last bits, or altogether where the policy draws for "
                 "itself, on how many environments a rank steps. The ranks agree bit for bit with "
                 "one another, but not with one process.",
-                stacklevel=3,
+                stacklevel=users_level(),
             )
 
     def figures(self) -> dict[str, float]:

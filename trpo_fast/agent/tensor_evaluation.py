@@ -21,7 +21,7 @@ from trpo_fast.agent.evaluation import (
     episode_seed,
 )
 from trpo_fast.agent.making import tensor_environments
-from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
+from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError, users_level
 from trpo_fast.environments.tensor_environments import TensorEnvironments
 from trpo_fast.environments.tensor_source import is_recipe
 
@@ -144,7 +144,7 @@ class _Players:
         fault = EnvironmentFault(f"{text} {step} of its episode.", env_index=index, step=step)
         if self._on_fault != "drop":
             raise fault
-        warnings.warn(f"{fault} The episode is left out.", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"{fault} The episode is left out.", RuntimeWarning, stacklevel=users_level())
         self._dropped += int(bad.sum())
         self._left[bad] -= 1
         self._leave(bad)
@@ -162,7 +162,7 @@ class _Players:
                 f"{self._cut} of {len(self.done)} evaluation episodes were stopped after "
                 f"{self._max_steps} steps and count with the return they had (eval_max_steps), and "
                 f"{self._unplayed} could not be played after one that was stopped or dropped",
-                stacklevel=4,
+                stacklevel=users_level(),
             )
         played = sorted(self.done, key=lambda episode: episode[0])
         returns = tuple(total for _, total, _ in played)

@@ -94,5 +94,5 @@ def serving(net: Network, batch: Batch, options: Options) -> str:
             return name
         if named:
             raise ValueError(f"backend={name!r} cannot serve: {refusal}. Use backend='auto'.")
-        say_once(f"the policy update leaves backend {name!r}: {refusal}", stacklevel=8)
+        say_once(f"the policy update leaves backend {name!r}: {refusal}")
     raise ValueError("no backend serves this batch")

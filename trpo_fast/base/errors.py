@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 import numpy.typing as npt
 
 _said: set[str] = set()
+# Packages whose lines a user has not written.
+NOT_THE_USERS = {"trpo_fast", "torch", "contextlib"}
 
 
 class FallbackWarning(UserWarning):
     """Slower code serves than the one that was built for the case; the text says why."""
 
 
-def say_once(message: str, stacklevel: int = 5) -> None:
+def users_level() -> int:
+    """`stacklevel` of a warning that is to name the user's line.
+
+    That of the nearest frame, from the caller's on, which is neither of this package nor of torch,
+    whose optimizers wrap `step`.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and _package(frame) in NOT_THE_USERS:
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def say_once(message: str) -> None:
     """Warn of a fallback, once a process for each text."""
     if message not in _said:
         _said.add(message)
-        warnings.warn(message, FallbackWarning, stacklevel=stacklevel + 1)
+        warnings.warn(message, FallbackWarning, stacklevel=users_level())
 
 
 class UserError(ValueError):

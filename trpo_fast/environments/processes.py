@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError
+from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError, users_level
 
 # Seconds in which processes that are told to end must show that they heard it, and in which they
 # must have obeyed SIGTERM before they are killed: all of them together.
@@ -102,7 +102,9 @@ def warn_of_closing(name: str, told: Sequence[str]) -> None:
     texts = [text for text in told if text]
     if texts:
         warnings.warn(
-            f"{name} did not close well: {'; '.join(texts)}", RuntimeWarning, stacklevel=4
+            f"{name} did not close well: {'; '.join(texts)}",
+            RuntimeWarning,
+            stacklevel=users_level(),
         )
 
 

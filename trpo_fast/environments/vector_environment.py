@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.errors import EnvironmentFault, users_level
 from trpo_fast.base.spaces import Space, check_action_space
 from trpo_fast.environments.action_masks import MaskSource
 from trpo_fast.environments.flattening import ObservationFlattener
@@ -374,7 +374,7 @@ def _autoreset_mode(vector: Any) -> AutoresetMode:
         warnings.warn(
             f"{type(vector).__name__} does not say in metadata['autoreset_mode'] what follows an "
             "episode's end; taking gymnasium's default, AutoresetMode.NEXT_STEP.",
-            stacklevel=4,
+            stacklevel=users_level(),
         )
         return AutoresetMode.NEXT_STEP
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)

@@ -290,7 +290,7 @@ class TRPOOptimizer(LightOptimizer):
                     self.state.setdefault(p, {AGE: 0})
             return update(problem, options, unit=batch.unit, agreed=agreed)
         if getattr(self.module, "observation", "") != "structured":  # those are made for it
-            say_once(f"TRPOOptimizer takes the generic path: {network}", stacklevel=6)
+            say_once(f"TRPOOptimizer takes the generic path: {network}")
         with twice_differentiable(self.module, options.noise), backward_named():
             return update(problem, options, unit=batch.unit, agreed=agreed)
 

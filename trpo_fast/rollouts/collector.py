@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.errors import EnvironmentFault, users_level
 from trpo_fast.base.tensors import bad_rows
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.time_budget import TimeBudget
@@ -397,7 +397,7 @@ class RolloutCollector:
 
     def _begin_next_episodes(self, state: Mapping[str, npt.NDArray[Any]], why: str) -> None:
         """Of a state whose running episodes cannot be replayed."""
-        warnings.warn(why, RuntimeWarning, stacklevel=3)
+        warnings.warn(why, RuntimeWarning, stacklevel=users_level())
         nothing = np.split(np.asarray(state["actions"])[:0], self.env.num_envs)
         begun = [int(number) for number in state["episodes"]]
         self.env.replay(list(zip(begun, nothing, strict=True)), self._observations)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from trpo_fast.base.errors import EnvironmentFault
+from trpo_fast.base.errors import EnvironmentFault, users_level
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.environments.tensor_contracts import FINAL_KEYS
 from trpo_fast.environments.tensor_environments import TensorEnvironments
@@ -145,7 +145,7 @@ class TensorCollector:
         if not self._warned:
             keys = " or ".join(FINAL_KEYS)
             text = NO_FINALS.format(name=self.env.name, keys=keys)
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warnings.warn(text, RuntimeWarning, stacklevel=users_level())
         self._warned = True
 
     # NaN from an environment
@@ -193,7 +193,7 @@ class TensorCollector:
                 f"environment {int(bad.nonzero()[0, 1])} of {self.env.name} returned NaN or "
                 "infinity; its episode is dropped. Further ones are counted, not announced.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=users_level(),
             )
         self.dropped_episodes += count
         return count, not bool(dropped[-1].any())

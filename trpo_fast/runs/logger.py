@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo_fast.base.errors import UserError
+from trpo_fast.base.errors import UserError, users_level
 from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
 from trpo_fast.runs.files import open_to_change, open_to_read, write_atomically
 from trpo_fast.runs.tensorboard import EventFile
@@ -94,7 +94,9 @@ class RunLogger:
             return True
         if reason != self._told:
             self._told = reason
-            warnings.warn(f"cannot write {self._path}: {reason}; will try again", stacklevel=3)
+            warnings.warn(
+                f"cannot write {self._path}: {reason}; will try again", stacklevel=users_level()
+            )
         return False
 
     def close(self) -> None:
@@ -109,7 +111,9 @@ class RunLogger:
         with open_to_change(self._path) as file:
             if os.fstat(file.fileno()).st_size < self._end:
                 # Deleted or cut by somebody: to go on at its old end would leave a hole of zeros.
-                warnings.warn(f"{self._path} has lost its rows: it begins anew", stacklevel=4)
+                warnings.warn(
+                    f"{self._path} has lost its rows: it begins anew", stacklevel=users_level()
+                )
                 self._end = 0
             if not self._end:
                 data = _line(self._columns) + data
@@ -145,7 +149,7 @@ class RunLogger:
             with contextlib.suppress(Exception):
                 self._events.close()
         self._events = None
-        warnings.warn(f"TensorBoard events are switched off: {reason}", stacklevel=4)
+        warnings.warn(f"TensorBoard events are switched off: {reason}", stacklevel=users_level())
 
 
 def reason_of(error: Exception) -> str:

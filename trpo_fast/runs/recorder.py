@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from trpo_fast.base.errors import users_level
 from trpo_fast.runs.checkpoint import save_checkpoint
 from trpo_fast.runs.directory import RunDirectory, RunDirectoryError
 from trpo_fast.runs.files import refusal
@@ -167,4 +168,6 @@ class RunRecorder:
         self._unsaved[output] = action
         if reason != self._reasons.get(output):
             self._reasons[output] = reason
-            warnings.warn(f"cannot write {output}: {reason}; will try again", stacklevel=4)
+            warnings.warn(
+                f"cannot write {output}: {reason}; will try again", stacklevel=users_level()
+            )
