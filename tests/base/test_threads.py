@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from trpo_fast.base.threads import SMALL_PRODUCT, largest_product, one_thread_if_small
+from trpo_fast.base.threads import (
+    SMALL_PRODUCT,
+    largest_product,
+    one_thread_if_small,
+    usable_cores,
+)
 
 
 @pytest.fixture
@@ -57,3 +65,27 @@ def test_the_critics_bits_do_not_depend_on_the_number_of_threads():
         weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     torch.set_num_threads(before)
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "1600000 100000\n"}, 8),
+        ({"cpu.max": "what is this\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({}, 8),
+    ],
+)
+def test_a_quota_counts_as_so_many_cores(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("trpo_fast.base.threads._CONTROL_GROUP", tmp_path)
+    assert usable_cores() == cores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import torch
 
 from trpo_fast import _native
 from trpo_fast.base.install import install_line, rebuild_line
+from trpo_fast.base.threads import usable_cores
 from trpo_fast.command import doctor
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -108,7 +108,7 @@ def test_missing_core_dependency_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_more_threads_than_cpus_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpus = len(os.sched_getaffinity(0))
+    cpus = usable_cores()
     monkeypatch.setattr(torch, "get_num_threads", lambda: cpus + 1)
     hints = doctor.doctor_report()["hints"]
     assert any(f"export OMP_NUM_THREADS={cpus}" in hint for hint in hints)

@@ -10,20 +10,37 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from math import inf
+from pathlib import Path
 
 import torch
 from torch import nn
 
 # Multiplications in the largest product of a forward pass: about 0.2 ms on one core.
 SMALL_PRODUCT = 1 << 22
+# What a container sees as the root of its control group.
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 # Numbers in an array that one core goes over in about a millisecond: as long as threads that were
 # woken for it would spin afterwards.
 SMALL_ARRAY = 1 << 22
 
 
 def usable_cores() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """CPUs that this process may run on, and what a container's quota allows of them."""
+    return max(1, round(min(len(os.sched_getaffinity(0)), _quota(_CONTROL_GROUP))))
+
+
+def _quota(group: Path) -> float:
+    """CPUs' worth of time that a control group has, of version 2 or 1."""
+    try:
+        if (group / "cpu.max").exists():
+            allowed, period = (group / "cpu.max").read_text().split()
+        else:
+            files = (group / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+            allowed, period = (file.read_text().strip() for file in files)
+        return inf if allowed in ("max", "-1") else int(allowed) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return inf
 
 
 def own_cores() -> int:
