@@ -190,6 +190,21 @@ def test_nothing_outlives_a_killed_trainer(
     assert shared_names() <= shared
 
 
+def test_what_nobody_holds_ends_beside_younger_processes() -> None:
+    one, other = (
+        make_vector_env(Walk, num_envs=4, seed=5, vectorization="workers", num_workers=2)
+        for _ in range(2)
+    )
+    processes = one.processes
+    del one
+    gc.collect()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [1, 1]
+    heard(other, 3)
+    other.close()
+
+
 @pytest.mark.parametrize("closed", [True, False])
 def test_processes_files_and_memory_are_given_back(closed: bool) -> None:
     def once() -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import select
 import signal
@@ -64,6 +65,12 @@ def close_for(pipe: Connection, close: Callable[[], Any]) -> None:
 
 
 # In the trainer
+
+
+def start_method() -> str:
+    """How multiprocessing starts processes here, without settling it for the whole program."""
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return chosen or multiprocessing.get_all_start_methods()[0]
 
 
 def closed(close: Callable[[], Any]) -> str:

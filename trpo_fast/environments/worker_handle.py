@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+import weakref
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,6 +31,10 @@ from trpo_fast.environments.worker_process import (
     serve,
 )
 
+# The trainer's ends of all workers' pipes. A forked process has them, too, and closes them: a
+# worker ends when nobody has the other end of its pipe.
+_ENDS: weakref.WeakSet[Connection] = weakref.WeakSet()
+
 
 class Worker:
     """One process, seen from the trainer."""
@@ -51,11 +55,11 @@ class Worker:
         self.pipe: Connection
         self.process: Any = None
 
-    def start(self, context: Any, older: Sequence[Connection]) -> None:
-        """Begin the process; ``older`` are the trainer's ends of other workers' pipes."""
+    def start(self, context: Any) -> None:
+        """Begin the process, as a context of multiprocessing does it."""
         self.pipe, theirs = context.Pipe()
-        forked = context.get_start_method() == "fork"
-        inherited = [*older, self.pipe] if forked else []
+        _ENDS.add(self.pipe)
+        inherited = list(_ENDS) if context.get_start_method() == "fork" else []
         given: Any = self.source
         source: Any = CloudpickleWrapper(given)  # for functions that pickle cannot send
         process = context.Process(

@@ -25,7 +25,7 @@ from trpo_fast.environments.board import LOOK, Board, Shape
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Bool, Episode, Rows, Transition
 from trpo_fast.environments.nested_actions import own_space
-from trpo_fast.environments.processes import closed, dismiss, end, warn_of_closing
+from trpo_fast.environments.processes import closed, dismiss, end, start_method, warn_of_closing
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
 from trpo_fast.environments.silence import Silence
@@ -49,6 +49,7 @@ class Workers:
         start_timeout: seconds that the processes have to start, and for an answer until it is set
             to None; None: as long as it takes.
         rows: makes the format of the observations from their space.
+        method: of multiprocessing, that starts them; "" for the program's.
 
     Raises:
         EnvironmentSetupError: the processes cannot be started.
@@ -69,8 +70,10 @@ class Workers:
         step_timeout: float = 0.0,
         start_timeout: float | None = None,
         rows: Callable[[Space], RowFormat] = ObservationFlattener,
+        method: str = "",
     ) -> None:
         self.name = name
+        self._method = method or start_method()
         self.num_envs = len(factories)
         self.action_space, self._given = own_space(action_space), action_space
         self.observation_space = without_mask(observation_space, self.action_space)
@@ -135,12 +138,12 @@ class Workers:
         )
         # With fewer cores than processes, looking would keep somebody else from stepping.
         look = LOOK if len(self._sources) <= own_cores() else 0.0
-        context = multiprocessing.get_context()
+        context = multiprocessing.get_context(self._method)
         try:
             for number, source in enumerate(self._sources[: self.num_workers]):
                 worker = Worker(number, board, source, look, self._silence)
                 self._workers.append(worker)
-                worker.start(context, [other.pipe for other in self._workers[:-1]])
+                worker.start(context)
             for source in self._sources[self.num_workers :]:
                 self._own = Share(board, source, [NOBODY], own=True)
             for worker in self._workers:
