@@ -56,6 +56,7 @@ def cores(monkeypatch: pytest.MonkeyPatch, unhurried: None) -> None:
     del unhurried
     monkeypatch.setattr(automatic, "perf_counter", lambda: PASSED[0])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr("trpo_fast.base.threads._CONTROL_GROUP", Path("/nowhere"))
     monkeypatch.setattr(automatic, "HANDOVER", 4e-5)
 
 
@@ -78,6 +79,22 @@ def test_costly_steps_move_to_workers_and_change_nothing(closing: Callable[[Any]
     assert isinstance(env.current, Workers)
     assert env.choice.startswith("workers: 3 processes and this one on 4 cores, since a step of 6")
     assert_same(heard(make_vector_env(Costly, num_envs=6, seed=5), 70), said)
+
+
+def later_python(monkeypatch: pytest.MonkeyPatch, methods: list[str]) -> None:
+    """In which the first of these methods is multiprocessing's own choice."""
+    known = automatic.multiprocessing
+    monkeypatch.setattr(known, "get_start_method", lambda allow_none=False: None)
+    monkeypatch.setattr(known, "get_all_start_methods", lambda: methods)
+
+
+def test_processes_are_forked_where_the_program_has_not_chosen(
+    closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later_python(monkeypatch, ["forkserver", "spawn", "fork"])
+    env = closing(auto(Costly))
+    heard(env, 30)
+    assert type(env.current.processes[0]).__name__ == "ForkProcess"
 
 
 def test_cheap_steps_stay(closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +258,8 @@ def leveled(levels: list[int]) -> Callable[[], Any]:
         ({"cores": 1}, "sync: one core"),
         ({"method": "spawn"}, "sync: multiprocessing starts processes by spawn here"),
         ({"jax": True}, "sync: JAX is loaded"),
+        ({"traced": True}, "sync: a debugger or a tracer is at work"),
+        ({"system": "darwin"}, "sync: multiprocessing starts processes by spawn here"),
         ({"daemon": True}, "sync: this process is a daemon"),
         ({"kind": Drawn}, "sync: they render"),
         ({"kind": leveled([0])}, "sync: they may share a list with this program"),
@@ -259,6 +278,11 @@ def test_reasons_that_need_no_clock(
         monkeypatch.setattr(automatic.multiprocessing, "current_process", lambda: daemon)
     if "jax" in options:
         monkeypatch.setitem(sys.modules, "jax", None)
+    if "system" in options:
+        monkeypatch.setattr(sys, "platform", options["system"])
+        later_python(monkeypatch, ["spawn", "fork", "forkserver"])
+    if "traced" in options:
+        monkeypatch.setattr(sys, "gettrace", lambda: print)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", options.get("ranks", "1"))
     env = auto(options.get("kind", Scripted), num_envs=options.get("num_envs", 4))
     assert not isinstance(env, AutomaticEnvironments)

@@ -39,7 +39,7 @@ class Config(SharedOptions):
 
     num_envs: int = option(8, "environment", "environments stepped together", minimum=1, fixed=True)
     vectorization: str = option(
-        "sync",
+        "auto",
         "environment",
         "how they are stepped: in this process (sync), by this one and some others (workers), by "
         "whichever of the two the first steps show to be quicker (auto), in one process each "

@@ -42,6 +42,8 @@ LEAST_SAVED = 0.2
 WATCHED = 10.0
 # Seconds that processes have to start and to replay a few steps.
 STARTED = 20.0
+# Of multiprocessing's methods the one for which no script need guard its main part.
+START_METHOD = "fork"
 
 
 def why_not_workers(
@@ -67,17 +69,37 @@ def why_not_workers(
         return f"they may share {shared} with this program; ask for workers if they need not"
     if multiprocessing.current_process().daemon:
         return "this process is a daemon, which may start none"
-    # Asked without allow_none, it would settle the method for the whole program.
-    method = multiprocessing.get_start_method(allow_none=True)
-    method = method or multiprocessing.get_all_start_methods()[0]
-    if method != "fork":
+    method = multiprocessing.get_start_method(allow_none=True) or _usual_method()
+    if method != START_METHOD:
         return (
             f"multiprocessing starts processes by {method} here, for which a script must be "
             "written; ask for workers if yours is"
         )
     if "jax" in sys.modules:
         return "JAX is loaded, whose threads do not survive a fork"
+    if _traced():
+        return "a debugger or a tracer is at work, which does not see into other processes"
     return None
+
+
+def _usual_method() -> str:
+    """How processes are started where the program has not chosen.
+
+    On Linux by fork, though from Python 3.14 on multiprocessing does not unless told to, since a
+    thread may hold a lock at that moment: a worker that does not begin is given up here.
+    """
+    linux = sys.platform == "linux"
+    return START_METHOD if linux else multiprocessing.get_all_start_methods()[0]
+
+
+def _traced() -> bool:
+    """Whether something follows this program line by line."""
+    if sys.gettrace() is not None:
+        return True
+    monitoring = getattr(sys, "monitoring", None)  # of Python 3.12 on
+    if monitoring is None:
+        return False
+    return any(map(monitoring.get_tool, (monitoring.DEBUGGER_ID, monitoring.COVERAGE_ID)))
 
 
 class AutomaticEnvironments:

@@ -22,7 +22,11 @@ from trpo_fast.base.errors import (
 from trpo_fast.base.install import install_line
 from trpo_fast.base.spaces import Space, check_action_space
 from trpo_fast.environments import env_pool
-from trpo_fast.environments.automatic import AutomaticEnvironments, why_not_workers
+from trpo_fast.environments.automatic import (
+    START_METHOD,
+    AutomaticEnvironments,
+    why_not_workers,
+)
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.gymnasium_vectors import LocalEnvironments
 from trpo_fast.environments.interface import Environments
@@ -232,11 +236,11 @@ def _workers(
     step_timeout: float,
     start_timeout: float | None = None,
 ) -> Workers:
-    first = _first(factories, rows)
-    if start_timeout is None:
-        first.close()
-    else:
+    first, auto = _first(factories, rows), start_timeout is not None
+    if auto:
         first.env.close()  # whose exception keeps `auto` from it: it closes copies amid a run
+    else:
+        first.close()
     return Workers(
         factories,
         first.observation_space,
@@ -247,6 +251,7 @@ def _workers(
         step_timeout=step_timeout,
         start_timeout=start_timeout,
         rows=rows,
+        method=START_METHOD if auto else "",
     )
 
 
