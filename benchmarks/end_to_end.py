@@ -12,7 +12,8 @@ threads that spin included: over the number of cores, what a schedule without a 
 The same iteration for both: B environments x T steps, a 2x64 tanh policy and value function, 10 CG
 iterations, 10 critic epochs of minibatches of 128, without normalisation by either (sb3-contrib's
 is a wrapper that costs it more). "trpo_fast, defaults" is trpo_fast with its own defaults:
-observation and reward normalisation, and whatever else they hold. The PPOs have the same networks
+observation and reward normalisation, and whatever else they hold; "trpo_fast, sync" stands beside
+"trpo_fast" where that may step in other processes. The PPOs have the same networks
 and rollouts, and epochs and minibatches of their own (peer_ppo.py).
 """
 
@@ -34,15 +35,18 @@ import numpy as np
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 CASES = {  # environments, steps
+    "auto": (8, 1024),
     "sync": (8, 1024),
     "workers": (8, 1024),
     "async": (8, 1024),
     "envpool": (64, 128),
 }
+ELSEWHERE = ("auto", "workers")  # which may step in other processes, without a pickle
 EPOCHS, BATCH_ROWS = 10, 128
 # Of each contender: at least so many, and as many as this time holds.
 ITERATIONS, SECONDS = 3, 2.0
 SPEED = "steps_per_second"
+SYNC = "trpo_fast, sync"
 Figures = dict[str, Any]
 
 
@@ -53,7 +57,7 @@ def alone(env_id: str, kind: str, envs: int, steps: int) -> Figures:
     rng = np.random.default_rng(0)
     if kind != "envpool":
         # gymnasium has no workers: its own vector in one process is what they stand beside.
-        own = "sync" if kind == "workers" else kind
+        own = "sync" if kind in ELSEWHERE else kind
         vector: Any = gymnasium.make_vec(env_id, envs, vectorization_mode=own)
         space = vector.single_action_space
     else:
@@ -103,7 +107,7 @@ def ours(env_id: str, kind: str, envs: int, steps: int, *, plain: bool) -> Figur
         agent.learn(1, progress_bar=False)
         budgets.append(dict(agent.time_budget))
 
-    figures = timed(iteration)
+    figures = {**timed(iteration), "vectorization": agent.vectorization}
     agent.close()
     best = min(budgets[1:], key=lambda budget: sum(budget.values()))
     return {**figures, "budget": best}
@@ -173,6 +177,7 @@ CONTENDERS: dict[str, Callable[..., Figures]] = {
     "environments alone": alone,
     "trpo_fast": lambda *case: ours(*case, plain=True),
     "trpo_fast, defaults": lambda *case: ours(*case, plain=False),
+    SYNC: lambda env_id, _, *size: ours(env_id, "sync", *size, plain=True),
     "sb3-contrib": peer,
     "sb3-contrib, subproc": lambda env_id, _, *size: peer(env_id, "subproc", *size),
     "SB3 PPO": lambda *case: ppo(*case, zoo=False),
@@ -203,9 +208,10 @@ def one(env_id: str, kind: str, contender: str) -> None:
 def run(options: argparse.Namespace) -> None:
     out = options.out
     document: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    names = [name for name in CONTENDERS if name not in options.skip]
+    wanted = [name for name in CONTENDERS if name not in options.skip]
     for env_id in options.envs:
         for kind in options.kinds:
+            names = [name for name in wanted if name != SYNC or kind in ELSEWHERE]
             if options.replace:
                 document.pop(f"{env_id} {kind}", None)
             # The peer has no EnvPool of its own: its best vectorization is measured beside it.

@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from score_statistics import interquartile_mean, interval, profile
-from training_runs import EPISODES, Run, RunTable, train
+from seconds_to_score import section as seconds_to_score
+from training_runs import AGENTS, EPISODES, OURS, Run, RunTable, train
 
 from trpo_fast.runs.plotting import COLOURS, new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = "trpo_fast"
-AGENTS = (OURS, "sb3-contrib TRPO", "SB3 PPO")
 MILLION = 1_000_000
 
 
@@ -148,7 +147,7 @@ def spent(tasks: Sequence[Task], runs: RunTable) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(tasks: Sequence[Task], runs: RunTable) -> str:
+def page(tasks: Sequence[Task], runs: RunTable, paces: Path) -> str:
     """The results as Markdown."""
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return f"""# Learning results
@@ -167,7 +166,7 @@ environment it was, or what solves the task. [How the defaults were chosen](choo
 {missing(tasks, runs)}Thin lines in the picture are seeds, thick ones their mean: the return of the
 last 100 training episodes, in which actions are sampled; the score acts by the mode, so it is
 usually higher.
-
+{seconds_to_score(AGENTS, runs, paces)}
 ## What the updates spent
 
 Of our runs above, with the defaults:
@@ -255,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         runs.add(run_once(task, arm, seed))
     at = options.out / "docs" / "learning-results.md"
     at.parent.mkdir(parents=True, exist_ok=True)
-    at.write_text(page(TASKS, runs) + section_of_headline(at))
+    paces = runs.path.with_name("pace.json")
+    at.write_text(page(TASKS, runs, paces) + section_of_headline(at))
     picture(TASKS, runs, options.out / "docs" / "assets" / "learning.png")
 
 

@@ -37,26 +37,13 @@ PPO_NETWORKS = {"log_std_init": -2, "ortho_init": False, "net_arch": [256, 256]}
 PPO_WIDE = ("HalfCheetah", "Hopper", "Walker2d")
 
 
-def train_peer(agent: str, env: str, steps: int, seed: int) -> Run:
-    """Train "sb3-contrib TRPO" or "SB3 PPO" once; the score is by the mode, as ours."""
+def make_peer(agent: str, env: str, seed: int) -> Any:
+    """An untrained peer: "sb3-contrib TRPO" or "SB3 PPO"."""
     import torch
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import VecNormalize
 
     task = env.partition("-")[0]
-    curve: list[tuple[int, float]] = []
-
-    class Note(BaseCallback):  # type: ignore[misc]
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_end(self) -> None:
-            returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-            if returns:
-                curve.append((self.num_timesteps, float(np.mean(returns))))
-
     made: Any
     if agent == "sb3-contrib TRPO":
         from sb3_contrib import TRPO
@@ -73,7 +60,27 @@ def train_peer(agent: str, env: str, steps: int, seed: int) -> Run:
             keywords["policy_kwargs"] = network
     gamma = keywords.get("gamma", 0.99)
     vector = VecNormalize(make_vec_env(env, count, seed=seed), gamma=gamma)
-    model = made("MlpPolicy", vector, seed=seed, device="cpu", **keywords)
+    return made("MlpPolicy", vector, seed=seed, device="cpu", **keywords)
+
+
+def train_peer(agent: str, env: str, steps: int, seed: int) -> Run:
+    """Train a peer once; the score is by the mode, as ours."""
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    curve: list[tuple[int, float]] = []
+
+    class Note(BaseCallback):  # type: ignore[misc]
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+            if returns:
+                curve.append((self.num_timesteps, float(np.mean(returns))))
+
+    model = make_peer(agent, env, seed)
+    vector = model.get_env()
     began = time.perf_counter()
     model.learn(steps, callback=Note())
     seconds = time.perf_counter() - began

@@ -16,6 +16,8 @@ import numpy as np
 
 from trpo_fast import TRPO
 
+OURS = "trpo_fast"
+AGENTS = (OURS, "sb3-contrib TRPO", "SB3 PPO")
 EPISODES = 20
 CURVE_POINTS = 50  # kept of a curve
 

@@ -49,7 +49,9 @@ def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
     assert "trpo_fast, gamma=0.9" in page
     assert "so far" not in page
     runs = learning.RunTable(tmp_path / "benchmarks" / "results" / "learning.csv")
-    assert "so far with these defaults: Later-v0." in learning.page((easy, later), runs)
+    assert "so far with these defaults: Later-v0." in learning.page(
+        (easy, later), runs, tmp_path / "none"
+    )
     numbers = tmp_path / "benchmarks" / "results" / "learning.csv"
     assert len(numbers.read_text().splitlines()) == 5
     assert (tmp_path / "docs" / "assets" / "learning.png").stat().st_size > 1000
@@ -79,6 +81,46 @@ def test_a_run_is_read_back_as_it_was_written(monkeypatch, tmp_path):
     steps, returns = again.runs[0].points()
     assert steps.tolist() == [5.0, 10.0]
     assert returns.tolist() == [1.0, 2.5]
+
+
+def test_seconds_to_a_score(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    seconds = script("benchmarks/seconds_to_score.py", monkeypatch)
+    rest = 0.0, 0.0, 0.0, 1.0, 0.9, 0.9, 1.0
+    curves = {
+        "ours": ("10:0.0 20:1500.0 30:2500.0", "10:2100.0", "10:0.0 20:100.0 40:2100.0"),
+        "theirs": ("10:0.0 100:2200.0 200:1900.0", "10:1.0", "10:2.0"),
+    }
+    runs = seconds.RunTable(tmp_path / "learning.csv")
+    for agent, of_seeds in curves.items():
+        for seed, curve in enumerate(of_seeds):
+            runs.add(seconds.Run("Hopper-v5", seconds.STEPS, seed, agent, *rest, curve))
+    steps = [seconds.steps_to(2000, run) for run in runs.of("Hopper-v5", seconds.STEPS, "ours")]
+    assert steps == [25.0, 10.0, 39.0]
+    paces = tmp_path / "pace.json"
+    assert seconds.section(["ours", "theirs"], runs, paces) == ""
+    paces.write_text('{"Hopper-v5": [{"ours": 4, "theirs": 2}, {"ours": 5, "theirs": 1}]}')
+    rows = seconds.section(["ours", "theirs"], runs, paces).splitlines()[-2:]
+    assert rows[0] == "| Hopper-v5 | 2,000 | ours | 3 | 3 | 25 | 5 | 5 | 1 |"
+    assert rows[1] == "| Hopper-v5 | 2,000 | theirs | 3 | 1 | - | 2 | - | - |"
+    runs.add(seconds.Run("Hopper-v5", seconds.STEPS, 3, "theirs", *rest, "10:0.0 20:4000.0"))
+    runs.add(seconds.Run("Hopper-v5", seconds.STEPS, 4, "theirs", *rest, "10:2000.0"))
+    row = seconds.section(["ours", "theirs"], runs, paces).splitlines()[-1]
+    steps = 10 + 90 * 2000 / 2200
+    assert (
+        row == f"| Hopper-v5 | 2,000 | theirs | 5 | 3 | {steps:.0f} | 2 | {steps / 2:.0f} | 9.18 |"
+    )
+
+
+@pytest.mark.slow
+def test_paces_are_measured_in_turns(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    seconds = script("benchmarks/seconds_to_score.py", monkeypatch)
+    monkeypatch.setattr(seconds, "measure", lambda agent, env: len(agent) * len(env))
+    seconds.main(["Hopper-v5", "--turns", "2", "--out", str(tmp_path)])
+    seconds.main(["Hopper-v5", "--turns", "1", "--out", str(tmp_path)])
+    found = seconds.read(tmp_path / "benchmarks" / "results" / "pace.json")
+    assert [len(turn) for turn in found["Hopper-v5"]] == [3, 3, 3]
 
 
 def test_a_thinned_curve_keeps_its_end(monkeypatch):
