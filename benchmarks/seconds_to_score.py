@@ -1,6 +1,6 @@
 """Seconds until training reaches a score: the steps that it took, over the steps of a second.
 
-    OMP_NUM_THREADS=1 python benchmarks/seconds_to_score.py HalfCheetah-v5 --turns 3
+    OMP_NUM_THREADS=1 python benchmarks/seconds_to_score.py --turns 3
 
 The steps are from the curves in benchmarks/results/learning.csv (learning.py), whose trainings may
 have shared a machine. How many steps each agent makes a second is measured here, with the settings
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCORES = {"HalfCheetah-v5": (2000, 4000), "Hopper-v5": (2000,), "Walker2d-v5": (2000,)}
 STEPS = 1_000_000  # of the trainings
 # Of each contender's turn, after a first learning that only warms up.
-CHUNK, SECONDS = 2048, 3.0
+CHUNK, SECONDS = 2048, 2.0
 # environment -> turns; a turn: agent -> steps per second
 Paces = dict[str, list[dict[str, float]]]
 
@@ -138,7 +138,7 @@ def measure(agent: str, env: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Add turns to what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("envs", nargs="*", choices=[*SCORES, []], default=list(SCORES))
+    parser.add_argument("--only", nargs="+", choices=SCORES, default=list(SCORES), metavar="ENV_ID")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     path = options.out / "benchmarks" / "results" / "pace.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for env in options.envs:
+    for env in options.only:
         for _ in range(options.turns):
             turn = {agent: measure(agent, env) for agent in AGENTS}
             paces = read(path)
