@@ -33,7 +33,7 @@ EMULATION_SOURCES := $(shell find tests/native -type f 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests/native benchmarks -regex '.*\.\(c\|cc\|cpp\|h\|inl\|cu\|cuh\)')
 
 .DEFAULT_GOAL := help
-.PHONY: help build train headline emulation test sanitize cuda cross lint format bench bench-avx2 smoke wheels ci clean
+.PHONY: help build train headline emulation test sanitize cuda cross lint format bench bench-avx2 smoke wheels docs ci clean
 .DELETE_ON_ERROR:
 # Two pips in one environment, or two builds in one directory, would spoil each other under make -j;
 # ninja uses all cores anyway.
@@ -148,6 +148,10 @@ wheels: $(STAMP)/build-tools  ## build dist/: the sdist, a wheel for each of WHE
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/linux/*.whl
 	TRPO_FAST_NATIVE=OFF $(BIN)/python -m pip wheel --no-deps --wheel-dir dist dist/*.tar.gz
 	rm -r dist/linux
+
+docs: $(STAMP)/native $(STAMP)/extra-docs,test  ## build the site into build/site; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/site-doctrees . build/site
+	@echo "the site: build/site/index.html"
 
 ci:  ## what continuous integration runs, from scratch
 	bash .ci/run

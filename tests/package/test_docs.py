@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from argparse import _SubParsersAction
 from pathlib import Path
 
 import pytest
+
+import trpo_fast
+from trpo_fast.cli import build_parser
+from trpo_fast.command.options import PREFIX
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -46,3 +51,22 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in index
+
+
+def test_every_command_and_option_of_train_is_in_the_page_of_the_command() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    (commands,) = (
+        action for action in build_parser()._actions if isinstance(action, _SubParsersAction)
+    )
+    for name in commands.choices:
+        assert f"`trpo-fast {name}" in page
+    for option in commands.choices["train"]._actions:
+        flag, of_the_agent = option.option_strings[-1:], option.dest.startswith(PREFIX)
+        assert not flag or of_the_agent or flag[0] == "--help" or f"`{flag[0]}" in page
+
+
+def test_every_name_that_the_package_exports_is_in_the_page_of_the_api() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    for name in trpo_fast.__all__:
+        if name != "FallbackWarning":  # one of the errors, whose module is there
+            assert f":: trpo_fast.{name}\n" in page

@@ -37,6 +37,7 @@ from trpo_fast.base.output import remark, say
 from trpo_fast.base.ranks import Ranks
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.tensor_flattening import first_leaf
+from trpo_fast.environments.wrapping import wrapped
 from trpo_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.files import given_path
@@ -83,9 +84,11 @@ class TRPO:
                 "write TRPO(env), and policy= for a name or a module of your own"
             )
         config, module = asked_for(options, policy)
+        source = wrapped(env, config.wrapper) if config.wrapper else env
         self.training = make_training(
-            env,
+            source,
             config,
+            env_id=env if isinstance(env, str) else None,
             policy=module,
             value_function=value_function,
             process_group=process_group,
@@ -97,7 +100,7 @@ class TRPO:
         self.actor = Actor(
             self.policy, self.observation_space, self.action_space, self.learner.normalizer
         )
-        self._scoring = Scoring(env, self.training, self.actor)
+        self._scoring = Scoring(source, self.training, self.actor)
         directory = None if run_dir is None or not self.writes else RunDirectory(run_dir)
         self.run = RunOnDisk(directory)
         # Of the last rollout, for callbacks: rewards, ends of episodes, valid rows; [T, B] each.
@@ -114,7 +117,7 @@ class TRPO:
 
     @property
     def writes(self) -> bool:
-        """Whether files and display are this process's: of several ranks, they are rank 0's."""
+        """Whether files and display are this process's; of several ranks, they are rank 0's."""
         return self.shared is None or self.shared.writes
 
     @property
@@ -139,7 +142,7 @@ class TRPO:
 
     @property
     def learner(self) -> Learner:
-        """What learns from a rollout: networks, optimizers, running statistics."""
+        """What learns from a rollout; networks, optimizers, running statistics."""
         return self.training.learner
 
     @property
@@ -169,7 +172,7 @@ class TRPO:
 
     @property
     def optimizer(self) -> Any:
-        """The TRPOOptimizer: options in `param_groups[0]`, figures in `last_result`."""
+        """The TRPOOptimizer, options in `param_groups[0]`, figures in `last_result`."""
         return self.learner.optimizer
 
     @property
@@ -410,8 +413,10 @@ class TRPO:
         source, config, changed = agent_state.recipe(
             state, path, env, changes, predict_only=predict_only
         )
+        if not predict_only and "wrapper" not in changes:
+            agent_state.refuse_wrapper(config, path)
         if predict_only:  # the arguments are for an environment to come
-            config, kept = config.replace(env_kwargs={}, vectorization="sync"), config
+            config, kept = config.replace(env_kwargs={}, vectorization="sync", wrapper=""), config
         options = {name: getattr(config, name) for name in OPTIONS}
         networks: dict[str, Any] = {"policy": policy, "value_function": value_function}
         agent_state.check_networks(state, networks)

@@ -62,6 +62,13 @@ class Config(SharedOptions):
     env_kwargs: dict[str, Any] = option(  # noqa: RUF009 (a field, as the others)
         dict, "environment", "keyword arguments for the environment", fixed=True
     )
+    wrapper: str = option(
+        "",
+        "environment",
+        "module:Class of a wrapper around each environment; several with commas between, the "
+        "innermost first",
+        fixed=True,
+    )
     seed: int | None = option(
         None,
         "environment",
@@ -206,6 +213,11 @@ class Config(SharedOptions):
             check_fields(self, OPTIONS)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if self.wrapper and self.vectorization in ("envpool", "tensor"):
+            raise ConfigError(
+                f"vectorization={self.vectorization!r} steps environments that no wrapper can be "
+                f"put around, got wrapper={self.wrapper!r}"
+            )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Config:

@@ -39,6 +39,7 @@ def make_training(
     env: Any,
     config: Config,
     *,
+    env_id: str | None,
     policy: nn.Module | None,
     value_function: nn.Module | None,
     process_group: Any,
@@ -47,7 +48,8 @@ def make_training(
     """A training at its beginning.
 
     Args:
-        env: what the user named the environments by.
+        env: what the environments are made from.
+        env_id: their id; None where the user gave none.
         config: the options; `seed` must be set.
         policy: a module of the user's; None for that which the options name.
         value_function: likewise.
@@ -70,7 +72,7 @@ def make_training(
             value_function=value_function,
             dtype=dtype,
             shared=shared,
-            env_id=env if isinstance(env, str) else None,
+            env_id=env_id,
         )
     except BaseException:
         collector.env.close()

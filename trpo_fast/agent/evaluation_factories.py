@@ -15,7 +15,9 @@ from gymnasium.envs.registration import EnvSpec
 from trpo_fast.agent.evaluation import EnvFactory
 from trpo_fast.base.errors import EnvironmentSetupError, MissingExtraError
 from trpo_fast.base.install import install_line
+from trpo_fast.base.output import remark
 from trpo_fast.environments.env_pool import PoolOfOne, only_here
+from trpo_fast.environments.headless import draw_without_display
 from trpo_fast.environments.make import environment_name, setup_error
 from trpo_fast.environments.mujoco_warnings import model_warnings_once
 from trpo_fast.environments.processes import closed
@@ -116,6 +118,10 @@ def recording_factory(env: Any, env_kwargs: Mapping[str, Any], directory: Path) 
                 f"{name} cannot be recorded: its render mode is {made.render_mode!r} (it knows "
                 f"{', '.join(map(str, modes)) or 'none'}), and a video needs 'rgb_array'"
             )
+        reason = draw_without_display(made, remark)
+        if reason is not None:
+            made.close()
+            raise EnvironmentSetupError(f"{name} cannot be recorded: {reason}")
         try:
             return Recording(_Frames(made, name), str(directory), episode_trigger=lambda _: True)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

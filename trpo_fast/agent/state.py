@@ -130,7 +130,7 @@ def keep_episodes(training: Training, state: State, changed: frozenset[str]) -> 
     """Go on in the saved running episodes if they are those of this agent's environments."""
     same = (
         state["config"].get("num_envs") == training.config.num_envs
-        and not changed & {"seed", "env_kwargs"}
+        and not changed & {"seed", "env_kwargs", "wrapper"}
         and same_episodes(state["config"].get("vectorization"), training.config.vectorization)
         and state["agent"].get("environment") == training.env_id
     )
@@ -238,6 +238,15 @@ def saved_environment(state: State, path: Path) -> str:
             f"{name.split(':')[0]!r}: if you trust it, pass env={name!r}"
         )
     return name
+
+
+def refuse_wrapper(config: Config, path: Path) -> None:
+    """CheckpointError where a file alone says that a wrapper is to be imported."""
+    if config.wrapper:
+        raise CheckpointError(
+            f"{path} names the wrapper {config.wrapper!r}, which imports code: if you trust it, "
+            f"pass wrapper={config.wrapper!r} (--wrapper)"
+        )
 
 
 def config_document(training: Training) -> dict[str, Any]:

@@ -38,7 +38,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         *("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib", "skrl"),
         *("tianshou", "tyro", "rsl_rl", "onnx", "onnxscript", "onnxruntime"),
     ),
-    "docs": ("markdown",),
+    "docs": ("sphinx", "furo", "myst_parser"),
     "dev": ("mypy", "ruff", "clang_format", "pre_commit", "scikit_build_core", "pybind11"),
 }
 _PACKAGES = (

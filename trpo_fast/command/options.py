@@ -136,12 +136,12 @@ def check_instruction_set() -> None:
         raise ConfigError(str(error)) from None
 
 
-def look_beside_the_user(env_id: str | None) -> None:
-    """Find the module of an id such as mymodule:Env-v0 in the working directory.
+def look_beside_the_user(*names: str | None) -> None:
+    """Find the module of a name such as mymodule:Env-v0 in the working directory.
 
     `python -m trpo_fast` does so by itself, a console script does not.
     """
-    if env_id is not None and ":" in env_id:
+    if any(":" in name for name in names if name is not None):
         here = str(Path.cwd())
         if not {"", here} & set(sys.path):
             sys.path.insert(0, here)

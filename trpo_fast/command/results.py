@@ -38,13 +38,16 @@ def add_eval(commands: Any) -> None:
     command.add_argument(
         "--env", metavar="ENV_ID", help="needed when the saved id imports a module (module:Name-v0)"
     )
+    command.add_argument(
+        "--wrapper", metavar="NAME", help="needed when the run had one (module:Class)"
+    )
     command.add_argument("--seed", type=non_negative, help="of the episodes (default: the run's)")
     command.set_defaults(run=_eval, parser=command)
 
 
 def _eval(options: argparse.Namespace) -> int:
     check_instruction_set()
-    look_beside_the_user(options.env)
+    look_beside_the_user(options.env, options.wrapper)
     path = _checkpoint_of(options.run_dir, best=options.best)
     # One environment tells the spaces; the episodes are played in others.
     state = load_checkpoint(path)
@@ -53,8 +56,9 @@ def _eval(options: argparse.Namespace) -> int:
     stepped = _found(state, "config", "vectorization")
     kept = stepped == "tensor" or env_pool.only_here(env, stepped)
     changes: dict[str, Any] = {"num_envs": 1, "vectorization": stepped if kept else "sync"}
-    if options.seed is not None:
-        changes["seed"] = options.seed
+    for name in ("seed", "wrapper"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
     with (
         LastResort(str(env)) as last_resort,
         TRPO.load(path, options.env, **changes) as agent,

@@ -15,6 +15,7 @@ from trpo_fast.agent.state import recipe
 from trpo_fast.base.output import say
 from trpo_fast.base.ranks import Ranks
 from trpo_fast.base.time_budget import budget_table
+from trpo_fast.command.config_file import merge
 from trpo_fast.command.last_resort import LastResort
 from trpo_fast.command.options import (
     add_agent_options,
@@ -48,7 +49,6 @@ def add_train(commands: Any) -> None:
     run.add_argument(
         "--total-steps",
         type=positive,
-        default=DEFAULT_STEPS,
         metavar="N",
         help="environment steps after which to stop, counted from the run's very beginning "
         f"(default {DEFAULT_STEPS})",
@@ -69,6 +69,11 @@ def add_train(commands: Any) -> None:
         action="store_true",
         help="go on from the directory's newest checkpoint; without one, start afresh",
     )
+    run.add_argument(
+        "--config",
+        metavar="FILE",
+        help="options from a TOML or JSON file, such as a run's config.json; those given here win",
+    )
     run.add_argument("--quiet", action="store_true", help="show no progress")
     run.add_argument("--profile", action="store_true", help="print at the end where the time went")
     add_agent_options(train, default_seed=DEFAULT_SEED)
@@ -77,8 +82,9 @@ def add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     check_instruction_set()
-    look_beside_the_user(options.env_id)
-    given = agent_options(options)
+    given = merge(options, agent_options(options))
+    options.total_steps = options.total_steps or DEFAULT_STEPS
+    look_beside_the_user(options.env_id, given.get("wrapper"))
     mujoco_warnings.show_once(options.env_id)
     options.resume = options.resume or is_restart()
     with launched_ranks(given) as ranks:
@@ -138,14 +144,15 @@ def _learnt(options: argparse.Namespace, agent: TRPO, directory: RunDirectory) -
         try:
             agent.learn(left, progress_bar=not options.quiet)
         except KeyboardInterrupt as interrupt:
-            interrupt.add_note(f"Go on with: {_resume_line(options, directory)}")
+            interrupt.add_note(f"Go on with: {_resume_line(options, agent, directory)}")
             raise
         code = _report(agent, directory)
         if options.profile:
             say(f"time in this call\n{budget_table(agent.time_budget)}")
         if options.seeds is None:
             place = shlex.quote(_short(directory.path))
-            say(f"next: trpo-fast eval {place} --episodes 20")
+            env = f" --env {shlex.quote(options.env_id)}" if ":" in options.env_id else ""
+            say(f"next: trpo-fast eval {place} --episodes 20{env}{_wrapper(agent)}")
             say(f"      trpo-fast report {place} --out report.html")
         last_resort.ready(code)
     return code, _score(agent, directory)
@@ -214,9 +221,16 @@ def _resumed(
     return agent
 
 
-def _resume_line(options: argparse.Namespace, directory: RunDirectory) -> str:
-    steps = f" --total-steps {options.total_steps}"
-    return f"trpo-fast train {options.env_id}{steps} --run-dir {directory.path} --resume"
+def _resume_line(options: argparse.Namespace, agent: TRPO, directory: RunDirectory) -> str:
+    steps = f" --total-steps {options.total_steps}{_wrapper(agent)}"
+    place = shlex.quote(str(directory.path))
+    return f"trpo-fast train {options.env_id}{steps} --run-dir {place} --resume"
+
+
+def _wrapper(agent: TRPO) -> str:
+    """What a command must say that a file may not: code that is to be imported."""
+    wrapper = agent.config.wrapper
+    return f" --wrapper {shlex.quote(wrapper)}" if wrapper else ""
 
 
 def _report(agent: TRPO, directory: RunDirectory) -> int:

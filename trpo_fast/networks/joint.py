@@ -89,7 +89,7 @@ class JointDistribution(Distribution):
 
     @property
     def support(self) -> Any:
-        """Not one constraint: each part has its own."""
+        """Not one constraint, since each part has its own."""
         raise NotImplementedError("the parts of a joint distribution have supports of their own")
 
     def map(self, function: Callable[[Distribution], Any]) -> Any:
