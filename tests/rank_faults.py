@@ -14,8 +14,10 @@ from update_cases import BY_NAME, Wrapped, bits, make_data, make_policy, same_bi
 
 from trpo_fast import TRPOOptimizer
 from trpo_fast.base import ranks as ranks_module
+from trpo_fast.update import share
 
 CASE = BY_NAME["gaussian"]
+SPLIT = 9, 18, 12, 1  # rows of each rank
 
 
 def said(call: Callable[[], Any]) -> str:
@@ -37,7 +39,7 @@ def faults(_: Any) -> dict[str, Any]:
             backend="auto" if backend == "generic" else backend,
             process_group=torch.distributed.group.WORLD,
         )
-        data = {k: own_rows(v, (15, 25)) for k, v in make_data(policy, CASE).items()}
+        data = {k: own_rows(v, SPLIT) for k, v in make_data(policy, CASE).items()}
         start = bits(policy)
 
         def step(bad: str = "", value: Any = None, optimizer: Any = optimizer, data: Any = data):
@@ -56,7 +58,7 @@ def faults(_: Any) -> dict[str, Any]:
             untouched(),
         )
         # finite, but of such a ratio that the loss is not
-        step("old_log_prob", torch.full((25,), -2e3))
+        step("old_log_prob", torch.full((SPLIT[1],), -2e3))
         found[f"{backend} infinite"] = optimizer.last_result.status.value, untouched()
         if rank == 1:
             optimizer.param_groups[0]["max_kl"] = 0.5
@@ -73,7 +75,7 @@ def faults(_: Any) -> dict[str, Any]:
         found[f"{backend} good"] = optimizer.last_result.accepted, not untouched()
     found.update(_closures(rank))
     found["version"] = other_version()
-    if rank == 0:
+    if rank != 1:
         found["dies"] = gone()
     else:  # and its process ends
         _optimizer()
@@ -85,7 +87,7 @@ def _closures(rank: int) -> dict[str, Any]:
     optimizer = TRPOOptimizer(
         policy.parameters(), process_group=torch.distributed.group.WORLD, backtrack_coeff=0.5
     )
-    data = {k: own_rows(v, (15, 25)) for k, v in make_data(policy, CASE).items()}
+    data = {k: own_rows(v, SPLIT) for k, v in make_data(policy, CASE).items()}
     start, calls = bits(policy), 0
     good = closure_of(policy, data)
 
@@ -113,12 +115,29 @@ def other_version() -> str:
     return found
 
 
-def gone(group: Any = None) -> tuple[str, float, bool]:
+def gone(group: Any = None, **options: Any) -> tuple[str, float, bool]:
     """A step without the other rank: what it says, when, and whether the weights stay."""
-    policy, optimizer, data = _optimizer(group)
+    policy, optimizer, data = _optimizer(group, **options)
     start, began = bits(policy), time.monotonic()
     text = said(lambda: optimizer.step(**data))
     return text, time.monotonic() - began, same_bits(policy, start)
+
+
+def interrupted(_: Any) -> Any:
+    """Rank 1's second Fisher product is interrupted, which ends its process; what others find."""
+    if torch.distributed.get_rank() == 1:
+        products = 0
+        own = share.SharedProblem.fisher_product
+
+        def interrupted(self: Any, v: Any) -> Any:
+            nonlocal products
+            products += 1
+            if products == 2:
+                raise KeyboardInterrupt
+            return own(self, v)
+
+        share.SharedProblem.fisher_product = interrupted  # type: ignore[method-assign]
+    return gone(backend="reference")
 
 
 def hangs(seconds: float) -> Any:
@@ -131,10 +150,11 @@ def hangs(seconds: float) -> Any:
     return None
 
 
-def _optimizer(group: Any = None) -> tuple[Any, TRPOOptimizer, dict[str, Any]]:
+def _optimizer(group: Any = None, **options: Any) -> tuple[Any, TRPOOptimizer, dict[str, Any]]:
     policy = make_policy(CASE, dtype=torch.float32)
-    optimizer = TRPOOptimizer(policy, process_group=group or torch.distributed.group.WORLD)
-    return policy, optimizer, {k: own_rows(v, (15, 25)) for k, v in make_data(policy, CASE).items()}
+    group = group or torch.distributed.group.WORLD
+    optimizer = TRPOOptimizer(policy, process_group=group, **options)
+    return policy, optimizer, {k: own_rows(v, SPLIT) for k, v in make_data(policy, CASE).items()}
 
 
 def unlike(argument: Any) -> list[Any]:

@@ -36,6 +36,23 @@ def test_report_is_json_and_its_text_names_every_part() -> None:
         assert hint in text
 
 
+def test_report_says_which_rank_torchrun_started_and_its_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**told, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    text = doctor.format_report(doctor.doctor_report())
+    assert "rank 5 of 8 (on this machine 1), which trains with 3 threads; backends" in text
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's word, which torch has followed
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    assert "trains with 4 threads" in doctor.format_report(doctor.doctor_report())
+    for name in told:
+        monkeypatch.delenv(name)
+    assert "this process alone" in doctor.format_report(doctor.doctor_report())
+
+
 @pytest.mark.skipif(_native.core is None, reason="the native module is not built")
 def test_report_names_the_native_module_and_its_instruction_set() -> None:
     native = doctor.doctor_report()["native"]

@@ -7,15 +7,19 @@ for these problems is below 1e-9 of the step; what several updates make of that 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from patience import PATIENCE
 from rank_cases import Steps, made
 from rank_processes import run_ranks
 
+from trpo_fast import TRPO, TRPOOptimizer
 from trpo_fast._native import kernels
+from trpo_fast.base.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.base.errors.FallbackWarning")
 
@@ -97,7 +101,7 @@ def test_ranks_make_the_steps_of_one_process(cases: list[Steps], count: int) -> 
 @pytest.mark.reliability("rank_gone")
 @pytest.mark.reliability("rank_versions")
 def test_what_one_rank_refuses_steps_on_none() -> None:
-    faults = run_ranks("rank_faults:faults", 2)
+    faults = run_ranks("rank_faults:faults", 4)
     for backend in ("cpu", "reference", "generic"):
         check_refused(faults, f"{backend} nan", "ValueError", "obs[0, 0] is nan")
         check_refused(faults, f"{backend} shape", "ValueError", "actions")
@@ -113,23 +117,26 @@ def test_what_one_rank_refuses_steps_on_none() -> None:
         assert rank["closure good"] == (True, True)
         assert rank["version"].startswith("RankError: rank ")
         assert "torch '1.13'" in rank["version"] or "not '1.13'" in rank["version"]
-    check_gone(faults[0]["dies"], PATIENCE / 2)  # its group's time-out is longer
+    for rank, found in enumerate(faults):
+        if rank != 1:
+            check_gone(found["dies"], PATIENCE / 2, rank, 4)  # its group's time-out is longer
 
 
 def check_refused(faults: list[dict[str, Any]], name: str, error: str, word: str) -> None:
-    """Rank 1 raises its own error, rank 0 one that repeats it."""
-    (other, unmoved), (own, untouched) = (rank[name] for rank in faults)
-    assert unmoved
-    assert untouched
-    assert own.startswith(error)
-    assert word in own
-    assert other.startswith(f"RankError: no rank made this step, because of rank 1: {error}")
-    assert word in other
+    """Rank 1 raises its own error, every other one that repeats it."""
+    for rank, found in enumerate(faults):
+        said, untouched = found[name]
+        assert untouched
+        told = "" if rank == 1 else "RankError: no rank made this step, because of rank 1: "
+        assert said.startswith(told + error)
+        assert word in said
 
 
-def check_gone(found: tuple[str, float, bool], seconds: float) -> None:
+def check_gone(
+    found: tuple[str, float, bool], seconds: float, rank: int = 0, count: int = 2
+) -> None:
     text, took, untouched = found
-    assert text.startswith("RankError: rank 0 of 2 lost the others")
+    assert text.startswith(f"RankError: rank {rank} of {count} lost the others")
     assert took < seconds
     assert untouched
 
@@ -139,6 +146,37 @@ def test_a_rank_that_hangs_ends_the_others_in_time() -> None:
     seconds = 300.0  # that it sleeps; its group's time-out is 10
     found = run_ranks("rank_faults:hangs", 2, seconds, check=False, wait_for=[0])
     check_gone(found[0], seconds)
+
+
+@pytest.mark.reliability("rank_gone")
+def test_a_rank_interrupted_between_collectives_ends_the_others_at_once() -> None:
+    found = run_ranks("rank_faults:interrupted", 2, check=False)
+    check_gone(found[0], PATIENCE / 2)  # its group's time-out is longer
+    assert "KeyboardInterrupt" in found[1]
+
+
+def test_a_rank_without_a_group_is_told_once_that_it_trains_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def warned() -> list[str]:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            TRPOOptimizer(torch.nn.Linear(1, 1).parameters(), process_group=dist.group.WORLD)
+            TRPOOptimizer(torch.nn.Linear(1, 1).parameters())
+            TRPO("CartPole-v1", num_envs=1, process_group=dist.group.WORLD).close()
+        return [f"{warning.filename}: {warning.message}" for warning in found]
+
+    monkeypatch.setattr("trpo_fast.base.errors._said", set())
+    assert not warned()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not warned()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (text,) = warned()
+    assert text.startswith(f"{__file__}: this process is rank 0 of 2, and without process_group")
+    monkeypatch.setattr("trpo_fast.base.errors._said", set())
+    monkeypatch.setattr(Ranks, "met", True)  # it knows of ranks: this is meant
+    assert not warned()
 
 
 def test_ranks_that_round_otherwise_take_the_numbers_of_the_first() -> None:

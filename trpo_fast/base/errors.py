@@ -36,11 +36,11 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-def say_once(message: str) -> None:
-    """Warn of a fallback, once a process for each text."""
+def say_once(message: str, category: type[Warning] = FallbackWarning) -> None:
+    """Warn, of a fallback where nothing else is said, once a process for each text."""
     if message not in _said:
         _said.add(message)
-        warnings.warn(message, FallbackWarning, stacklevel=users_level())
+        warnings.warn(message, category, stacklevel=users_level())
 
 
 class UserError(ValueError):

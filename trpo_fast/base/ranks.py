@@ -2,8 +2,9 @@
 
 All ranks make the same calls in the same order. What happens on one rank alone, a bad batch or an
 error in the update, is therefore told to the others in the collective that comes next, and all end
-together. An interrupt is told where the update is native; elsewhere the others wait for the group's
-time-out.
+together. An interrupt is told where the update is native. Elsewhere it ends the process, whose
+connections close, and with that the others' waiting; a process that catches it and lives on keeps
+them until the group's time-out, since gloo has no way to abort a group.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from trpo_fast import _native
 from trpo_fast._version import __version__
-from trpo_fast.base.errors import RankError
+from trpo_fast.base.errors import RankError, say_once
 
 
 class Ranks:
@@ -47,11 +48,14 @@ class Ranks:
         collectives: made so far.
         bytes: that this rank has put into them.
         seconds: in them, waiting for slower ranks included.
+        met: whether this process has made any.
 
     Raises:
         TypeError: ``group`` is no process group.
         RankError: this process is not in it, or a rank is of another version.
     """
+
+    met = False
 
     def __init__(self, group: Any) -> None:
         if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
@@ -70,6 +74,7 @@ class Ranks:
         self.seconds = 0.0
         self.alike = True
         self._meet()
+        Ranks.met = True
 
     @classmethod
     def of(cls, group: Any) -> Ranks:
@@ -180,6 +185,23 @@ class Ranks:
             self.end_together(failed)
         return [row[1:] for row in found]
 
+    def sum_or_end(self, total: Tensor, add: Callable[[], None]) -> None:
+        """Sum over the ranks what ``add`` puts into ``total``, the last of it for who failed.
+
+        Raises:
+            RankError: where another rank's ``add`` failed; the failed rank's own error there.
+        """
+        failed: BaseException | None = None
+        try:
+            add()
+        except BaseException as error:  # noqa: BLE001 (raised by end_together)
+            failed = error
+            total.zero_()
+            total[-1] = 1
+        self.sum(total)
+        if float(total[-1]) > 0:
+            self.end_together(failed)
+
     def end_together(self, failed: BaseException | None) -> NoReturn:
         """Raise on every rank, once all know that one has failed; ``failed`` is this rank's own."""
         told = None if failed is None else f"{type(failed).__name__}: {failed}"
@@ -240,6 +262,28 @@ def _packed(value: Any) -> Tensor:
 def _unpacked(row: Tensor) -> Any:
     # From processes that this one trusts with its collectives, and that run the same code.
     return pickle.loads(row.cpu().numpy().tobytes())  # noqa: S301
+
+
+def warn_if_alone() -> None:
+    """Say so once where this process is one of several and was given no group to train with.
+
+    ``torch.distributed.group.WORLD`` is None before ``init_process_group``: a rank that was given
+    that would train by itself, and nothing else would tell.
+    """
+    if Ranks.met:
+        return
+    if dist.is_available() and dist.is_initialized():
+        rank, count = str(dist.get_rank()), str(dist.get_world_size())
+    else:
+        rank, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if rank.isdecimal() and count.isdecimal() and int(count) > 1:
+        say_once(
+            f"this process is rank {rank} of {count}, and without process_group it trains by "
+            "itself, on its own rows. To train with the others give "
+            "process_group=torch.distributed.group.WORLD, after init_process_group (before it "
+            "that is None)",
+            UserWarning,
+        )
 
 
 def checksum(tensors: Sequence[Tensor]) -> int:

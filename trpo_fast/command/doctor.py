@@ -18,6 +18,7 @@ from trpo_fast import _native
 from trpo_fast.base.install import install_line, rebuild_line
 from trpo_fast.base.output import say
 from trpo_fast.base.threads import usable_cores
+from trpo_fast.command.ranks import threads_of_rank
 
 # The importable names each extra brings; tests hold the keys against pyproject.toml.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -30,6 +31,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tianshou": ("tianshou",),
     "skrl": ("skrl",),
     "rsl-rl": ("rsl_rl",),
+    "ray": ("ray", "pyarrow", "pydantic"),
     "bench": (
         *("pytest", "pytest_benchmark", "stable_baselines3", "sb3_contrib", "skrl", "tianshou"),
         "rsl_rl",
@@ -124,7 +126,7 @@ def _rank_facts() -> dict[str, Any]:
     backends = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
     usable = [name for name, found in backends.items() if dist.is_available() and found()]
     told = {name.lower(): os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {"backends": usable, **told}
+    return {"backends": usable, **told, "threads": threads_of_rank()}
 
 
 def _ranks_in_words(facts: dict[str, Any]) -> str:
@@ -132,8 +134,8 @@ def _ranks_in_words(facts: dict[str, Any]) -> str:
     if facts["rank"] is None or facts["world_size"] is None:
         return f"this process alone; backends of torch.distributed: {by}"
     return (
-        f"rank {facts['rank']} of {facts['world_size']} (on this machine {facts['local_rank']}); "
-        f"backends of torch.distributed: {by}"
+        f"rank {facts['rank']} of {facts['world_size']} (on this machine {facts['local_rank']}), "
+        f"which trains with {facts['threads']} threads; backends of torch.distributed: {by}"
     )
 
 

@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from trpo_fast.agent.config import OPTIONS
 from trpo_fast.base.errors import EnvironmentFault, RankError, UserError
 from trpo_fast.base.ranks import Ranks
-from trpo_fast.base.threads import usable_cores
+from trpo_fast.base.threads import own_cores
 from trpo_fast.command.last_resort import Told
 
 # What torchrun tells each process it starts.
@@ -40,7 +40,7 @@ def launched_ranks(options: Mapping[str, Any]) -> Iterator[Ranks | None]:
     if not all(name in os.environ for name in RENDEZVOUS) or os.environ["WORLD_SIZE"] == "1":
         yield None
         return
-    _share_cores()
+    torch.set_num_threads(threads_of_rank())
     cuda = str(options.get("device", "")).startswith("cuda")
     if cuda:
         torch.cuda.set_device(local_rank() % max(torch.cuda.device_count(), 1))
@@ -88,12 +88,10 @@ def is_restart() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
-def _share_cores() -> None:
-    """Each rank its part of the machine's cores, unless OMP_NUM_THREADS says otherwise.
+def threads_of_rank() -> int:
+    """Threads that a rank computes with: its part of the machine's cores, unless the user says.
 
-    torchrun sets that to 1 where the user has not.
+    OMP_NUM_THREADS says otherwise; torchrun sets that to 1 where the user has not.
     """
-    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
-        return
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, usable_cores() // beside))
+    said = os.environ.get("OMP_NUM_THREADS", "1") != "1"
+    return torch.get_num_threads() if said else own_cores()

@@ -14,7 +14,7 @@ from trpo_fast.backends.generic.problem import GenericProblem, ModelCall, Term, 
 from trpo_fast.backends.generic.staleness import backward_named
 from trpo_fast.base.errors import say_once
 from trpo_fast.base.modes import Draws, own_precision, twice_differentiable
-from trpo_fast.base.ranks import Ranks, checksum
+from trpo_fast.base.ranks import Ranks, checksum, warn_if_alone
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.uncompiled import LightOptimizer, uncompiled
 from trpo_fast.networks.network import Network
@@ -100,6 +100,8 @@ class TRPOOptimizer(LightOptimizer):
         group_of_ranks = options.pop("process_group", None)
         if isinstance(params, nn.Module):
             params = unwrapped(params, shared=group_of_ranks is not None)
+        if group_of_ranks is None:
+            warn_if_alone()
         self.ranks = None if group_of_ranks is None else Ranks.of(group_of_ranks)
         given = served(options)
         lr = given.get("lr", Options.lr)

@@ -174,7 +174,7 @@ class SharedProblem:
 
         if self.share is None:
             self.share = share_of(self.ranks, tell)
-        self._sum(
+        self.ranks.sum_or_end(
             total, lambda: self._put_gradient(total, *(found or [self.own.surrogate_gradient()])[0])
         )
         parameters.used = (total[count + 1 : count + 1 + flags] > 0).tolist()
@@ -211,7 +211,7 @@ class SharedProblem:
             if share.fisher > 0:
                 torch.mul(self.own.fisher_product(v), share.fisher, out=total[: len(v)])
 
-        self._sum(total, add)
+        self.ranks.sum_or_end(total, add)
         return total[:-1]
 
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
@@ -226,7 +226,7 @@ class SharedProblem:
                 loss, kl = self.own.evaluate(theta)
                 total[0], total[1] = share.all * loss, share.all * kl
 
-        self._sum(total, add)
+        self.ranks.sum_or_end(total, add)
         return float(total[0]), float(total[1])
 
     def _known(self) -> Share:
@@ -238,19 +238,6 @@ class SharedProblem:
     def _buffer(self, count: int, dtype: torch.dtype = torch.float64) -> Tensor:
         """Zeros for a sum, the last for who failed."""
         return torch.zeros(count + 1, dtype=dtype, device=self.parameters.device)
-
-    def _sum(self, total: Tensor, add: Callable[[], None]) -> None:
-        """Sum over the ranks what ``add`` puts into ``total``; raise everywhere where it failed."""
-        failed: BaseException | None = None
-        try:
-            add()
-        except BaseException as error:  # noqa: BLE001 (raised by end_together)
-            failed = error
-            total.zero_()
-            total[-1] = 1
-        self.ranks.sum(total)
-        if float(total[-1]) > 0:
-            self.ranks.end_together(failed)
 
 
 def sum_together(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:
