@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import math
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import pytest
 import torch
 
 from trpo_fast import TRPO, cli
 from trpo_fast.agent.config import ConfigError
+from trpo_fast.agent.critic import explained_variance
+from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.shared_critic import CriticFit
+from trpo_fast.rollouts.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,26 @@ SMALL: dict[str, Any] = {
 }
 
 
-def trained(training: Training, group: Any) -> dict[str, Any]:
-    """What the training ended with."""
+def trained(training: Training, group: Any, shares: tuple[int, ...] = ()) -> dict[str, Any]:
+    """What the training ended with.
+
+    With ``shares`` in one process, whose critic is fitted as by ranks with so many environments.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if shares:
+            update, valid = Learner.update, list[torch.Tensor]()
+
+            def noting(learner: Learner, rollout: Rollout, *more: Any) -> Any:
+                valid[:] = [rollout.valid]
+                return update(learner, rollout, *more)
+
+            patch.setattr(Learner, "update", noting)
+            in_turn = partial(fit_in_turn, shares, valid)
+            patch.setattr("trpo_fast.agent.learner.fit_critic", in_turn)
+        return _trained(training, group)
+
+
+def _trained(training: Training, group: Any) -> dict[str, Any]:
     env: Any = training.env
     if training.vector:
         rank = 0 if group is None else torch.distributed.get_rank()
@@ -58,7 +85,8 @@ def trained(training: Training, group: Any) -> dict[str, Any]:
             found["figures"].append(scope["row"])
             return len(found["figures"]) < training.updates
 
-        agent.learn(10**9, callback=note, progress_bar=False)
+        if training.updates:
+            agent.learn(10**9, callback=note, progress_bar=False)
         if training.save is not None:
             agent.save(training.save)
         found["policy"] = flat(agent.policy)
@@ -68,13 +96,52 @@ def trained(training: Training, group: Any) -> dict[str, Any]:
         found["returns"] = list(agent.training.recent_returns)
         found["lengths"] = list(agent.training.recent_lengths)
         learner = agent.learner
-        assert learner.normalizer is not None
         assert learner.return_scaler is not None
-        found["observations"] = learner.normalizer.state_dict()
+        normalizer = learner.normalizer
+        found["observations"] = {} if normalizer is None else normalizer.state_dict()
         scaler = learner.return_scaler.state_dict()
         found["scale"] = {name: scaler[name] for name in ("mean", "var", "count")}
         found["curvature"] = learner.state_dict()["curvature"]
     return found
+
+
+def fit_in_turn(
+    envs: tuple[int, ...],
+    valid: list[torch.Tensor],
+    critic: Any,
+    observations: torch.Tensor,
+    values: torch.Tensor,
+    returns: torch.Tensor,
+    rng: np.random.Generator,
+    _: Any,
+) -> CriticFit:
+    """``fit_critic`` of ranks with so many environments each, in one process that has all rows."""
+    total, draw = sum(envs), int(rng.integers(1 << 63))
+    number = valid[0].nonzero()[:, 1]  # the environment of each row
+    ends = np.cumsum(envs)
+    own, errors = [], 0.0
+    for rank, (count, end) in enumerate(zip(envs, ends, strict=True)):
+        rows = (number >= end - count) & (number < end)
+        each = copy.deepcopy(critic)
+        share = math.ceil(critic.batch_size * count / total)
+        each.batch_size = min(max(share, 32), critic.batch_size)
+        noise = np.random.Generator(np.random.Philox([draw, rank]))
+        fit = each.fit(observations[rows], returns[rows], noise)
+        part = float(rows.double().mean())
+        errors += fit.loss * part
+        own.append((part, each))
+    with torch.no_grad():
+        for place, parameter in enumerate(critic.parameters):
+            parameter.copy_(sum(part * each.parameters[place].double() for part, each in own))
+    states = [(part, each.state_dict()) for part, each in own]
+    mean = {
+        number: {k: sum(part * state[number][k].double() for part, state in states) for k in entry}
+        for number, entry in states[0][1].items()
+    }
+    for entry in mean.values():
+        entry["step"] = entry["step"].round().float()
+    critic.load_state_dict(mean)
+    return CriticFit(errors, 0, explained_variance(values, returns))
 
 
 def flat(module: torch.nn.Module) -> torch.Tensor:

@@ -21,10 +21,10 @@ from torch.distributions import Distribution
 
 from trpo_fast.agent.advantages import normalize_advantages
 from trpo_fast.agent.config import Config, ConfigError
-from trpo_fast.agent.critic import Critic, explained_variance, state_values
-from trpo_fast.agent.critic_rows import CriticRows
+from trpo_fast.agent.critic import Critic, state_values
 from trpo_fast.agent.policies import make_networks, warn_of_distant_bounds
 from trpo_fast.agent.recurrence import RecurrentCritic, RecurrentLearning
+from trpo_fast.agent.shared_critic import fit_critic, minibatch_rows
 from trpo_fast.agent.shared_training import SharedTraining
 from trpo_fast.base.errors import users_level
 from trpo_fast.base.modes import made_on_cpu
@@ -131,7 +131,7 @@ class Learner:
                 self.value_function,
                 learning_rate=config.critic_lr,
                 epochs=config.critic_epochs,
-                batch_size=config.critic_batch_size,
+                batch_size=minibatch_rows(config.critic_batch_size, shared),
                 leave=shared_parameters(
                     self.policy,
                     self.value_function,
@@ -141,7 +141,9 @@ class Learner:
             )
         self.recurrence: RecurrentLearning | None = None
         if is_recurrent(self.policy):
-            self.recurrence = RecurrentLearning(self.policy, self.value_function, config.num_envs)
+            self.recurrence = RecurrentLearning(
+                self.policy, self.value_function, num_envs or config.num_envs
+            )
         self.return_scaler: ReturnScaler | None = None
         if config.normalize_rewards:
             self.return_scaler = ReturnScaler(config.gamma, num_envs or config.num_envs)
@@ -202,8 +204,8 @@ class Learner:
         with budget.phase("critic"):
             if self.recurrence is not None:
                 self.recurrence.prepare(self.critic)
-            rows = CriticRows.of(shown, observations, values, returns, self.shared)
-            fit = self.critic.fit(rows.observations, rows.returns.to(self.device), rng)
+            before, targets = shown.select(values), shown.select(returns)
+            fit = fit_critic(self.critic, observations, before, targets, rng, self.shared)
         if fit.skipped_rows:
             text = "the critic skipped rows that were not finite, or gave such gradients"
             self._count("train/skipped_critic_rows", fit.skipped_rows, text)
@@ -212,7 +214,7 @@ class Learner:
             **self._step_figures(),
             **self._policy_figures(observations, masks),
             "train/value_loss": fit.loss,
-            "train/explained_variance": explained_variance(rows.values, rows.returns),
+            "train/explained_variance": fit.explained_variance,
             **self.counters,
         }
 
@@ -266,9 +268,9 @@ class Learner:
             self.return_scaler.begin_anew(rollout.starts[0])
             self.return_scaler.observe(rollout.rewards, ended, rollout.valid)
         found = [n for n in (self.normalizer, self.return_scaler) if n is not None]
-        if self.shared is not None and found:
-            running = (ObservationNormalizer, ReturnScaler)
-            self.shared.merge(*(n.pending for n in found if isinstance(n, running)))
+        pending = [n.pending for n in found if n.pending is not None]
+        if self.shared is not None and pending:
+            self.shared.merge(*pending)
         for normalizer in found:
             normalizer.commit()
 

@@ -19,7 +19,6 @@ from trpo_fast.base.spaces import Space
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.interface import Environments
 from trpo_fast.environments.make import make_vector_env
-from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.environments.tensor_environments import TensorEnvironments
 from trpo_fast.environments.tensor_source import make_tensor_env
@@ -28,10 +27,6 @@ from trpo_fast.rollouts.tensor_collector import TensorCollector
 
 AnyEnvironments = Environments | TensorEnvironments
 Collector = RolloutCollector | TensorCollector
-FLAT_RANKS = (
-    "several ranks train policies on flattened observations and without a memory, such as "
-    "MlpPolicy, for now: start one process"
-)
 
 
 def make_collector(
@@ -74,9 +69,6 @@ def make_collector(
         )
         if shared is None:
             return RolloutCollector(made, on_fault=config.on_fault)
-        if isinstance(made.row_format, ObservationPacker):
-            made.close()
-            raise ConfigError(FLAT_RANKS)
         of = shared.first, shared.total
         return RolloutCollector(made, on_fault=config.on_fault, of=of)
 
@@ -94,8 +86,6 @@ def require_served(config: Config, *, remembers: bool, shared: bool) -> None:
             "tensor environments are not served with a recurrent policy: use another one, or "
             "environments that step in NumPy"
         )
-    if shared and remembers:
-        raise ConfigError(FLAT_RANKS)
     if shared and config.vectorization == "tensor":
         raise ConfigError(
             "several ranks do not share out tensor environments, for now: start one process, or "

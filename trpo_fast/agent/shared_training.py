@@ -1,8 +1,8 @@
 """One training on several ranks: each steps a share of the environments, all learn the same.
 
 Replicated ("strict"), every rank makes the update of all rows, with the bits of one process. Else
-policy update and statistics are sums over the ranks, and only the critic's fit is replicated: its
-minibatches are so small that a collective for each would take longer than the fit.
+policy update and statistics are sums over the ranks, and the critic is the mean of what each rank
+fits on its own rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trpo_fast.agent.config import Config
 from trpo_fast.base.errors import EnvironmentSetupError, RankError, users_level
-from trpo_fast.base.ranks import Ranks
+from trpo_fast.base.ranks import Ranks, warn_if_alone
 from trpo_fast.rollouts.normalization import RunningMeanStd
 from trpo_fast.rollouts.rollout import Rollout
 from trpo_fast.rollouts.samplers import draws_natively
@@ -193,11 +193,6 @@ class SharedTraining:
             }
         return told
 
-    def columns(self, tensor: Tensor) -> Tensor:
-        """``[T, B, ...]`` of all ranks' environments, of this rank's ``[T, b, ...]``."""
-        found = self.ranks.gather_rows(tensor.transpose(0, 1).contiguous())
-        return torch.cat(found).transpose(0, 1)
-
     def merge(self, *statistics: RunningMeanStd) -> None:
         """Make each that of all ranks' rows: count-weighted moments in float64, in rank order."""
         own = np.concatenate([np.append(s.count, [s.mean, s.var]) for s in statistics])
@@ -219,12 +214,14 @@ class SharedTraining:
 
         Every rank calls it.
         """
-        parts = self.ranks.gather_to_first((state["collector"], self._returns(state)))
+        parts = self.ranks.gather_to_first((state["collector"], _kept(state)))
         if parts is None:
             return state
         whole = {**state, "collector": _joined_collectors([part[0] for part in parts], self.envs)}
-        if not self.replicated and self._returns(state) is not None:
-            whole = _with_returns(whole, np.concatenate([part[1] for part in parts]))
+        if not self.replicated:
+            kept = [part[1] for part in parts]
+            joined = {name: _beside([part[name] for part in kept]) for name in kept[0]}
+            whole = _with_kept(whole, joined)
         return whole
 
     def own(self, state: State) -> State:
@@ -233,35 +230,49 @@ class SharedTraining:
         if len(collector.get("observations", ())) != self.total:
             return state  # of other environments: none of it is gone on with
         own = {**state, "collector": _own_collector(collector, self.first, self.own_envs)}
-        returns = self._returns(state)
-        if not self.replicated and returns is not None:
-            own = _with_returns(own, returns[self.first : self.first + self.own_envs])
-        return own
+        if self.replicated:
+            return own
+        here = slice(self.first, self.first + self.own_envs)
+        return _with_kept(own, {name: rows[here] for name, rows in _kept(state).items()})
 
     @property
     def own_envs(self) -> int:
         """Environments of this rank."""
         return self.envs[self.ranks.rank]
 
-    @staticmethod
-    def _returns(state: State) -> Any:
-        """The running returns of the reward scaler, one an environment; None without one."""
-        found = state["learner"]["statistics"].get("returns")
-        return None if found is None else found["returns"]
-
 
 def shared_by(process_group: Any, config: Config) -> SharedTraining | None:
     """The training of a process group's ranks; None without one."""
     if process_group is None:
+        warn_if_alone()
         return None
     return SharedTraining(Ranks.of(process_group), replicated=config.deterministic_ranks)
 
 
-def _with_returns(state: State, returns: Any) -> State:
+def _kept(state: State) -> State:
+    """What the learner keeps of each environment: the reward scaler's returns, the critic's memory.
+
+    Without what this agent does not keep.
+    """
     learner = state["learner"]
-    statistics = learner["statistics"]
-    scaler = {**statistics["returns"], "returns": returns}
-    return {**state, "learner": {**learner, "statistics": {**statistics, "returns": scaler}}}
+    scaler = learner["statistics"].get("returns")
+    returns = {} if scaler is None else {"returns": scaler["returns"]}
+    return {**returns, **learner.get("memory", {})}
+
+
+def _with_kept(state: State, kept: State) -> State:
+    """The state with other rows of what ``_kept`` gives."""
+    learner = dict(state["learner"])
+    if "returns" in kept:
+        scaler = {**learner["statistics"]["returns"], "returns": kept["returns"]}
+        learner["statistics"] = {**learner["statistics"], "returns": scaler}
+    if learner.get("memory"):
+        learner["memory"] = {name: kept[name] for name in learner["memory"]}
+    return {**state, "learner": learner}
+
+
+def _beside(parts: list[Any]) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else np.concatenate(parts)
 
 
 def _counted(found: list[dict[str, Any]]) -> Counted:
@@ -294,7 +305,7 @@ def _joined(parts: list[dict[str, Any]], envs: list[int], counted: Counted) -> R
         final_observations=beside("final_observations", 0)[order],
         last_observations=beside("last_observations", 0),
         action_masks=None if parts[0]["action_masks"] is None else beside("action_masks"),
-        memory=None,
+        memory=None if parts[0]["memory"] is None else beside("memory", 0),
         episode_returns=counted.episode_returns,
         episode_lengths=counted.episode_lengths,
         dropped_episodes=counted.dropped_episodes,

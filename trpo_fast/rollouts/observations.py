@@ -54,6 +54,11 @@ class StructuredObservations:
         """Of all vectors' numbers, one after another; None where none are normalised."""
         return None if self._normalizer is None else self._normalizer.statistics
 
+    @property
+    def pending(self) -> RunningMeanStd | None:
+        """Likewise, of what was observed since the last `commit`."""
+        return None if self._normalizer is None else self._normalizer.pending
+
     def __call__(self, rows: Tensor) -> Any:
         """The nesting of tensors ``[..., *shape]`` of rows ``[..., width]``, on their device."""
         vectors = self._joined(rows) if self._vectors else None
