@@ -14,17 +14,22 @@ STEPS = 40  # of the environment that dies
 
 
 class DyingCartPole(CartPoleEnv):
-    """Its process is killed at a step, on local rank 1, while ``marker`` is not there."""
+    """Its process is killed at a step, on rank 1, while ``marker`` is not there.
 
-    def __init__(self, marker: str = "", **kwargs: Any) -> None:
+    With ``machine`` the torchrun that started it, too.
+    """
+
+    def __init__(self, marker: str = "", machine: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._marker, self._steps = Path(marker), 0
+        self._marker, self._machine, self._steps = Path(marker), machine, 0
 
     def step(self, action: Any) -> Any:
         self._steps += 1
-        dies = os.environ.get("LOCAL_RANK") == "1" and self._steps == STEPS
+        dies = os.environ.get("RANK") == "1" and self._steps == STEPS
         if dies and not self._marker.exists():
             self._marker.touch()
+            if self._machine:
+                os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().step(action)
 

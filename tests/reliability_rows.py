@@ -321,6 +321,11 @@ ROWS = {
             "A rank dies, or hangs for longer than the process group's time-out",
             "The others end with a `RankError`; no parameter moves",
         ),
+        "rank_elastic": Row(
+            "A machine of an elastic `torchrun --nnodes 1:2` run is gone, with its rank",
+            "The other one goes on from the newest checkpoint with all environments, and says that "
+            "sums are rounded otherwise from there on",
+        ),
         "rank_restart": Row(
             "A rank of a `torchrun --max-restarts` run is killed, with `--deterministic-ranks`",
             "All start again from the newest checkpoint, and the run ends with the weights of one "
