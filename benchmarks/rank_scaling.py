@@ -107,7 +107,7 @@ def launched(arguments: argparse.Namespace, count: int, *more: str) -> list[dict
 
 
 def scaled(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
-    """The figures of so many ranks: medians over iterations, of the slowest rank."""
+    """The figures of so many ranks in a turn: medians over iterations, of the slowest rank."""
     found = launched(arguments, count)
     iterations = list(zip(*(rank["rows"] for rank in found), strict=True))
 
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--env", default="Ant-v5")
     parser.add_argument("--envs", type=int, default=8, help="of each rank")
     parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=3, help="of which the best counts")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
@@ -147,13 +148,23 @@ def main() -> None:
     if arguments.worker is not None:
         worker(arguments)
         return
-    found = [scaled(arguments, count) for count in arguments.ranks]
+    turns: dict[int, list[dict[str, Any]]] = {count: [] for count in arguments.ranks}
+    alone: dict[int, list[float]] = {count: [] for count in arguments.ranks if count > 1}
+    for _ in range(arguments.turns):
+        for count in arguments.ranks:
+            turns[count].append(scaled(arguments, count))
+        for count, paces in alone.items():
+            paces.append(apart(arguments, count))
+    found = [max(each, key=lambda figures: figures["steps_per_second"]) for each in turns.values()]
     for figures in found:
+        each = [round(turn["steps_per_second"]) for turn in turns[figures["ranks"]]]
+        print(f"{figures['ranks']} ranks, steps a second in each turn: {each}")
         figures["speedup"] = figures["steps_per_second"] / found[0]["steps_per_second"]
         figures["collective_share"] = figures["collective_seconds"] / figures["iteration_seconds"]
-        if figures["ranks"] > 1:
-            alone = apart(arguments, figures["ranks"])
-            figures["apart_speedup"] = alone / found[0]["steps_per_second"]
+        if figures["ranks"] in alone:
+            print("  apart:", [round(pace) for pace in alone[figures["ranks"]]])
+            most = max(alone[figures["ranks"]])
+            figures["apart_speedup"] = most / found[0]["steps_per_second"]
         print(json.dumps({k: round(v, 5) for k, v in figures.items()}))
     if arguments.out is not None:
         document = {"env": arguments.env, "envs": arguments.envs, "figures": found}
