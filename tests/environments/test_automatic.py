@@ -105,6 +105,23 @@ def test_cheap_steps_stay(closing: Callable[[Any], Any], monkeypatch: pytest.Mon
     assert env.choice.endswith("workers would save 0%")
 
 
+class Disturbed(Walk):
+    """Of cheap steps, of which six environments make twenty while others have the core."""
+
+    taken = 0
+
+    def step(self, action: Any) -> Any:
+        type(self).taken += 1
+        PASSED[0] += 1.5e-4 if self.taken <= 6 * 20 else 5e-6
+        return super().step(action)
+
+
+def test_a_short_disturbance_does_not_decide(closing: Callable[[Any], Any]) -> None:
+    env = closing(auto(Disturbed))
+    heard(env, 120)
+    assert env.choice == "sync: a step of 6 takes 30 us here, and workers would save 0%"
+
+
 def test_workers_that_are_no_quicker_are_given_up(
     closing: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

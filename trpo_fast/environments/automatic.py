@@ -31,8 +31,11 @@ from trpo_fast.environments.sharing import shared_object
 from trpo_fast.environments.vector_environment import VectorEnvironment
 from trpo_fast.environments.workers import Workers, shares
 
-# Steps that are timed, and seconds after which fewer are enough; their median counts.
-STEPS, FEWEST, ENOUGH = 16, 3, 0.2
+# Steps that are timed, and seconds that they take at least, since another program may have the core
+# for some milliseconds; their median counts.
+STEPS, LEAST = 16, 0.02
+# So few are enough after so many seconds.
+FEWEST, ENOUGH = 3, 0.2
 # Seconds that a step costs more for going to other processes and back.
 HANDOVER = 4e-5
 # Workers must save this share of a step: less is not worth their memory.
@@ -124,6 +127,7 @@ class AutomaticEnvironments:
         _, parts = shares(local.num_envs, workers, alone=step_timeout > 0)
         self._largest_share = -(-local.num_envs // parts)
         self._seconds: list[float] = []
+        self._spent = 0.0
         self._undecided = True
         self._watched = (0.0, 0)  # seconds in workers, and steps
         self._window = WATCHED
@@ -170,10 +174,11 @@ class AutomaticEnvironments:
     def _time(self, seconds: float, out: Rows) -> None:
         """Decide, once enough steps were timed."""
         self._seconds.append(seconds)
-        count = len(self._seconds)
-        if count >= STEPS or (count >= FEWEST and sum(self._seconds) >= ENOUGH):
+        self._spent += seconds
+        count, spent = len(self._seconds), self._spent
+        if (count >= STEPS and spent >= LEAST) or (count >= FEWEST and spent >= ENOUGH):
             step = median(self._seconds)
-            self._seconds = []
+            self._seconds, self._spent = [], 0.0
             if isinstance(self._env, Workers):
                 self._settle(self._env, step, out)
             else:
