@@ -112,6 +112,19 @@ else
   stage throughput 40 "$PYTHON" benchmarks/tensor_throughput.py --device cuda \
     --out "$out/throughput.json"
 fi
+# The same of Brax's ant, through JAX on the same device. JAX would take most of its memory.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
+jax=$(timeout 40 "$PYTHON" -c 'import brax, jax; print(jax.default_backend())' 2>"$out/jax.log" |
+  tail -n 1)
+if [ -n "$DRY_RUN" ] && [ -n "$jax" ]; then
+  stage brax-dry 120 "$PYTHON" benchmarks/tensor_throughput.py --brax inverted_pendulum \
+    --envs 64 --hidden 16
+elif [ "$jax" = gpu ]; then
+  stage brax 90 "$PYTHON" benchmarks/tensor_throughput.py --brax ant --device cuda \
+    --out "$out/brax.json"
+else
+  summary+=("brax: left out, brax or JAX for this device is not installed (jax.log)")
+fi
 
 for tool in memcheck racecheck synccheck; do
   if ! command -v compute-sanitizer >/dev/null; then

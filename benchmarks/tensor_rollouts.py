@@ -5,7 +5,9 @@
 Both are those of ``tests/tensor_environments.py``, stepped on the CPU. First the environments
 alone, with actions drawn beforehand; then the agent from scratch, for --seconds of its own time,
 which ends with an evaluation. The loop is all that `learn` spends outside of `step`: policy,
-buffers, advantages, update, critic, statistics.
+buffers, advantages, update, critic, statistics. Training begins amid episodes, as rsl_rl's
+`init_at_random_ep_len` has it: otherwise all of Pendulum's end at once, and a short rollout shows
+one phase of theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 OPTIONS: dict[str, dict[str, Any]] = {
     "CartPole": {"rollout_steps": 24, "critic_epochs": 2, "critic_batch_size": 2048},
     "Pendulum": {
-        "rollout_steps": 24,
+        "rollout_steps": 8,
+        "max_kl": 0.03,
         "critic_epochs": 4,
         "critic_batch_size": 2048,
         "gamma": 0.95,
@@ -38,6 +41,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def environment(name: str) -> Any:
     """The class of an environment."""
     return getattr(import_module("tensor_environments"), f"Tensor{name}")
+
+
+def spread(kind: Any) -> Any:
+    """The class, its episodes begun at steps of their own."""
+
+    class Spread(kind):  # type: ignore[misc]
+        def reset(self, *, seed: int | None = None) -> Any:
+            shown = super().reset(seed=seed)
+            shape, device = (self.num_envs,), self.device
+            self.elapsed = torch.randint(
+                self.limit, shape, device=device, generator=self._generator
+            )
+            return shown
+
+    return Spread
 
 
 def alone(kind: Any, envs: int, seconds: float) -> float:
@@ -58,7 +76,7 @@ def learn(name: str, envs: int, seconds: float, options: dict[str, Any]) -> None
     """Train for so long and print what it came to."""
     kind = environment(name)
     chosen = {**OPTIONS[name], **options}
-    agent = TRPO(kind, vectorization="tensor", num_envs=envs, seed=0, **chosen)
+    agent = TRPO(spread(kind), vectorization="tensor", num_envs=envs, seed=0, **chosen)
     began = time.monotonic()
     agent.learn(
         10**12,
@@ -67,7 +85,7 @@ def learn(name: str, envs: int, seconds: float, options: dict[str, Any]) -> None
     )
     spent = dict(agent.time_budget)
     stepping, total = spent["env"], sum(spent.values())
-    mean, std = agent.evaluate(100, progress_bar=False)
+    mean, std = agent.evaluate(100, env=kind, progress_bar=False)
     print(
         f"{name}: {agent.num_timesteps:,} steps, {agent.progress.num_updates} updates in "
         f"{total:.1f} s, {agent.num_timesteps / total:,.0f} steps/s; environments "
@@ -78,7 +96,7 @@ def learn(name: str, envs: int, seconds: float, options: dict[str, Any]) -> None
     print(f"  return {mean:.1f} +- {std:.1f} over 100 episodes")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(OPTIONS), choices=OPTIONS)
@@ -86,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rollout-steps", type=int)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     given = {"rollout_steps": options.rollout_steps} if options.rollout_steps else {}
     for name in options.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ ARGUMENTS = {
     "worked_example.py": [],
     "user_loop_cnn.py": ["--updates", "3", "--rows", "64"],
     "masked_actions.py": ["--updates", "60", "--rows", "500"],
+    "brax_tensors.py": [
+        *("--steps", "512", "--envs", "8", "--rollout-steps", "16", "--episode-length", "9"),
+        *("--episodes", "8"),
+    ],
     "torchrl_loop.py": ["--updates", "3", "--rows", "256"],
     "recurrent_policy.py": ["--updates", "3", "--rows", "64"],
     "policy_collapse.py": ["--updates", "2", "--seeds", "1"],
@@ -24,6 +29,8 @@ ARGUMENTS = {
         *("--env-id", "CartPole-v1"),
     ],
 }
+
+NEEDED = {"torchrl_loop.py": "torchrl", "brax_tensors.py": "brax"}
 
 
 def run(name: str, *arguments: str) -> str:
@@ -46,8 +53,9 @@ def test_every_example_is_run_here() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_runs(name: str) -> None:
-    if name == "torchrl_loop.py":
-        pytest.importorskip("torchrl", reason="torchrl is not installed: pip install torchrl")
+    needed = NEEDED.get(name)
+    if needed is not None and find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed: pip install {needed}")
     printed = run(name, *ARGUMENTS[name])
     assert printed.strip()
     if name == "masked_actions.py":

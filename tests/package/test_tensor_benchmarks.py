@@ -36,12 +36,20 @@ def test_three_columns_of_steps_a_second(load: Any, tmp_path: Path, capsys: Any)
 
 
 def test_a_training_rollout_trains(load: Any) -> None:
-    loop = load("tensor_throughput").Loop(64, (16,), torch.device("cpu"))
+    throughput, device = load("tensor_throughput"), torch.device("cpu")
+    loop = throughput.Loop(throughput.environment(64, device), (16,), device)
     before = [p.detach().clone() for p in loop.values.parameters()]
     loop.train()
     assert loop.optimizer.last_result.accepted
     moved = zip(before, loop.values.parameters(), strict=True)
     assert not any(torch.equal(a, b) for a, b in moved)
+
+
+def test_the_loop_is_measured_beside_the_environments_steps(load: Any, capsys: Any) -> None:
+    load("tensor_rollouts").main(["Pendulum", "--envs", "64", "--seconds", "0.2"])
+    told = capsys.readouterr().out
+    assert re.search(r"environments [\d.]+ s, loop [\d.]+ s, [\d.]+ times as long", told)
+    assert "over 100 episodes" in told
 
 
 def test_updates_of_large_batches_are_compared(load: Any, capsys: Any) -> None:
