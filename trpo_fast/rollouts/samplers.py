@@ -170,9 +170,7 @@ class NetworkSampler(Sampler):
         assert recording.actions is not None  # noqa: S101
         masks = recording.masks
         mask = None if masks is None else torch.from_numpy(masks).flatten(0, 1).to(self._device)
-        chosen = self._net.head.distribution(self._net.at(kept.flatten(0, 1), mask))
-        flat = chosen.log_prob(recording.actions.flatten(0, 1).to(self._device))
-        return flat.cpu().reshape(kept.shape[:2])
+        return log_probs_of(self._net, kept, recording.actions.to(self._device), mask).cpu()
 
 
 class NativeSampler(NetworkSampler):
@@ -242,6 +240,20 @@ class NativeSampler(NetworkSampler):
         return found.squeeze(-1).to(self._dtype)
 
 
+def log_probs_of(net: Network, outputs: Tensor, actions: Tensor, mask: Tensor | None) -> Tensor:
+    """Log-probabilities [T, B] of a rollout's actions, in one batch.
+
+    Args:
+        net: the policy's.
+        outputs: of its last layer, [T, B, ...].
+        actions: [T, B, ...].
+        mask: [T * B, ...], or None.
+    """
+    chosen = net.head.distribution(net.at(outputs.flatten(0, 1), mask))
+    flat: Tensor = chosen.log_prob(actions.flatten(0, 1))
+    return flat.reshape(outputs.shape[:2])
+
+
 def sampled(chosen: Any, envs: int) -> tuple[Tensor, Tensor]:
     """Actions [B, ...] of a policy's own distribution, and their log-probabilities [B].
 
@@ -278,7 +290,7 @@ def sampler_for(
     net = network_of(policy)
     if isinstance(net, str):
         return Sampler(policy, normalizer, recording, space)
-    kind = NativeSampler if _is_native(net) else NetworkSampler
+    kind = NativeSampler if is_native(net) else NetworkSampler
     return kind(policy, normalizer, recording, space, net, rng)
 
 
@@ -291,10 +303,11 @@ def draws_natively(policy: nn.Module) -> bool:
     if is_recurrent(policy):
         return False
     net = network_of(policy)
-    return not isinstance(net, str) and _is_native(net)
+    return not isinstance(net, str) and is_native(net)
 
 
-def _is_native(net: Network) -> bool:
+def is_native(net: Network) -> bool:
+    """Whether the native sampler draws for this network."""
     on_cpu = net.layers[0].weight.device.type == "cpu"
     return _native.core is not None and on_cpu and head_refusal(net.head) is None
 

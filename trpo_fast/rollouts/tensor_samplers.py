@@ -15,8 +15,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from trpo_fast import _native
-from trpo_fast.backends.codes import HEAD_CODES
 from trpo_fast.backends.forward import forward_function
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.environments.tensor_flattening import (
@@ -26,7 +24,7 @@ from trpo_fast.environments.tensor_flattening import (
 from trpo_fast.networks.network import Network
 from trpo_fast.recognition.recognizer import network_of
 from trpo_fast.rollouts.observations import Shown, as_networks_see
-from trpo_fast.rollouts.samplers import NativeSampler, sampled
+from trpo_fast.rollouts.samplers import NativeSampler, is_native, log_probs_of, sampled
 from trpo_fast.rollouts.tensor_recording import TensorRecording
 
 
@@ -107,10 +105,7 @@ class TensorNetworkSampler(TensorSampler):
 
     def log_probs(self) -> Tensor:
         """Log-probabilities [T, B] of the actions, in one batch."""
-        kept = torch.stack(self._kept)
-        chosen = self._net.head.distribution(self._net.at(kept.flatten(0, 1), None))
-        flat: Tensor = chosen.log_prob(self._actions.flatten(0, 1))
-        return flat.reshape(kept.shape[:2])
+        return log_probs_of(self._net, torch.stack(self._kept), self._actions, None)
 
 
 class TensorNativeSampler:
@@ -165,7 +160,5 @@ def tensor_sampler_for(
     net = network_of(policy)
     if isinstance(net, str):
         return TensorSampler(policy, normalizer, recording, space)
-    on_cpu = net.layers[0].weight.device.type == "cpu"
-    native = _native.core is not None and on_cpu and net.head.kind in HEAD_CODES
-    kind = TensorNativeSampler if native else TensorNetworkSampler
+    kind = TensorNativeSampler if is_native(net) else TensorNetworkSampler
     return kind(policy, normalizer, recording, space, net, rng)
