@@ -300,3 +300,24 @@ def test_the_watch_sees_what_waits(look: Any) -> None:
     with HostWaits() as waits:
         look(x)
     assert waits.seen
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(1 << 16, 1), (8, 2)])
+def test_an_environments_small_steps_are_made_on_one_thread(
+    limit: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(Counter):
+        def step(self, actions: Tensor) -> tuple[Any, ...]:
+            seen.append(torch.get_num_threads())
+            return super().step(actions)
+
+    monkeypatch.setattr("trpo_fast.rollouts.tensor_collector.SMALL_STEP", limit)
+    seen: list[int] = []
+    ours, before = collector(Watched()), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ours.collect(Alternating(), None, 4, philox())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads] * 4

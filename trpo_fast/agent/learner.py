@@ -183,12 +183,14 @@ class Learner:
                 gamma=self.config.gamma,
                 lam=self.config.lam,
             )
-        observations = shown.select(shown.observations)
-        masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
-        # The rollout's own log-probabilities are those of the current policy: None computes them
-        # as the step itself does, so that the ratio is 1 to the last bit.
-        scaled = self._scaled(rollout.select(advantages), values).to(self.device, values.dtype)
-        actions = rollout.select(rollout.actions).to(self.device)
+        with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
+            observations = shown.select(shown.observations)
+            masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
+            # The rollout's own log-probabilities are those of the current policy: None computes
+            # them as the step itself does, so that the ratio is 1 to the last bit.
+            scaled = self._scaled(rollout.select(advantages), values)
+            scaled = scaled.to(self.device, values.dtype)
+            actions = rollout.select(rollout.actions).to(self.device)
         with budget.phase("update"):
             if self.recurrence is not None:
                 self.recurrence.step(self.optimizer, rollout, observations, actions, scaled, masks)

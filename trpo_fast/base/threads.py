@@ -24,6 +24,9 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")
 # woken for it would spin afterwards.
 SMALL_ARRAY = 1 << 22
 
+# Numbers that a step of tensor environments shows, below which two threads hardly speed it up.
+SMALL_STEP = 1 << 16
+
 
 def usable_cores() -> int:
     """CPUs that this process may run on, and what a container's quota allows of them."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trpo_fast.base.errors import EnvironmentFault, users_level
+from trpo_fast.base.threads import SMALL_ARRAY, SMALL_STEP, one_thread
 from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.environments.tensor_contracts import FINAL_KEYS
 from trpo_fast.environments.tensor_environments import TensorEnvironments
@@ -84,17 +85,23 @@ class TensorCollector:
         self._running = False
         seed = int(rng.integers(1 << 63))
         recording = TensorRecording(self.env, steps, self._observations, self._resetting)
+        # Threads that an operator of the environment wakes spin on the cores that the native
+        # sampler wants next, at every step.
+        small = self._observations.is_cpu and self._observations.numel() <= SMALL_STEP
         with sampling(policy, seed):
             sampler = tensor_sampler_for(policy, normalizer, recording, self.env.action_space, rng)
             for t in range(steps):
                 start = perf_counter()
                 actions = sampler(t)
                 acted = perf_counter()
-                transition = self.env.step(actions, recording.observations[t + 1])
-                recording.keep(t, transition)
+                with one_thread(small):
+                    transition = self.env.step(actions, recording.observations[t + 1])
+                    recording.keep(t, transition)
                 budget.add("inference", acted - start)
                 budget.add("env", perf_counter() - acted)
-            rollout = self._finish(recording, sampler.log_probs())
+            log_probs = sampler.log_probs()
+            with one_thread(recording.observations.numel() <= SMALL_ARRAY):
+                rollout = self._finish(recording, log_probs)
         if not rollout.num_valid and not rollout.dropped_episodes:
             # NEXT_STEP: one row, in which every environment did nothing but reset.
             return self.collect(policy, normalizer, steps, rng, budget)
