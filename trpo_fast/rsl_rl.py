@@ -3,19 +3,19 @@
 The class is rsl_rl's ``PPO`` with another ``update``: rollouts, storage, advantages, bootstrapping
 on time-outs, observation groups, runner and logs are rsl_rl's, and so is every entry of the
 configuration that has a meaning here. Departures: one trust-region step on the whole rollout in
-place of epochs over minibatches; the critic alone is regressed in ``num_learning_epochs`` of
-``num_mini_batches``, by plain squared errors at a fixed learning rate; no entropy bonus.
+place of epochs over minibatches; the critic alone is regressed in passes of ``num_mini_batches``,
+by plain squared errors at a fixed learning rate; no entropy bonus.
 """
 
 from __future__ import annotations
 
 from importlib import metadata
 from inspect import signature
-from math import inf
+from math import inf, sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from trpo_fast.adapters.common import stepped
@@ -41,13 +41,32 @@ UNUSED = (
     "use_mixed_precision",
 )
 # With schedule="adaptive" PPO's learning rate slows down where the KL passes this many desired_kl;
-# the configured one is where it starts, and says nothing of what the critic's should be.
-KL_ALLOWED, CRITIC_LEARNING_RATE = 2.0, 3e-3
+# the configured one is where it starts, and says nothing of what the critic's should be. That is
+# the fastest that PPO's may become for layers of up to 64, and goes with the root of the width's
+# inverse for wider ones (docs/gpu-simulators.md).
+KL_ALLOWED, CRITIC_LEARNING_RATE, CRITIC_WIDTH = 2.0, 1e-2, 64
+# PPO's passes train its policy, too; so many of a critic alone cost it a third of PPO's update or
+# less, and reach the same scores in no more samples (docs/gpu-simulators.md).
+CRITIC_PASSES = 2
 POLICY_STATE = "policy_optimizer_state_dict"
 # From 5.5 on rsl_rl's normalisers learn after an update, before that at each environment step.
 NORMALISES_AFTER_UPDATES = tuple(
     int(part) for part in metadata.version("rsl-rl-lib").split(".")[:2]
 ) >= (5, 5)
+
+
+def _critic_rate(critic: nn.Module) -> float:
+    """The learning rate for a critic of this width."""
+    widths = [layer.out_features for layer in critic.modules() if isinstance(layer, nn.Linear)]
+    return CRITIC_LEARNING_RATE * sqrt(CRITIC_WIDTH / max(CRITIC_WIDTH, *widths))
+
+
+def _passes(given: Any, of_ppo: int) -> int:
+    """The critic's passes over a rollout, checked."""
+    passes = min(CRITIC_PASSES, of_ppo) if given is None else given
+    if not isinstance(passes, int) or passes < 0:
+        raise ValueError(f"critic_learning_epochs must be an int of 0 or more, got {passes!r}")
+    return passes
 
 
 class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
@@ -65,12 +84,15 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
         configuration: PPO's, so that one may be kept as it is, and any option of
             ``TRPOOptimizer`` by its name: ``damping``, ``cg_iters`` and so on. ``max_kl``, if not
             given, is twice ``desired_kl``; ``critic_learning_rate`` is ``learning_rate`` where
-            ``schedule`` is "fixed" and 3e-3 otherwise.
+            ``schedule`` is "fixed", otherwise 0.01 or, with a hidden layer wider than 64, 0.08
+            over the root of its width; ``critic_learning_epochs`` is ``num_learning_epochs``, at
+            most 2.
 
     Attributes:
         policy_optimizer: The actor's ``TRPOOptimizer``; its options may be edited.
         optimizer: The critic's.
         learning_rate: The critic's.
+        critic_learning_epochs: Passes of the critic over each rollout.
         last_result: The last policy update's ``TrustRegionResult``, or None.
 
     Raises:
@@ -85,22 +107,15 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
     def __init__(self, actor: Any, critic: Any, storage: Any, **configuration: Any) -> None:
         options = {name: configuration.pop(name) for name in TABLE if name in configuration}
         learning_rate = configuration.pop("critic_learning_rate", None)
+        passes = configuration.pop("critic_learning_epochs", None)
         super().__init__(actor, critic, storage, **configuration)
         if self.desired_kl is not None:
             options.setdefault("max_kl", KL_ALLOWED * self.desired_kl)
         if learning_rate is None:
             adaptive = self.schedule == "adaptive"
-            learning_rate = CRITIC_LEARNING_RATE if adaptive else self.learning_rate
-        if self.is_multi_gpu:
-            raise ValueError(
-                "trpo_fast.rsl_rl.TRPO serves one process: each of several would step by a trust "
-                "region of its own. Start one, or use rsl_rl's PPO"
-            )
-        if self.symmetry and getattr(self.symmetry, "use_mirror_loss", True):
-            raise ValueError(
-                "a mirror loss is no part of a trust-region step; set use_mirror_loss=False. "
-                "use_data_augmentation=True is served from rsl-rl-lib 5.1 on"
-            )
+            learning_rate = _critic_rate(critic) if adaptive else self.learning_rate
+        self.critic_learning_epochs = _passes(passes, self.num_learning_epochs)
+        self._refuse()
         self._actor = actor_of(self.get_policy())
         self.policy_optimizer = TRPOOptimizer(self._actor.policy, **options)
         held = {id(parameter) for parameter in self.get_policy().parameters()}
@@ -113,6 +128,19 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
         unused = [name for name in UNUSED if name in configuration]
         if unused:
             say(f"trpo_fast.rsl_rl.TRPO has no use for these options of PPO: {', '.join(unused)}")
+
+    def _refuse(self) -> None:
+        """ValueError for what a trust-region step of one process does not serve."""
+        if self.is_multi_gpu:
+            raise ValueError(
+                "trpo_fast.rsl_rl.TRPO serves one process: each of several would step by a trust "
+                "region of its own. Start one, or use rsl_rl's PPO"
+            )
+        if self.symmetry and getattr(self.symmetry, "use_mirror_loss", True):
+            raise ValueError(
+                "a mirror loss is no part of a trust-region step; set use_mirror_loss=False. "
+                "use_data_augmentation=True is served from rsl-rl-lib 5.1 on"
+            )
 
     def get_critic(self) -> Any:
         """The critic, not compiled."""

@@ -125,7 +125,7 @@ def test_the_native_fit_of_the_critic_is_torchs(
     assert loss == pytest.approx(torch_loss, rel=1e-5)
     torch.testing.assert_close(values, torch_values, rtol=1e-4, atol=1e-5)
     steps = [s["state"][0]["step"].item() for s in (state, torch_state)]
-    assert steps == [12, 12]
+    assert steps == [8, 8]  # two passes
 
 
 def test_time_outs_are_bootstrapped_and_falls_are_not() -> None:
@@ -156,12 +156,23 @@ def test_a_rollout_that_is_not_finite_changes_nothing_and_is_dropped() -> None:
 def test_ppos_kl_and_schedule_mean_what_they_can() -> None:
     alg = algorithm(desired_kl=0.03)
     assert alg.policy_optimizer.param_groups[0]["max_kl"] == 0.06
-    assert alg.optimizer.param_groups[0]["lr"] == alg.learning_rate == 3e-3
+    assert alg.optimizer.param_groups[0]["lr"] == alg.learning_rate == 0.01
+    assert alg.critic_learning_epochs == 2
     alg = algorithm(max_kl=0.01, schedule="fixed", learning_rate=5e-4, optimizer="adamw")
     assert alg.policy_optimizer.param_groups[0]["max_kl"] == 0.01
     assert alg.optimizer.param_groups[0]["lr"] == alg.learning_rate == 5e-4
     assert type(alg.optimizer) is torch.optim.AdamW
     assert algorithm(critic_learning_rate=0.02).learning_rate == 0.02
+    assert algorithm(num_learning_epochs=1).critic_learning_epochs == 1
+    assert algorithm(num_learning_epochs=1, critic_learning_epochs=7).critic_learning_epochs == 7
+
+
+def test_a_wide_critic_learns_as_much_more_slowly() -> None:
+    cfg = configuration()
+    cfg["critic"]["hidden_dims"] = [32, 256]
+    assert algorithm(cfg).learning_rate == pytest.approx(0.005)
+    cfg["algorithm"]["schedule"] = "fixed"
+    assert algorithm(cfg).learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -170,6 +181,8 @@ def test_ppos_kl_and_schedule_mean_what_they_can() -> None:
         ({"max_kl": -1.0}, ValueError, "max_kl"),
         ({"num_epoch": 3}, TypeError, "num_epoch"),
         ({"fisher_fraction": 2.0}, ValueError, "fisher_fraction"),
+        ({"critic_learning_epochs": 1.5}, ValueError, "critic_learning_epochs must be an int"),
+        ({"critic_learning_rate": -1.0}, ValueError, "learning rate"),
     ],
 )
 def test_wrong_entries_are_named(options: Any, error: type[Exception], words: str) -> None:

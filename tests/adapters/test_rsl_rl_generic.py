@@ -95,14 +95,14 @@ def test_a_fit_in_torch_waits_for_its_device_at_its_end(
         assert seen[0] == seen[1] == ["__float__", "_local_scalar_dense"]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
 def test_a_minibatch_that_is_not_finite_is_not_stepped_on(
     optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rsl_rl_critic, "native_fit", lambda *_: None)
     alg = algorithm(optimizer=optimizer)
     fill(alg)
-    alg.num_mini_batches, alg.num_learning_epochs = 1, 1
+    alg.num_mini_batches, alg.critic_learning_epochs = 1, 1
     batch, before = alg._batch(), flat(alg.critic).clone()
     returns, batch.returns = batch.returns, batch.returns * 1e30
     rsl_rl_critic.fit_values(alg, batch)
@@ -191,7 +191,7 @@ def test_a_forward_of_the_users_own_is_refused_in_the_actor_and_kept_in_the_crit
         alg.critic.mlp[-1].bias += 5.0  # far off: the loss tells the one forward from the other
         before = float((alg.critic(rows) - returns).square().mean())
         half = float((alg.critic(rows) / 2 - returns).square().mean())
-    alg.num_learning_epochs, alg.num_mini_batches = 1, 1
+    alg.critic_learning_epochs, alg.num_mini_batches = 1, 1
     assert alg.update()["value"] == pytest.approx(before, rel=1e-4)
     assert before > 2 * half
     cfg = configuration()

@@ -17,7 +17,7 @@ from trpo_fast.base.finite_step import step_if_finite
 
 
 def fit_values(algorithm: Any, batch: RolloutStorage.Batch) -> float:
-    """``num_learning_epochs`` passes of minibatch regression on the returns; the mean loss.
+    """``critic_learning_epochs`` passes of minibatch regression on the returns; the mean loss.
 
     Args:
         algorithm: Its ``optimizer`` holds the parameters that the fit may move.
@@ -50,16 +50,16 @@ def _fit_natively(algorithm: Any, batch: RolloutStorage.Batch) -> float | None:
         return None
     rows, returns = rows.to(fit.dtype), batch.returns.flatten().to(fit.dtype)
     total = 0.0
-    for _ in range(algorithm.num_learning_epochs):
+    for _ in range(algorithm.critic_learning_epochs):
         total += fit.epoch(rows, returns, torch.randperm(len(rows)))[0]
     fit.write_back()
-    fitted = len(rows) * algorithm.num_learning_epochs
+    fitted = len(rows) * algorithm.critic_learning_epochs
     return total / fitted if fitted else float("nan")
 
 
 def _predictions(algorithm: Any, batch: RolloutStorage.Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """Values and returns of each minibatch, as the critic is at that moment."""
-    critic, epochs = algorithm.critic, algorithm.num_learning_epochs
+    critic, epochs = algorithm.critic, algorithm.critic_learning_epochs
     if critic.is_recurrent:
         for part in algorithm.storage.recurrent_mini_batch_generator(
             algorithm.num_mini_batches, epochs
