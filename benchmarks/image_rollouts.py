@@ -2,14 +2,15 @@
 
 ``python benchmarks/image_rollouts.py`` collects rollouts of 8 environments whose frames of 84x84x4
 cost next to nothing, with the network of Mnih et al., one for the policy and one for the values.
-Turns alternate; the least time of each counts. Stable-Baselines3's PPO computes its values step by
-step, this agent in one batch after the rollout: that batch is timed too.
+Turns alternate; medians count, the ratio's that of the turns' ratios. Stable-Baselines3's PPO
+computes its values step by step, this agent all together after the rollout, which is timed too.
 """
 
 from __future__ import annotations
 
 import argparse
 import warnings
+from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
@@ -77,7 +78,7 @@ def main() -> None:
     """Read the options, measure, print a row for each and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     collectors = {"trpo_fast": ours(options.steps), "Stable-Baselines3": theirs(options.steps)}
@@ -88,14 +89,12 @@ def main() -> None:
             collect()
             if turn:
                 seconds[name].append(perf_counter() - began)
-    rates = {name: options.steps * ENVS / min(taken) for name, taken in seconds.items()}
-    for name, rate in rates.items():
-        print(f"{name:<20}{rate:>8.0f} steps/s")
+    for name, taken in seconds.items():
+        print(f"{name:<20}{options.steps * ENVS / median(taken):>8.0f} steps/s")
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-    print(f"ratio {rates['trpo_fast'] / rates['Stable-Baselines3']:.2f}", end=" ")
-    print(
-        f"({min(ratios):.2f} to {max(ratios):.2f} by the turn), {torch.get_num_threads()} threads"
-    )
+    low, _, high = quantiles(ratios, n=4)
+    print(f"ratio {median(ratios):.2f} (half of the turns {low:.2f} to {high:.2f})", end=" ")
+    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Image(NamedTuple):
     def channels_first(self, images: Tensor) -> Tensor:
         """``[N, channels, height, width]``, a view where the frames are not stacked."""
         ordered = images.permute(0, *(axis + 1 for axis in self.axes))
-        return ordered.reshape(len(images), self.channels, self.height, self.width)
+        return ordered.reshape(images.shape[0], self.channels, self.height, self.width)
 
 
 def image_of(space: Space) -> Image | None:

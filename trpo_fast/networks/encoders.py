@@ -90,7 +90,7 @@ class _Numbers(nn.Module):
             raise unsupported(space, path)
 
     def forward(self, leaf: Tensor, dtype: torch.dtype) -> Tensor:
-        flat = leaf.reshape(len(leaf), -1)
+        flat = leaf.reshape(leaf.shape[0], -1)
         if not self.choices:
             return flat.to(dtype)
         blocks = [functional.one_hot(flat[:, i], n) for i, n in enumerate(self.choices)]

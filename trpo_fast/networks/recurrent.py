@@ -146,11 +146,11 @@ class RecurrentTrunk(nn.Module):
         return outputs.data[sequences.place], last
 
     def replay_padded(self, obs: Any, sequences: Sequences) -> Tensor:
-        """The outputs of ``replay``, differentiable once.
+        """The outputs of ``replay``.
 
-        On a CPU torch has a kernel for sequences of one length, whose derivative has none; those
-        of several lengths it walks operation by operation. What stands after a sequence's end
-        changes no output of it.
+        On a CPU torch has one kernel for an LSTM's sequences of one length, and walks those of
+        several lengths operation by operation. What stands after a sequence's end changes no
+        output of it.
         """
         packed, first = self._entered(obs, sequences)
         inputs, lengths = pad_packed_sequence(packed)
@@ -193,9 +193,10 @@ class _Recurrent(nn.Module):
         """The memory ``[rows, size]`` at the beginning of an episode."""
         return self.trunk.initial(rows)
 
-    def _first_outputs(self, obs: Any) -> Tensor:
-        """The outputs of rows each of which is an episode's first step."""
-        return self.trunk.step(obs, self.trunk.initial(len(first_leaf(obs))))[0]
+    def _outputs(self, obs: Any, sequences: Sequences | None) -> Tensor:
+        if sequences is None:
+            return self.trunk.step(obs, self.trunk.initial(len(first_leaf(obs))))[0]
+        return self.trunk.replay_padded(obs, sequences)
 
 
 class RecurrentPolicy(_Recurrent, EncodedPolicy):
@@ -246,10 +247,7 @@ class RecurrentPolicy(_Recurrent, EncodedPolicy):
             action_mask: As of ``MlpPolicy``.
             sequences: Whose steps the rows are; without, each is an episode's first step.
         """
-        outputs = (
-            self._first_outputs(obs) if sequences is None else self.trunk.replay(obs, sequences)[0]
-        )
-        return self.actor(outputs, action_mask)  # type: ignore[no-any-return]
+        return self.actor(self._outputs(obs, sequences), action_mask)  # type: ignore[no-any-return]
 
     def step(
         self, obs: Any, memory: Memory, action_mask: Tensor | None = None
@@ -290,12 +288,7 @@ class RecurrentValueFunction(_Recurrent):
 
     def forward(self, obs: Any, *, sequences: Sequences | None = None) -> Tensor:
         """Values ``[N]`` of a batch; the arguments are those of ``RecurrentPolicy.forward``."""
-        outputs = (
-            self._first_outputs(obs)
-            if sequences is None
-            else self.trunk.replay_padded(obs, sequences)
-        )
-        found: Tensor = self.values(outputs)
+        found: Tensor = self.values(self._outputs(obs, sequences))
         return found
 
     def replay(self, obs: Any, sequences: Sequences) -> tuple[Tensor, Memory]:

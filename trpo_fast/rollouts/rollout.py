@@ -20,6 +20,8 @@ Bool = npt.NDArray[np.bool_]
 # Rows per call of the value function, and numbers in them: bounds the memory of its hidden layers.
 _VALUE_ROWS = 1 << 16
 _VALUE_NUMBERS = 1 << 24
+# Of rows with axes, such as images, whose features are as many numbers: what a core's cache holds.
+_IMAGE_NUMBERS = 1 << 20
 
 
 @dataclass
@@ -84,8 +86,10 @@ def bootstrap_values(
 
 def _in_chunks(value_fn: Callable[[Any], Tensor], rows: Any) -> Tensor:
     count = len(first_leaf(rows))
-    numbers = max(sum(leaf[:1].numel() for leaf in tree_leaves(rows)), 1)
-    size = min(_VALUE_ROWS, -(-_VALUE_NUMBERS // numbers))
+    leaves = tree_leaves(rows)
+    numbers = max(sum(leaf[:1].numel() for leaf in leaves), 1)
+    most = _IMAGE_NUMBERS if any(leaf.ndim > 2 for leaf in leaves) else _VALUE_NUMBERS
+    size = min(_VALUE_ROWS, -(-most // numbers))
     with torch.no_grad():
         parts = [
             value_fn(tree_rows(rows, slice(start, start + size)))
