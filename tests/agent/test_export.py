@@ -31,6 +31,21 @@ NESTED = spaces.Dict(
     }
 )
 PLAIN = spaces.Box(-1.0, 1.0, (3,))
+SHOWN = spaces.Dict(
+    {
+        "far": spaces.Box(1e6, 1e6 + 1, (2, 2), np.float64),
+        "grip": spaces.Tuple((spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 4]))),
+        "lamps": spaces.MultiBinary(3),
+        "near": PLAIN,
+        "picture": spaces.Box(0, 255, (2, 9, 9), np.uint8),
+    }
+)
+HYBRID = spaces.Dict(
+    {
+        "arm": spaces.Tuple((spaces.Box(-0.1, 3.0, (2,)), spaces.MultiBinary(2))),
+        "tool": spaces.Discrete(3, start=1),
+    }
+)
 
 
 class Seen(gym.Env[Any, Any]):
@@ -75,18 +90,23 @@ def trained(observation_space: Any, action_space: Any, **options: Any) -> TRPO:
     return agent
 
 
-def asked(agent: TRPO, count: int = 5) -> tuple[list[np.ndarray], Any]:
-    """Some observations by their parts, and the actions that the agent takes on them."""
+def stacked(space: Any, drawn: list[Any]) -> list[np.ndarray]:
+    """Each part of a space as a batch of the values drawn."""
+    return [np.stack([np.asarray(pick(o, keys)) for o in drawn]) for keys, _ in leaves(space)]
+
+
+def asked(agent: TRPO, count: int = 5) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Some observations by their parts, and likewise the actions that the agent takes on them."""
     space = agent.observation_space
     drawn = [space.sample() for _ in range(count)]
-    parts = [np.stack([np.asarray(pick(o, keys)) for o in drawn]) for keys, _ in leaves(space)]
-    return parts, np.stack([agent.predict(o)[0] for o in drawn])
+    return stacked(space, drawn), stacked(agent.action_space, [agent.predict(o)[0] for o in drawn])
 
 
-def equal(given: np.ndarray, wanted: np.ndarray) -> None:
-    assert given.dtype == wanted.dtype
-    assert given.shape == wanted.shape
-    np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-5)
+def equal(given: Any, wanted: list[np.ndarray]) -> None:
+    for one, other in zip(given, wanted, strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 CASES = {
@@ -98,6 +118,11 @@ CASES = {
     "unnormalised": (PLAIN, spaces.MultiBinary(3), {"normalize_observations": False}),
     "nested": (NESTED, spaces.MultiDiscrete([3, 2]), {}),
     "a user's": (PLAIN, spaces.Box(-1.0, 1.0, (2,)), {"policy": Own()}),
+    "images": (spaces.Box(0, 255, (8, 8, 2), np.uint8), spaces.Discrete(3, start=-1), {}),
+    "structured": (SHOWN, spaces.MultiDiscrete([3, 2]), {}),
+    "unnormalised parts": (SHOWN, spaces.Discrete(2), {"normalize_observations": False}),
+    "hybrid": (PLAIN, HYBRID, {"distribution": "beta"}),
+    "structured and hybrid": (SHOWN, HYBRID, {}),
 }
 
 
@@ -108,29 +133,71 @@ def test_a_program_of_torch_acts_as_the_agent(case: str, tmp_path: Path) -> None
     module = torch.export.load(path).module()
     for count in (1, 5):
         parts, wanted = asked(agent, count)
-        equal(module(*map(torch.from_numpy, parts)).numpy(), wanted)
+        found = module(*map(torch.from_numpy, parts))
+        found = found if isinstance(found, tuple | list) else [found]
+        equal([part.numpy() for part in found], wanted)
 
 
-@pytest.mark.parametrize("case", ["gaussian", "nested"])
+@pytest.mark.parametrize("case", ["gaussian", "nested", "structured and hybrid"])
 def test_onnx_acts_as_the_agent(case: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[test]'")
     agent = trained(*CASES[case][:2], **CASES[case][2])
     session = runtime.InferenceSession(agent.export(tmp_path / "policy.onnx"))
     names = [given.name for given in session.get_inputs()]
+    parts_of_both = [
+        *("observation.far", "observation.grip.0", "observation.grip.1"),
+        *("observation.lamps", "observation.picture"),
+    ]
     assert (
         names
         == {
             "gaussian": ["observation"],
-            "nested": [
-                *("observation.far", "observation.grip.0", "observation.grip.1"),
-                *("observation.lamps", "observation.picture"),
-            ],
+            "nested": parts_of_both,
+            "structured and hybrid": [*parts_of_both[:4], "observation.near", parts_of_both[4]],
         }[case]
     )
+    hybrid = ["action.arm.0", "action.arm.1", "action.tool"]
+    results = hybrid if case == "structured and hybrid" else ["action"]
     for count in (1, 5):
         parts, wanted = asked(agent, count)
-        (given,) = session.run(["action"], dict(zip(names, parts, strict=True)))
-        equal(given, wanted)
+        equal(session.run(results, dict(zip(names, parts, strict=True))), wanted)
+
+
+def steps_of(agent: TRPO, count: int = 4) -> Any:
+    """Observations [1, ...] by their parts, and the agent's actions with its memory carried on."""
+    space, state = agent.observation_space, None
+    for _ in range(count):
+        observation = space.sample()
+        action, state = agent.predict(observation, state)
+        yield stacked(space, [observation]), stacked(agent.action_space, [action])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_memory_goes_in_and_out(cell: str, tmp_path: Path) -> None:
+    agent = trained(SHOWN, HYBRID, policy="recurrent", cell=cell, cell_size=5)
+    module = torch.export.load(agent.export(tmp_path / "policy.pt2")).module()
+    memory = [torch.zeros(1, 5)] * (2 if cell == "lstm" else 1)
+    for parts, wanted in steps_of(agent):
+        (*found,) = module(*map(torch.from_numpy, parts), *memory)
+        equal([part.numpy() for part in found[:3]], wanted)
+        memory = found[3:]
+    assert all(part.abs().min() > 0 for part in memory)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_memory_goes_in_and_out_of_onnx(cell: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[test]'")
+    agent = trained(PLAIN, spaces.Discrete(4), policy="recurrent", cell=cell, cell_size=5)
+    session = runtime.InferenceSession(agent.export(tmp_path / "policy.onnx"))
+    names = ["memory.0", "memory.1"] if cell == "lstm" else ["memory.0"]
+    assert [given.name for given in session.get_inputs()] == ["observation", *names]
+    memory = {name: np.zeros((1, 5), np.float32) for name in names}
+    for (observation,), wanted in steps_of(agent):
+        action, *after = session.run(
+            ["action", *(f"next_{name}" for name in names)], {"observation": observation, **memory}
+        )
+        equal([action], wanted)
+        memory = dict(zip(names, after, strict=True))
 
 
 ALONE = """
@@ -169,13 +236,6 @@ def test_what_cannot_be_exported_says_why_and_leaves_no_file(
     agent = trained(PLAIN, spaces.Box(-1.0, 1.0, (2,)), policy=ByValue())
     with pytest.raises(ValueError, match=r"ByValue cannot be exported: .* depends on values"):
         agent.export(tmp_path / "policy.pt2")
-    with pytest.raises(ValueError, match=r"MultiInputPolicy is shown .* nesting"):
-        trained(NESTED, spaces.Discrete(2), policy="multi_input").export(tmp_path / "policy.pt2")
-    with pytest.raises(ValueError, match=r"RecurrentPolicy remembers .* cannot be exported"):
-        trained(PLAIN, spaces.Discrete(2), policy="recurrent").export(tmp_path / "policy.pt2")
-    both = spaces.Tuple((spaces.Discrete(2), spaces.Box(-1.0, 1.0, (2,))))
-    with pytest.raises(ValueError, match=r"actions of Tuple.* have parts"):
-        trained(PLAIN, both).export(tmp_path / "policy.pt2")
     with pytest.raises(ValueError, match=r"policy.h5: a policy is exported to .pt2 or .onnx"):
         agent.export(tmp_path / "policy.h5")
     monkeypatch.setitem(sys.modules, "onnxscript", None)

@@ -364,8 +364,9 @@ class TRPO:
         """Write the policy to a file that runs without this package: `.pt2` or `.onnx`.
 
         It takes raw observations [n, ...], one input for each part of a Dict or Tuple space, and
-        gives the actions [n, ...] of `predict(deterministic=True)`, without action masks:
-        normalisation and the scaling to the action space are inside. Raises MissingExtraError
+        gives the actions [n, ...] of `predict(deterministic=True)`, one result for each part of
+        their space, without action masks: normalisation and the scaling to the action space are
+        inside. A policy with a memory takes and gives that as well. Raises MissingExtraError
         without the packages that write ONNX (extra `export`), ValueError for another suffix or a
         policy whose forward depends on more than shapes.
         """

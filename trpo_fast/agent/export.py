@@ -10,27 +10,26 @@ import contextlib
 import copy
 import io
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn import functional
 
+from trpo_fast.agent.export_inputs import inputs_of
 from trpo_fast.base.errors import MissingExtraError
 from trpo_fast.base.install import install_line
-from trpo_fast.base.spaces import Space, leaves
-from trpo_fast.environments.flattening import ObservationFlattener
+from trpo_fast.base.spaces import Path, Space, leaves
+from trpo_fast.environments.observation_check import pick
 from trpo_fast.networks.distributions import mode
 from trpo_fast.networks.recurrent import is_recurrent
-from trpo_fast.rollouts.normalization import ObservationNormalizer
-from trpo_fast.rollouts.observations import Shown, StructuredObservations
+from trpo_fast.rollouts.observations import Shown
 from trpo_fast.runs.files import given_path, write_atomically
 
-SINGLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 SUFFIXES = (".pt2", ".onnx")
 
 
@@ -38,19 +37,11 @@ class ExportedPolicy(nn.Module):
     """Raw observations in, the environment's actions out; nothing but torch operations.
 
     Args:
-        policy: module whose forward(obs [N, O]) gives a distribution.
+        policy: module whose forward gives a distribution; one with a memory has a `step`.
         observation_space: of one observation; each of its parts is one argument of `forward`.
-        action_space: of one action.
-        normalizer: None where observations are used as they are.
-
-    Raises ValueError for a policy that is shown the environment's own nesting, that remembers, or
-    whose actions have parts.
+        action_space: of one action; each of its parts is one result.
+        normalizer: what makes of observations what the policy sees; None for flattened rows.
     """
-
-    mean: Tensor
-    scale: Tensor
-    low: Tensor
-    high: Tensor
 
     def __init__(
         self,
@@ -60,68 +51,67 @@ class ExportedPolicy(nn.Module):
         normalizer: Shown | None,
     ) -> None:
         super().__init__()
-        refusal = _refusal(policy, action_space, normalizer)
-        if refusal:
-            raise ValueError(f"{refusal} cannot be exported so far")
         self.policy = copy.deepcopy(policy).cpu().eval().requires_grad_(False)
         self.parts = list(leaves(observation_space))
-        self.action_space = action_space
-        row = ObservationFlattener(observation_space).dtype
-        self.dtype = torch.from_numpy(np.empty(0, row)).dtype
-        self.clip = None
-        if isinstance(normalizer, ObservationNormalizer):
-            mean, scale, self.clip = normalizer.constants(row)
-            self.register_buffer("mean", torch.from_numpy(mean.copy()))
-            self.register_buffer("scale", torch.from_numpy(scale.copy()))
-        if isinstance(action_space, spaces.Box):
-            self.register_buffer("low", torch.from_numpy(action_space.low.copy()))
-            self.register_buffer("high", torch.from_numpy(action_space.high.copy()))
+        self.results = list(leaves(action_space))
+        self.inputs = inputs_of(observation_space, normalizer)
+        own: Any = self.policy
+        # Of two rows, as the other examples that torch traces are.
+        self.memory = own.initial_memory(2) if is_recurrent(policy) else ()
+        for index, (_, space) in enumerate(self.results):
+            if isinstance(space, spaces.Box):
+                self.register_buffer(f"low{index}", torch.from_numpy(space.low.copy()))
+                self.register_buffer(f"high{index}", torch.from_numpy(space.high.copy()))
 
-    def forward(self, *observations: Tensor) -> Tensor:
-        """Actions [N, *action_space.shape] in the action space's dtype.
+    def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Actions [N, *shape] of each part of the action space, in its dtype.
+
+        One tensor where there is nothing else. Of a policy with a memory, the memory after this
+        step follows them.
 
         Args:
-            observations: [N, *shape] each, in the order and the dtypes of the space's parts.
+            given: observations [N, *shape], in the order and the dtypes of the space's parts; then
+                the memory [N, size] of a policy that has one, zeros where an episode begins.
         """
-        rows = torch.cat(
-            [
-                self._rows(part, space)
-                for part, (_, space) in zip(observations, self.parts, strict=True)
-            ],
-            dim=1,
-        )
-        if self.clip is not None:
-            rows = ((rows - self.mean) * self.scale).clamp(-self.clip, self.clip)
-        actions = self._to_env(mode(self.policy(rows.float())))
-        dtype = torch.from_numpy(np.empty(0, self.action_space.dtype)).dtype
-        return actions.reshape(-1, *(self.action_space.shape or ())).to(dtype)
+        count = len(self.parts)
+        obs = self.inputs(given[:count])
+        after: Sequence[Tensor] = ()
+        if self.memory:
+            chosen, after = self.policy.step(obs, given[count:])  # type: ignore[operator]
+        else:
+            chosen = self.policy(obs)
+        actions = [self._given(i, part) for i, part in enumerate(self._to_env(mode(chosen)))]
+        found = (*actions, *after)
+        return found[0] if len(found) == 1 else found
 
-    def _rows(self, part: Tensor, space: Space) -> Tensor:
-        """One part of the observations as columns, as ObservationFlattener writes them."""
-        if isinstance(space, spaces.Discrete):
-            return functional.one_hot(part.long() - int(space.start), int(space.n)).to(self.dtype)
-        if isinstance(space, spaces.MultiDiscrete):
-            index = part.flatten(1).long() - torch.as_tensor(np.ravel(space.start))
-            blocks = [
-                functional.one_hot(index[:, i], int(n)) for i, n in enumerate(space.nvec.ravel())
-            ]
-            return torch.cat(blocks, 1).to(self.dtype)
-        return part.to(self.dtype).flatten(1)
+    def _given(self, index: int, actions: Tensor) -> Tensor:
+        """One part of the actions as its space has it."""
+        _, space = self.results[index]
+        dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
+        return actions.reshape(-1, *(space.shape or ())).to(dtype)
 
-    def _to_env(self, actions: Tensor) -> Tensor:
-        """What `environments.flattening.action_converter` does, by torch alone."""
+    def _to_env(self, actions: Any) -> list[Tensor]:
+        """What `environments.flattening.action_converter` does, by torch alone; each part."""
         to_env = getattr(self.policy, "to_env", None)
         if callable(to_env):
-            converted: Tensor = to_env(actions)
-            return converted
-        if isinstance(self.action_space, spaces.Box):
-            shaped = actions.reshape(-1, *self.action_space.shape)
-            return torch.maximum(torch.minimum(shaped, self.high), self.low)
-        start = torch.as_tensor(np.asarray(getattr(self.action_space, "start", 0)))
+            return self._each(to_env(actions))
+        return [self._within(i, part) for i, part in enumerate(self._each(actions))]
+
+    def _each(self, actions: Any) -> list[Tensor]:
+        """The parts in the space's order."""
+        return [pick(actions, path) for path, _ in self.results]
+
+    def _within(self, index: int, actions: Tensor) -> Tensor:
+        _, space = self.results[index]
+        if isinstance(space, spaces.Box):
+            shaped = actions.reshape(-1, *space.shape)
+            low, high = getattr(self, f"low{index}"), getattr(self, f"high{index}")
+            return torch.maximum(torch.minimum(shaped, high), low)
+        start = torch.as_tensor(np.asarray(getattr(space, "start", 0)))
         return actions.long() + start
 
 
-def export_policy(policy: ExportedPolicy, path: str | Path) -> Path:
+def export_policy(policy: ExportedPolicy, path: str | FilePath) -> FilePath:
     """Write the policy as a torch.export program (`.pt2`) or an ONNX model (`.onnx`).
 
     Args:
@@ -138,8 +128,10 @@ def export_policy(policy: ExportedPolicy, path: str | Path) -> Path:
         raise ValueError(f"{target}: a policy is exported to {' or '.join(SUFFIXES)}")
     if target.suffix == ".onnx":
         _require_onnx()
-    example = tuple(_example(space) for _, space in policy.parts)
-    names = [".".join(["observation", *map(str, keys)]) for keys, _ in policy.parts]
+    example = (
+        *(_example(space) for _, space in policy.parts),
+        *policy.memory,
+    )
     batch = torch.export.Dim("n")
     with _unchecked_distributions(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporters, about their own code
@@ -153,23 +145,9 @@ def export_policy(policy: ExportedPolicy, path: str | Path) -> Path:
                 f"{type(policy.policy).__name__} cannot be exported: torch.export finds in its "
                 f"forward what depends on values and not on shapes alone ({reason})"
             ) from error
-        data = _as_onnx(program, names) if target.suffix == ".onnx" else _as_pt2(program)
+        data = _as_onnx(program, policy) if target.suffix == ".onnx" else _as_pt2(program)
     write_atomically(target, data)
     return target
-
-
-def _refusal(policy: nn.Module, action_space: Space, normalizer: Shown | None) -> str | None:
-    """What of a policy no exported one can do, in words; None where all is well."""
-    if is_recurrent(policy):
-        return f"{type(policy).__name__} remembers earlier observations; such policies"
-    if isinstance(normalizer, StructuredObservations):
-        return (
-            f"{type(policy).__name__} is shown the environment's own nesting of observations; "
-            "policies on others than flattened ones"
-        )
-    if not isinstance(action_space, SINGLE):
-        return f"actions of {action_space} have parts; policies with several"
-    return None
 
 
 @contextlib.contextmanager
@@ -196,15 +174,25 @@ def _require_onnx() -> None:
         ) from error
 
 
+def _names(kind: str, parts: Sequence[tuple[Path, Space]]) -> list[str]:
+    """What ONNX calls a space's parts: by the keys that lead to them."""
+    return [".".join([kind, *map(str, keys)]) for keys, _ in parts]
+
+
 def _as_pt2(program: torch.export.ExportedProgram) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
-def _as_onnx(program: torch.export.ExportedProgram, names: list[str]) -> bytes:
+def _as_onnx(program: torch.export.ExportedProgram, policy: ExportedPolicy) -> bytes:
+    memory = [f"memory.{index}" for index in range(len(policy.memory))]
     written = torch.onnx.export(
-        program, input_names=names, output_names=["action"], dynamo=True, verbose=False
+        program,
+        input_names=[*_names("observation", policy.parts), *memory],
+        output_names=[*_names("action", policy.results), *(f"next_{name}" for name in memory)],
+        dynamo=True,
+        verbose=False,
     )
     assert written is not None  # noqa: S101 (without a file name it returns the model)
     data: bytes = written.model_proto.SerializeToString()

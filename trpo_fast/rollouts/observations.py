@@ -13,11 +13,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from trpo_fast.base.images import image_of
-from trpo_fast.base.spaces import Space
+from trpo_fast.base.spaces import Path, Space
 from trpo_fast.environments.packing import Leaf, ObservationPacker
 from trpo_fast.rollouts.normalization import ObservationNormalizer, RunningMeanStd
 
 Bool = npt.NDArray[np.bool_]
+Constants = tuple[npt.NDArray[Any], npt.NDArray[Any], float]  # mean, scale, clip
 
 
 class StructuredObservations:
@@ -85,6 +86,15 @@ class StructuredObservations:
         lead = rows.shape[:-1]
         parts = [_of(leaf, rows).reshape(*lead, math.prod(leaf.shape)) for leaf in self._vectors]
         return torch.cat([part.to(self._dtype) for part in parts], -1)
+
+    def vector_constants(self) -> dict[Path, Constants | None]:
+        """Mean, scale and clip of each vector's numbers, by its path; None of one as it is."""
+        if self._normalizer is None:
+            return dict.fromkeys(self._numbers)
+        dtype = np.float64 if self._dtype is torch.float64 else np.float32
+        mean, scale, clip = self._normalizer.constants(dtype)
+        own = {path: slice(*self._ends[i : i + 2]) for path, i in self._numbers.items()}
+        return {path: (mean[at], scale[at], clip) for path, at in own.items()}
 
     def observe(
         self, rows: npt.NDArray[np.uint8] | Tensor, valid: Bool | Tensor | None = None
