@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ from trpo_fast.update.result import TrustRegionResult
 
 try:
     import sb3_contrib
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+    from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
     from stable_baselines3.common.buffers import RolloutBuffer
     from stable_baselines3.common.distributions import BernoulliDistribution
     from stable_baselines3.common.utils import explained_variance, obs_as_tensor
@@ -111,6 +115,7 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         rows = slice(None, None, max(self.sub_sampling_factor, 1))
         actions, advantages = rollout.actions[rows], rollout.advantages[rows]
         old_log_prob = rollout.old_log_prob[rows]
+        masks = getattr(rollout, "action_masks", None)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         if self.policy.squash_output:  # the base Gaussian has the same ratio and the same KL
@@ -126,6 +131,7 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
             actions=actions,
             advantages=advantages,
             old_log_prob=old_log_prob,
+            action_mask=None if masks is None else masks[rows].bool(),
         )
 
     def _trust_region(self) -> TRPOOptimizer:
@@ -175,9 +181,10 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         rollout_buffer.reset()
         callback.on_rollout_start()
         while n_steps < n_rollout_steps:
+            masks = self._masks(env)
             with torch.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)
-                sampled, values, log_probs = act(obs_tensor)
+                sampled, values, log_probs = act(obs_tensor, **masks)
             actions = sampled.cpu().numpy()
             clipped_actions = actions
             if isinstance(self.action_space, spaces.Box):
@@ -192,9 +199,8 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
             if isinstance(self.action_space, spaces.Discrete):
                 actions = actions.reshape(-1, 1)
             self._bootstrap(rewards, dones, infos)
-            rollout_buffer.add(
-                self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs
-            )
+            starts = self._last_episode_starts
+            rollout_buffer.add(self._last_obs, actions, rewards, starts, values, log_probs, **masks)
             self._last_obs = new_obs
             self._last_episode_starts = dones
         with torch.no_grad():
@@ -203,6 +209,11 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _masks(self, env: Any) -> dict[str, Any]:
+        """What policy and buffer are given of masks, by name."""
+        del env
+        return {}
 
     @torch.no_grad()
     def _bootstrap(self, rewards: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
@@ -213,6 +224,80 @@ class TRPO(sb3_contrib.TRPO):  # type: ignore[misc]
             if final is not None and info.get("TimeLimit.truncated", False):
                 value = self.policy.predict_values(self.policy.obs_to_tensor(final)[0])[0]
                 rewards[index] += self.gamma * float(value)
+
+
+class MaskableTRPO(TRPO):
+    """``TRPO`` with action masks, as ``sb3_contrib.MaskablePPO`` has them.
+
+    The environment tells what is allowed by a method ``action_masks()``, or by sb3-contrib's
+    ``ActionMasker`` around it: a bool for each choice, of MultiDiscrete actions side by side, of
+    MultiBinary ones two a bit (off, on). A forbidden action has probability 0 in the ratio, the KL
+    and the Fisher matrix too. The step takes the generic path.
+
+    Policies are "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of sb3-contrib's
+    ``MaskableActorCriticPolicy``. ``evaluate_policy`` is that of
+    ``sb3_contrib.common.maskable.evaluation``.
+
+    Raises:
+        ValueError: another policy, or ``parity`` (sb3-contrib has no TRPO with masks).
+    """
+
+    policy_aliases: ClassVar[dict[str, Any]] = MaskablePPO.policy_aliases
+    rollout_buffer_class: Any
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        if not issubclass(self.policy_class, MaskableActorCriticPolicy):
+            raise ValueError(  # noqa: TRY004 (as sb3-contrib does)
+                f"{self.policy_class.__name__} takes no masks: use 'MlpPolicy', 'CnnPolicy', "
+                "'MultiInputPolicy' or a subclass of sb3-contrib's MaskableActorCriticPolicy"
+            )
+        spaces_ = self.observation_space, self.action_space
+        self.policy = self.policy_class(*spaces_, self.lr_schedule, **self.policy_kwargs)
+        self.policy = self.policy.to(self.device)
+        if self.rollout_buffer_class is None:
+            nested = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = (
+                MaskableDictRolloutBuffer if nested else MaskableRolloutBuffer
+            )
+        self.rollout_buffer = self.rollout_buffer_class(
+            self.n_steps,
+            *spaces_,
+            self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def _masks(self, env: Any) -> dict[str, Any]:
+        return {"action_masks": get_action_masks(env)}
+
+    def collect_rollouts(self, env: Any, *arguments: Any, **keywords: Any) -> bool:
+        """As of ``TRPO``; ValueError where the environments tell no masks."""
+        if self.parity:
+            raise ValueError("parity is sb3-contrib's own TRPO, which has no masks: leave it False")
+        if not is_masking_supported(env):
+            raise ValueError(
+                "the environments have no action_masks(): wrap each in "
+                "sb3_contrib.common.wrappers.ActionMasker(env, mask_fn), or use TRPO without masks"
+            )
+        return super().collect_rollouts(env, *arguments, **keywords)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Any, Any]:
+        """Actions, of those that ``action_masks`` allows; see ``MaskablePPO.predict``."""
+        found: tuple[Any, Any] = self.policy.predict(
+            observation, state, episode_start, deterministic, action_masks=action_masks
+        )
+        return found
 
 
 def _compute_advantages(buffer: Any, last_values: Tensor, dones: Any) -> None:

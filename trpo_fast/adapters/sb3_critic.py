@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import nn
 from torch.nn import functional
@@ -64,7 +65,7 @@ def fit_values(model: Any, movable: list[nn.Parameter]) -> float:
 def _fit_natively(model: Any, values: Values, movable: list[nn.Parameter]) -> float | None:
     """``fit_values`` in one native call a pass, or None where that does not serve."""
     buffer = model.rollout_buffer
-    if type(buffer) is not RolloutBuffer:
+    if type(buffer) not in (RolloutBuffer, MaskableRolloutBuffer):
         return None
     observations = buffer.to_torch(buffer.observations).float()  # as SB3's own preprocessing
     fit = native_fit(values, observations, model.policy.optimizer, movable, model.batch_size)

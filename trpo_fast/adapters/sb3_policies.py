@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sb3_contrib.common.maskable.distributions import MaskableMultiCategoricalDistribution
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     DiagGaussianDistribution,
@@ -19,7 +21,7 @@ from torch.distributions import Distribution
 
 from trpo_fast.adapters.common import joint
 from trpo_fast.backends.forward import forward_function
-from trpo_fast.networks.distributions import MultiCategorical
+from trpo_fast.networks.distributions import MaskedCategorical, MultiCategorical
 from trpo_fast.recognition.recognizer import layers_of, network_of
 
 # Their KL in SB3 is one number an action dimension; the joint action's is the sum.
@@ -39,9 +41,16 @@ class Actor(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, obs: Any) -> Distribution:
-        """The distribution of the actions, batch_shape ``[N]``."""
+    def forward(self, obs: Any, action_mask: Tensor | None = None) -> Distribution:
+        """The distribution of the actions, batch_shape ``[N]``.
+
+        Args:
+            obs: as the policy takes them.
+            action_mask: ``[N, n]`` bool, for a policy of sb3-contrib's that masks.
+        """
         policy = self.policy
+        if isinstance(policy, MaskableActorCriticPolicy):
+            return _masked(policy.get_distribution(obs), action_mask)
         stock = type(policy).get_distribution is ActorCriticPolicy.get_distribution
         if stock and type(policy.action_dist) is MultiCategoricalDistribution:
             # The blocks' logits before SB3 normalises them, side by side.
@@ -53,6 +62,14 @@ class Actor(nn.Module):
             logits = torch.cat([block.logits for block in found.distribution], dim=1)
             return MultiCategorical(logits, found.action_dims)
         return joint(found.distribution)
+
+
+def _masked(found: Any, mask: Tensor | None) -> Distribution:
+    """sb3-contrib's distribution as one of ours, whose forbidden actions have probability 0."""
+    if isinstance(found, MaskableMultiCategoricalDistribution):  # of bits as well: two choices each
+        logits = torch.cat([block.logits for block in found.distributions], dim=1)
+        return MultiCategorical(logits, found.action_dims, mask)
+    return MaskedCategorical(found.distribution.logits, mask)
 
 
 class Values(nn.Module):
@@ -89,10 +106,10 @@ class Acting:
         self._obs, self._versions = obs, self._now()
         self._fused = self._recognise(obs)
 
-    def __call__(self, obs: Any) -> Acted:
-        """Actions, values and log-probabilities, outside autograd."""
+    def __call__(self, obs: Any, **masks: Any) -> Acted:
+        """Actions, values and log-probabilities, outside autograd; ``masks`` are the policy's."""
         if self._fused is None:
-            acted: Acted = self.policy(obs)
+            acted: Acted = self.policy(obs, **masks)
             return acted
         versions = self._now()
         if versions != self._versions:

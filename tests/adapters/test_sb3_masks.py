@@ -1,0 +1,162 @@
+"""trpo_fast.sb3.MaskableTRPO: sb3-contrib's masks, with probability 0 all the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.evaluation import evaluate_policy
+from sb3_contrib.common.wrappers import ActionMasker
+from torch import Tensor
+
+from trpo_fast.sb3 import TRPO, MaskableTRPO
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning"),
+]
+SMALL = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0, "device": "cpu"}
+ACTIONS = {
+    "discrete": spaces.Discrete(5),
+    "multi-discrete": spaces.MultiDiscrete([3, 2]),
+    "bits": spaces.MultiBinary(3),
+}
+
+
+class Masking(gymnasium.Env[Any, Any]):
+    """Forbids the first of three choices and more, never the last, others half of the time.
+
+    The reward is that of the last choices.
+    """
+
+    def __init__(self, action_space: spaces.Space[Any], nested: bool = False) -> None:
+        plain = spaces.Box(-1.0, 1.0, (3,))
+        self.nested = nested
+        self.observation_space = spaces.Dict({"plain": plain}) if nested else plain
+        self.action_space = action_space
+        bits = isinstance(action_space, spaces.MultiBinary)
+        sizes = [2] * action_space.n if bits else getattr(action_space, "nvec", None)
+        self.sizes = [action_space.n] if sizes is None else [int(size) for size in sizes]
+
+    def _observe(self) -> Any:
+        self.blocks = [self.np_random.random(size) < 0.5 for size in self.sizes]
+        for block in self.blocks:
+            block[0], block[-1] = len(block) == 2 and block[0], True
+        obs = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return {"plain": obs} if self.nested else obs
+
+    def action_masks(self) -> Any:
+        return np.concatenate(self.blocks)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        chosen = np.atleast_1d(action)
+        assert all(block[c] for block, c in zip(self.blocks, chosen, strict=True)), action
+        reward = float(np.mean(chosen == np.array(self.sizes) - 1))
+        self.steps += 1
+        return self._observe(), reward, False, self.steps == 20, {}
+
+
+def made(env: Any, policy: str = "MlpPolicy", **keywords: Any) -> MaskableTRPO:
+    return MaskableTRPO(policy, env, **{**SMALL, **keywords})
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_no_forbidden_action_is_taken_while_it_learns(name: str, tmp_path: Path) -> None:
+    env = Masking(ACTIONS[name])
+    model = made(env)
+    model.learn(64 * 3)
+    assert model.last_result is not None
+    assert model.last_result.accepted
+    assert model.last_result.kl <= model.target_kl
+    model.save(tmp_path / "masked.zip")
+    loaded = MaskableTRPO.load(tmp_path / "masked.zip", env=env)
+    assert all(map(torch.equal, loaded.policy.parameters(), model.policy.parameters()))
+    assert evaluate_policy(loaded, loaded.get_env(), n_eval_episodes=2, warn=False)[0] >= 0
+    loaded.learn(64)
+
+
+def test_it_learns_with_masks() -> None:
+    env = Masking(ACTIONS["discrete"])
+    model = made(env, n_steps=256, target_kl=0.05)
+    before = evaluate_policy(model, env, n_eval_episodes=10, warn=False, deterministic=False)[0]
+    model.learn(256 * 8)
+    after = evaluate_policy(model, env, n_eval_episodes=10, warn=False, deterministic=False)[0]
+    assert before < 15
+    assert after > 18  # of 20
+
+
+def test_the_step_is_given_the_masks_of_the_rollout() -> None:
+    model = made(Masking(ACTIONS["multi-discrete"]))
+    model.learn(64)
+    buffer = model.rollout_buffer
+    rollout = next(buffer.get(batch_size=None))
+    seen: list[Tensor] = []
+    model._trust_region().step = lambda **given: seen.append(given)
+    model._step_policy(rollout)
+    (given,) = seen
+    assert given["action_mask"].dtype == torch.bool
+    assert torch.equal(given["action_mask"], rollout.action_masks.bool())
+    chosen = given["action_mask"].split([3, 2], 1)
+    for column, block in enumerate(chosen):
+        assert block.gather(1, given["actions"][:, [column]].long()).all()
+    assert not chosen[0][:, 0].any()
+
+
+def test_the_ratio_is_one_before_the_step() -> None:
+    model = made(Masking(ACTIONS["multi-discrete"]), learning_rate=0.0, target_kl=1e-12)
+    model.learn(64)
+    rollout = next(model.rollout_buffer.get(batch_size=None))
+    module = model._trust_region().module
+    assert module is not None
+    with torch.no_grad():
+        distribution = module(rollout.observations, rollout.action_masks.bool())
+    again = distribution.log_prob(rollout.actions)
+    torch.testing.assert_close(again, rollout.old_log_prob, rtol=1e-4, atol=1e-5)
+    forbidden = ~rollout.action_masks.bool()
+    assert (distribution.logits[forbidden] == -torch.inf).all()
+
+
+def test_nested_observations_and_sb3_contribs_wrapper() -> None:
+    model = made(Masking(ACTIONS["discrete"], nested=True), "MultiInputPolicy")
+    model.learn(64)
+
+    class Plain(Masking):
+        action_masks = None  # type: ignore[assignment]
+
+    wrapped = ActionMasker(Plain(ACTIONS["discrete"]), lambda env: np.concatenate(env.blocks))
+    made(wrapped).learn(64)
+
+
+def test_values_are_fitted_as_sb3_contrib_would() -> None:
+    """The critic's fit is native on sb3-contrib's buffer of masks as on the plain one."""
+    from trpo_fast.adapters import sb3_critic
+
+    model = made(Masking(ACTIONS["discrete"]))
+    model.learn(64)
+    movable = sb3_critic.critic_parameters(
+        model.policy, next(model.rollout_buffer.get()).observations
+    )
+    assert sb3_critic._fit_natively(model, sb3_critic.Values(model.policy), movable) is not None
+
+
+def test_what_cannot_be_masked_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"ActorCriticPolicy takes no masks: use 'MlpPolicy'"):
+        made(Masking(ACTIONS["discrete"]), TRPO.policy_aliases["MlpPolicy"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"have no action_masks\(\): wrap each in"):
+        made("CartPole-v1").learn(64)
+    model = made(Masking(ACTIONS["discrete"]))
+    model.parity = True
+    with pytest.raises(ValueError, match=r"parity is sb3-contrib's own TRPO, which has no masks"):
+        model.learn(64)
+    assert MaskablePPO.policy_aliases == MaskableTRPO.policy_aliases
