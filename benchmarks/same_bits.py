@@ -32,7 +32,10 @@ HEADS: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
     "categorical": (spaces.Discrete(5), {}),
     "multi_categorical": (spaces.MultiDiscrete([3, 2, 4]), {}),
     "bernoulli": (spaces.MultiBinary(4), {}),
+    "beta": (spaces.Box(-1, 1, (6,)), {"distribution": "beta"}),
+    "joint": (spaces.Tuple([spaces.Box(-1, 1, (4,)), spaces.Discrete(5)]), {}),
 }
+BLOCKS = {"categorical": [5], "multi_categorical": [3, 2, 4], "joint": [5]}
 TASKS = ("CartPole-v1", "Pendulum-v1", "HalfCheetah-v5")
 
 
@@ -52,7 +55,7 @@ def updates() -> Iterator[tuple[str, str]]:
     )
     for head, backend, dtype, preconditioner, masked in cases:
         space, options = HEADS[head]
-        blocks = {"categorical": [5], "multi_categorical": [3, 2, 4]}.get(head)
+        blocks = BLOCKS.get(head)
         if masked and blocks is None:
             continue
         torch.manual_seed(7)

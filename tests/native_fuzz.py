@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fuzz_case import LARGEST, Case, Refused, same, shown
@@ -24,7 +24,7 @@ from trpo_fast.networks.network import Layer
 
 REFUSALS = (TypeError, ValueError, IndexError, OverflowError, RuntimeError, KeyError, MemoryError)
 NAMES = list(ACTIVATIONS)
-GAUSSIAN, STATE_STD, CATEGORICAL, MULTI_CATEGORICAL, BERNOULLI = range(5)
+GAUSSIAN, STATE_STD, CATEGORICAL, MULTI_CATEGORICAL, BERNOULLI, BETA, JOINT = range(7)
 
 
 class Net:
@@ -120,24 +120,63 @@ def inverse(case: Case) -> None:
         same(found @ (root + 0.1 * torch.eye(n, dtype=dtype)), torch.eye(n, dtype=dtype))
 
 
+class Part(NamedTuple):
+    """A head that is no joint one: by itself, or within one."""
+
+    kind: int
+    actions: int
+    nvec: list[int]
+
+    @property
+    def outputs(self) -> int:
+        return sum(self.nvec) or self.actions * (2 if self.kind in (STATE_STD, BETA) else 1)
+
+
+def part_of(case: Case, kind: int) -> Part:
+    actions = case.random.choice([1, 2, 6])
+    if kind == CATEGORICAL:
+        return Part(kind, 1, [case.random.choice([1, 2, 7])])
+    several = kind == MULTI_CATEGORICAL
+    return Part(kind, actions, [case.random.choice([1, 3]) for _ in range(several * actions)])
+
+
 class Head:
-    """A head's code, its sizes, and the width of outputs that it needs."""
+    """A head as it crosses, and what its sizes are."""
 
     def __init__(self, case: Case) -> None:
-        self.kind = case.random.randrange(5)
-        self.actions = case.random.choice([1, 2, 6])
-        self.nvec: list[int] = []
-        if self.kind == CATEGORICAL:
-            self.actions, self.nvec = 1, [case.random.choice([1, 2, 7])]
-        elif self.kind == MULTI_CATEGORICAL:
-            self.nvec = [case.random.choice([1, 3]) for _ in range(self.actions)]
-        self.outputs = sum(self.nvec) or self.actions * (2 if self.kind == STATE_STD else 1)
-        self.code = case.either(self.kind, -1, 5, 99)
-        self.action_dim = case.either(self.actions, 0, -1, self.actions + 1, 2**62)
-        self.sizes = case.either(self.nvec, [], [0], [-1], [2**62, 2**62], [*self.nvec, 1])
+        self.kind = case.random.randrange(7)
+        joint = self.kind == JOINT
+        kinds = [case.random.randrange(JOINT) for _ in range(case.random.choice([1, 2, 5]))]
+        self.parts = [part_of(case, kind) for kind in (kinds if joint else [self.kind])]
+        self.actions = sum(part.actions for part in self.parts)
+        self.outputs = sum(part.outputs for part in self.parts)
+        self.log_stds = sum(part.actions for part in self.parts if part.kind == GAUSSIAN)
+        self.nvec = [size for part in self.parts for size in part.nvec]
+        self.categories = bool(self.nvec) and not joint
+        parts = [(part.kind, part.actions) for part in self.parts if joint]
+        self.args = {
+            "head": case.either(self.kind, -1, 7, 99),
+            "action_dim": case.either(self.actions, 0, -1, self.actions + 1, 2**62),
+            "nvec": case.either(self.nvec, [], [0], [-1], [2**62, 2**62], [*self.nvec, 1]),
+            "parts": case.either(
+                parts, [], parts[1:], [*parts, (JOINT, 1)], [(-1, 1)], [(0, 2**62), (0, 2**62)], 1
+            ),
+        }
 
     def log_std(self, case: Case, dtype: torch.dtype) -> Any:
-        return case.arg((self.actions,), dtype) if self.kind == GAUSSIAN else case.either(None, 1)
+        return case.arg((self.log_stds,), dtype) if self.log_stds else case.either(None, 1)
+
+    @property
+    def mask_width(self) -> int:
+        return sum(self.nvec) if self.kind == JOINT else self.outputs
+
+    def masks(self, case: Case, *rows: int) -> Any:
+        """That all is allowed, now and then said at length."""
+        if self.mask_width == 0 or not case.chance(0.3):
+            return None
+        mask = case.tensor((*rows, self.mask_width), torch.uint8, whole=True).fill_(1)
+        case.hold(mask)
+        return shown(mask)
 
 
 def sampling(case: Case) -> None:
@@ -148,15 +187,13 @@ def sampling(case: Case) -> None:
     native = getattr(_core, f"SamplingF{bits}")(
         net.args,
         net.inputs,
-        head.code,
-        head.action_dim,
-        head.sizes,
+        case.either(head.args, {}, 1),
         head.log_std(case, dtype),
         case.number(1, 2),
     )
     wide, real = case.chance(0.5), torch.float64
     raw = torch.float64 if wide else torch.float32
-    action = torch.int64 if head.nvec else dtype
+    action = torch.int64 if head.categories else dtype
     normal = head.kind in (GAUSSIAN, STATE_STD)
     scaled, given = case.chance(0.5), case.chance(0.5)
 
@@ -171,7 +208,7 @@ def sampling(case: Case) -> None:
         "mean": vector(raw, net.inputs) if scaled else None,
         "scale": vector(raw, net.inputs) if scaled else None,
         "noise": rows(dtype if normal else real, head.actions),
-        "masks": None,
+        "masks": head.masks(case, steps, envs),
         "actions": rows(action, head.actions),
         "env_actions": rows(action, head.actions) if given else None,
         "low": vector(action, head.actions),
@@ -231,13 +268,17 @@ def policy_problem(case: Case) -> None:
             places.append(-1 if tensor is None else case.either(count, -1, -2, count + 1, 2**62))
             count += 0 if tensor is None else tensor.numel()
         offsets.append(tuple(places))
-    log_std_offset = count if head.kind == GAUSSIAN else -1
-    count += head.actions * (head.kind == GAUSSIAN)
-    actions = case.tensor((rows, head.actions), torch.int64 if head.nvec else dtype)
-    if head.kind == BERNOULLI:
+    log_std_offset = count if head.log_stds else -1
+    count += head.log_stds
+    actions = case.tensor((rows, head.actions), torch.int64 if head.categories else dtype)
+    if head.kind in (BERNOULLI, JOINT):
         actions.zero_()
-    if head.nvec and actions.numel():
+    if head.kind == BETA:
+        actions.fill_(0.3)
+    if head.categories and actions.numel():
         actions[-1, ..., -1] = case.either(0, -1, 99, 2**62)
+    if head.kind == JOINT and actions.numel():
+        actions[-1, ..., -1] = case.either(0, -1, 99, float("nan"), 1e30)
 
     def per_row(kind: torch.dtype, *more: int) -> Any:
         return case.arg((rows, *more), kind, whole=True) if case.chance(0.3) else None
@@ -248,16 +289,14 @@ def policy_problem(case: Case) -> None:
         layers=net.args,
         offsets=case.either(offsets, offsets[1:], []),
         parameters=parameters,
-        head=head.code,
-        action_dim=head.action_dim,
-        nvec=head.sizes,
+        **head.args,
         log_std=head.log_std(case, dtype),
         log_std_offset=case.either(log_std_offset, -5, count, 2**62),
         actions=case.either(shown(actions), None),
         advantages=case.arg((rows,), dtype, whole=True),
         old_log_prob=None,
         weights=None,
-        action_mask=None,
+        action_mask=head.masks(case, rows),
         fisher_obs=case.arg((3, net.inputs), dtype) if case.chance(0.2) else None,
         fisher_weights=None,
         fisher_action_mask=None,

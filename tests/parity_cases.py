@@ -57,6 +57,11 @@ class Backend:
 
     build: Build
     tolerance: dict[torch.dtype, float]
+    by_torch: bool = False  # it differentiates what torch's distributions give
+
+    def within(self, case: Case, dtype: torch.dtype) -> float:
+        """The relative error allowed to a Fisher product."""
+        return max(self.tolerance[dtype], case.torch_error if self.by_torch else 0.0)
 
 
 def emulated(policy: MlpPolicy, data: dict[str, Any], options: Options) -> Problem:
@@ -71,7 +76,7 @@ def emulated_tiles(policy: MlpPolicy, data: dict[str, Any], options: Options) ->
 
 
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-10}
-BACKENDS = {"generic": Backend(generic, ROUNDING)} | {
+BACKENDS = {"generic": Backend(generic, ROUNDING, by_torch=True)} | {
     name: Backend(analytic(name), ROUNDING)
     for name, backend in ANALYTIC.items()
     if backend.device != "cuda"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from update_cases import CASES, HYBRID, Wrapped, make_data, make_policy
+from update_cases import BY_NAME, Wrapped, make_data, make_policy
 
 from trpo_fast import TRPOOptimizer
 from trpo_fast.base.trees import tree_map
@@ -31,7 +31,7 @@ class Steps:
 
 def made(steps: Steps, group: Any) -> list[dict[str, Any]]:
     """What each update did, with the parameters after it."""
-    case = next(case for case in (*CASES, *HYBRID) if case.name == steps.case)
+    case = BY_NAME[steps.case]
     policy = make_policy(case, steps.hidden, dtype=steps.dtype)
     module: nn.Module = Wrapped(policy) if steps.backend in ("generic", "closure") else policy
     named = steps.backend in ("cpu", "reference")

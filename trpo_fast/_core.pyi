@@ -4,7 +4,7 @@
 # ``(weight, bias or None, activation, parameter)``: ``trpo_fast.backends.cpu.arguments``.
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 TensorArg: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
 # Offsets of weight and bias in the flat vector (-1: none), inputs, outputs, then the matrices.
@@ -36,6 +36,8 @@ def all_finite_as_f32(address: int, count: int) -> bool: ...  # of float64, once
 def copy_blocks(flat: int, blocks: list[tuple[int, int]], entry_bytes: int, read: bool) -> None: ...
 def damped_inverse_f32(matrix: TensorArg, damping: float, to: TensorArg, threads: int) -> bool: ...
 def damped_inverse_f64(matrix: TensorArg, damping: float, to: TensorArg, threads: int) -> bool: ...
+def gamma_values(x: float) -> tuple[float, float, float, float, float]: ...
+def log_gamma_divergence(x: float, y: float) -> float: ...
 
 class _MlpForward:
     def __init__(self, layers: Sequence[LayerArg], input_width: int, threads: int) -> None: ...
@@ -51,9 +53,7 @@ class _Sampling:
         self,
         layers: Sequence[LayerArg],
         input_width: int,
-        head: int,
-        action_dim: int,
-        nvec: Sequence[int],
+        head: dict[str, Any],  # as head_arg.h reads it
         log_std: TensorArg | None,
         threads: int,
     ) -> None: ...
@@ -103,6 +103,7 @@ class _PolicyProblem:
         head: int,
         action_dim: int,
         nvec: Sequence[int],
+        parts: Sequence[tuple[int, int]],
         log_std: TensorArg | None,
         log_std_offset: int,
         actions: TensorArg | None,

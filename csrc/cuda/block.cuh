@@ -21,8 +21,8 @@ struct BlockRows {
   __device__ double share(Index row) const {
     return set->weights ? double(set->weights[row]) / *set->weight_sum : 1.0 / double(set->rows);
   }
-  __device__ const std::uint8_t* mask(Index row, int outputs) const {
-    return set->mask ? set->mask + row * outputs : nullptr;
+  __device__ const std::uint8_t* mask(Index row, int width) const {
+    return set->mask ? set->mask + row * width : nullptr;
   }
 };
 
@@ -68,9 +68,8 @@ struct BlockScalars {
 
   // The Gaussian's scale at theta_old, by this block for itself.
   __device__ void read_log_std(const ProblemArgs<T>& a) {
-    if (!a.log_std_is_parameter) return;
     const int* const places = a.map + a.network.log_std;
-    for (int i = threadIdx.x; i < a.actions; i += kThreads) {
+    for (int i = threadIdx.x; i < a.scales; i += kThreads) {
       log_std[i] = a.theta[places[i]];
       inv_std[i] = std::exp(-log_std[i]);
       variance[i] = T(inv_std[i] * inv_std[i]);
@@ -78,8 +77,7 @@ struct BlockScalars {
   }
   // The same of a candidate W (packed).
   __device__ void read_new_log_std(const ProblemArgs<T>& a, const T* W) {
-    if (!a.log_std_is_parameter) return;
-    for (int i = threadIdx.x; i < a.actions; i += kThreads) {
+    for (int i = threadIdx.x; i < a.scales; i += kThreads) {
       new_log_std[i] = double(W[a.network.log_std + i]);
       new_inv_std[i] = std::exp(-new_log_std[i]);
     }

@@ -18,7 +18,7 @@ __device__ void candidate_rows(const P& panels, const BlockRows<T>& rows, Index 
   const Index row = first + r;
   const T* const o = panels.outputs() + r * panels.stride;
   const T* const old = a.old_outputs + row * a.outputs;
-  const std::uint8_t* const mask = rows.mask(row, a.outputs);
+  const std::uint8_t* const mask = rows.mask(row, a.mask_width);
   with_head(a.head(), [&](auto head) {
     const double now = head.log_prob(o, new_scale, action_of(a, row), mask);
     const double share = rows.share(row);

@@ -19,7 +19,7 @@ __device__ double metric_rows(const P& panels, const BlockRows<T>& rows, Index f
     return 0;
   }
   const Index row = first + r;
-  const T* const metric = a.log_std_is_parameter ? panels.variance : a.metric + row * a.outputs;
+  const T* const metric = a.shared_metric ? panels.variance : a.metric + row * a.metric_width;
   const double share = rows.share(row);
   return with_head(a.head(), [&](auto head) {
     const double square = share * head.metric_square(metric, u);

@@ -213,12 +213,11 @@ std::size_t lay_out(ProblemArgs<T>& a, void* base) {
   }
   for (T** vector : {&a.x, &a.r, &a.p, &a.candidate}) arena.take(*vector, packed);
   arena.take(a.partials, a.plan.partials * packed);
-  arena.take(a.log_std_sums, tiled ? blocks * a.actions : 0);
+  arena.take(a.log_std_sums, tiled ? blocks * a.scales : 0);
   for (T** vector : {&a.z, &a.rotated[0], &a.rotated[1]}) arena.take(*vector, tiled ? packed : 0);
   const Index spare = a.fisher_is_all ? 0 : tiled ? chunk : blocks * a.plan.panel_rows;
   arena.take(a.cache, (a.fisher_rows.rows + spare) * a.network.cache_width);
-  const bool keeps_metric = !a.log_std_is_parameter;
-  arena.take(a.metric, keeps_metric ? a.fisher_rows.rows * a.outputs : 0);
+  arena.take(a.metric, a.shared_metric ? 0 : a.fisher_rows.rows * a.metric_width);
   arena.take(a.old_outputs, a.rows.rows * a.outputs);
   arena.take(a.row_log_prob, a.rows.rows);
   arena.take(a.sums, grid_sums_elements(int(blocks)));

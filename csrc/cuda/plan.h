@@ -29,6 +29,7 @@ constexpr int kTileColumns = 128;  // of what a block computes at once
 // so that all multiprocessors get some.
 constexpr int kPanelRows = 64, kSmallPanelRows = 16;
 constexpr int kMaxBlocks = 64;  // categorical blocks of a head
+constexpr int kMaxParts = 32;   // of a joint head
 // Tiles of the plan for wide networks: rows and columns, and rows between two passes over the
 // layers, so that what they hand on stays in the L2 cache.
 constexpr int kTile = 128;
@@ -204,7 +205,7 @@ struct RowSet {
   const T* obs;              // [rows, in]
   const T* weights;          // [rows] or null
   const double* weight_sum;  // their sum; null with weights
-  const std::uint8_t* mask;  // [rows, outputs] or null
+  const std::uint8_t* mask;  // [rows, mask_width] or null
   Index rows;
 };
 
@@ -228,9 +229,13 @@ template <class T>
 struct ProblemArgs {
   Task task;
   NetworkPlan network;
-  int head_kind;              // its place in Heads
-  bool log_std_is_parameter;  // of that head
+  int head_kind;       // its place in Heads
+  bool shared_metric;  // of that head
   int outputs, actions;
+  int scales;                    // its log stds that are parameters
+  int metric_width, mask_width;  // of a row
+  int part_count;
+  HeadPart parts[kMaxParts];
   Index nvec[kMaxBlocks];
   RowSet<T> rows, fisher_rows;
   bool fisher_is_all;
@@ -257,15 +262,17 @@ struct ProblemArgs {
   T *weights, *backward, *g, *x, *r, *p, *candidate;  // [packed]; backward: its own size
   T* partials;                                        // [plan.partials][packed]
   T* cache;                     // [fisher rows (+ a panel a block, or a chunk)][cache_width]
-  T* metric;                    // [fisher rows][outputs]
+  T* metric;                    // [fisher rows][metric_width]
   T* old_outputs;               // [N][outputs]
   double *row_log_prob, *sums;  // [N], GridSums
   // Of the tiled plan: two panels of a chunk's rows and the blocks' sums for log std.
   T* chunk[2];           // [chunk_rows][widest]
   T *z, *rotated[2];     // M^-1 r and what is on the way to it; [packed]
-  double* log_std_sums;  // [blocks][actions]
+  double* log_std_sums;  // [blocks][scales]
 
-  TRPO_FAST_MEMBER Head head() const { return {head_kind, outputs, actions, nvec}; }
+  TRPO_FAST_MEMBER Head head() const {
+    return {head_kind, outputs, actions, nvec, parts, part_count};
+  }
 };
 
 static_assert(sizeof(ProblemArgs<double>) <= 4096, "a kernel's arguments");

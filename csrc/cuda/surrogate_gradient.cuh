@@ -18,8 +18,9 @@ __device__ void cache_metric(const P& panels, const BlockRows<T>& rows, Index ro
                              const T* outputs) {
   const ProblemArgs<T>& a = panels.args;
   with_head(a.head(), [&](auto head) {
-    if constexpr (!head.kLogStdIsParameter) {
-      head.metric_cache(outputs, rows.mask(row, a.outputs), a.metric + row * a.outputs);
+    if constexpr (!head.kSharedMetric) {
+      head.metric_cache(outputs, {panels.log_std, panels.inv_std}, rows.mask(row, a.mask_width),
+                        a.metric + row * a.metric_width);
     }
   });
 }
@@ -38,7 +39,7 @@ __device__ double surrogate_rows(const P& panels, const BlockRows<T>& rows, Inde
   if (a.fisher_is_all) cache_metric(panels, rows, row, o);
   const double now = with_head(a.head(), [&](auto head) {
     return head.log_prob(o, {panels.log_std, panels.inv_std}, action_of(a, row),
-                         rows.mask(row, a.outputs));
+                         rows.mask(row, a.mask_width));
   });
   const double old = a.old_log_prob ? a.old_log_prob[row] : now;
   a.row_log_prob[row] = old;
@@ -52,14 +53,12 @@ template <class P, class T = typename P::Element>
 __device__ void log_std_rows(const P& panels, const BlockRows<T>& rows, Index first) {
   const ProblemArgs<T>& a = panels.args;
   with_head(a.head(), [&](auto head) {
-    if constexpr (head.kLogStdIsParameter) {
-      for (int i = threadIdx.x; i < a.actions; i += kThreads) {
-        for (int r = 0; r < panels.panel_rows(rows, first); ++r) {
-          const double slope =
-              head.log_std_slope(i, panels.outputs() + r * panels.stride,
-                                 {panels.log_std, panels.inv_std}, action_of(a, first + r));
-          panels.log_std_sums[i] += panels.gains[r] * slope;
-        }
+    for (int i = threadIdx.x; i < a.scales; i += kThreads) {
+      for (int r = 0; r < panels.panel_rows(rows, first); ++r) {
+        const double slope =
+            head.log_std_slope(i, panels.outputs() + r * panels.stride,
+                               {panels.log_std, panels.inv_std}, action_of(a, first + r));
+        panels.log_std_sums[i] += panels.gains[r] * slope;
       }
     }
   });
@@ -76,7 +75,7 @@ __device__ void delta_rows(const P& panels, const BlockRows<T>& rows, Index firs
   if (counts) {
     with_head(a.head(), [&](auto head) {
       head.log_prob_gradient(o, {panels.log_std, panels.inv_std}, action_of(a, first + r),
-                             rows.mask(first + r, a.outputs), panels.gains[r], o);
+                             rows.mask(first + r, a.mask_width), panels.gains[r], o);
     });
   }
   for (int i = counts ? a.outputs : 0; i < panels.net.last().out_padded; ++i) o[i] = 0;

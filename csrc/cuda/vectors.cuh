@@ -22,10 +22,10 @@ class Vectors {
   }
   __device__ bool is_log_std(Index i) const {
     const Index first = a_.network.log_std;
-    return a_.log_std_is_parameter && i >= first && i < first + a_.actions;
+    return i >= first && i < first + a_.scales;
   }
   __device__ bool is_unused(Index i) const {
-    const Index used = a_.network.log_std + (a_.log_std_is_parameter ? a_.actions : 0);
+    const Index used = a_.network.log_std + a_.scales;
     return i >= used;
   }
 

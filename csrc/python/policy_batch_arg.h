@@ -43,7 +43,6 @@ class PolicyBatchArg {
     batch_.old_log_prob =
         optional_arg<const double>(args["old_log_prob"], "old_log_prob", {rows()});
     read_rows(args);
-    read_actions(args["actions"]);
     batch_.kl_new_old = args["kl_new_old"].cast<bool>();
     read_resources(args);
   }
@@ -69,22 +68,24 @@ class PolicyBatchArg {
   }
 
   void read_head(const py::kwargs& args) {
-    const HeadArg head(args["head"].cast<int>(), args["action_dim"].cast<Index>(),
-                       args["nvec"].cast<std::vector<Index>>(), batch_.layers.back().out);
+    const HeadArg head = HeadArg::of(args, batch_.layers.back().out);
     if (batch_.layers.back().activation != Activation::identity) {
       throw py::value_error("the last layer has an activation");
     }
     batch_.head_kind = head.kind;
     batch_.actions = head.actions;
     batch_.nvec = head.nvec;
+    batch_.parts = head.parts;
+    mask_width_ = head.mask_width;
     batch_.log_std_offset = args["log_std_offset"].cast<Index>();
-    require_offset(batch_.log_std_offset, batch_.actions, batch_.parameters);
+    require_offset(batch_.log_std_offset, head.scales, batch_.parameters);
     const auto log_std = head.log_std<T>(args["log_std"]);
     batch_.log_std = log_std.data;
     batch_.log_std_stride = log_std.stride;
+    read_actions(args["actions"], head);
   }
 
-  void read_actions(const py::object& arg) {
+  void read_actions(const py::object& arg, const HeadArg& head) {
     batch_.first_action = {nullptr, nullptr, 0};
     batch_.action_row_stride = 0;
     if (arg.is_none()) return;
@@ -93,8 +94,9 @@ class PolicyBatchArg {
     actions.require_size(1, batch_.actions);
     batch_.action_row_stride = actions.stride(0);
     batch_.first_action.stride = actions.stride(1);
-    if (batch_.nvec.empty()) {
+    if (!head.facts.categories) {
       batch_.first_action.real = actions.data<const T>();
+      head.require_categories(rows(), [&](Index row) { return batch_.action(row); });
       return;
     }
     batch_.first_action.category = actions.data<const std::int64_t>();
@@ -121,9 +123,10 @@ class PolicyBatchArg {
   }
 
   RowSet<T> row_set(const TensorArg& obs, py::handle weights, py::handle mask) const {
-    const Index rows = obs.size(0), outputs = batch_.layers.back().out;
+    const Index rows = obs.size(0);
     return {obs.matrix<const T>(), optional_arg<const T>(weights, "weights", {rows}),
-            optional_arg<const std::uint8_t>(mask, "action_mask", {rows, outputs}), outputs};
+            optional_arg<const std::uint8_t>(mask, "action_mask", {rows, mask_width_}),
+            mask_width_};
   }
 
   void read_resources(const py::kwargs& args) {
@@ -140,6 +143,7 @@ class PolicyBatchArg {
 
   TensorArg obs_;
   PolicyBatch<T> batch_;
+  Index mask_width_ = 0;
 };
 
 // A block is (weight offset, bias offset, inputs, outputs, left, right, right transposed or None,

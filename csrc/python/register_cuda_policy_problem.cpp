@@ -105,20 +105,27 @@ class BoundCudaProblem : public CudaLaunchArg<T> {
   }
 
   void read_head(const py::kwargs& args) {
-    const HeadArg head(args["head"].cast<int>(), args["action_dim"].cast<Index>(),
-                       args["nvec"].cast<std::vector<Index>>(), a_.outputs);
+    const HeadArg head = HeadArg::of(args, a_.outputs);
     if (head.nvec.size() > std::size_t(cuda::kMaxBlocks)) {
       throw py::value_error("nvec has too many blocks");
     }
+    if (head.parts.size() > std::size_t(cuda::kMaxParts)) {
+      throw py::value_error("the joint head has too many parts");
+    }
     const Index log_std = args["log_std"].cast<Index>();  // how many
     head.require_log_std(log_std != 0);
-    if (log_std != 0 && log_std != head.actions) {
-      throw py::value_error("there are " + std::to_string(log_std) + " log stds for " +
-                            std::to_string(head.actions) + " actions");
+    if (log_std != head.scales) {
+      throw py::value_error("there are " + std::to_string(log_std) + " log stds, the head has " +
+                            std::to_string(head.scales));
     }
     a_.head_kind = head.kind;
     a_.actions = int(head.actions);
-    a_.log_std_is_parameter = head.facts.log_std_is_parameter;
+    a_.scales = int(head.scales);
+    a_.shared_metric = head.facts.shared_metric;
+    a_.metric_width = int(metric_width_of(head.head(a_.outputs)));
+    a_.mask_width = int(head.mask_width);
+    a_.part_count = int(head.parts.size());
+    std::copy(head.parts.begin(), head.parts.end(), a_.parts);
     categories_ = head.facts.categories;
     std::copy(head.nvec.begin(), head.nvec.end(), a_.nvec);
   }
@@ -133,7 +140,7 @@ class BoundCudaProblem : public CudaLaunchArg<T> {
       throw py::value_error("weights and weight_sum go together");
     }
     set.mask = optional_arg<const std::uint8_t>(args[(prefix + "action_mask").c_str()],
-                                                "action_mask", {rows, Index(a_.outputs)});
+                                                "action_mask", {rows, Index(a_.mask_width)});
     return set;
   }
 

@@ -16,13 +16,16 @@ constexpr Index kQuickStep = 1 << 20;
 template <class T>
 class BoundSampling {
  public:
-  BoundSampling(const py::sequence& layers, Index input_width, int kind, Index action_dim,
-                const std::vector<Index>& nvec, const py::object& log_std, int threads) {
+  BoundSampling(const py::sequence& layers, Index input_width, const py::dict& head_args,
+                const py::object& log_std, int threads) {
     if (threads < 1) throw py::value_error("threads must be at least 1");
     policy_.layers = layers_arg<T>(layers, input_width);
-    const HeadArg head(kind, action_dim, nvec, policy_.layers.back().out);
+    const HeadArg head = HeadArg::of(head_args, policy_.layers.back().out);
     policy_.head_kind = head.kind;
     policy_.nvec = head.nvec;
+    policy_.parts = head.parts;
+    mask_width_ = head.mask_width;
+    categories_ = head.facts.categories;
     policy_.actions = head.actions;
     normal_noise_ = head.facts.normal_noise;
     policy_.threads = threads;
@@ -43,7 +46,7 @@ class BoundSampling {
     b.envs = observations.size(1);
     b.inputs = policy_.layers.front().in;
     b.actions = policy_.actions;
-    b.outputs = policy_.layers.back().out;
+    b.mask_width = mask_width_;
     observations.require_size(2, b.inputs);
     if (args["wide"].cast<bool>()) {
       b.wide = shown<double>(observations, args, b.inputs);
@@ -51,10 +54,10 @@ class BoundSampling {
       b.narrow = shown<float>(observations, args, b.inputs);
     }
     b.clip = args["clip"].cast<double>();
-    b.masks = rows<const std::uint8_t>(args, "masks", b, b.outputs);
+    b.masks = rows<const std::uint8_t>(args, "masks", b, b.mask_width);
     if (normal_noise_) b.normal = rows<const T>(args, "noise", b, b.actions);
-    if (!normal_noise_) b.uniform = rows<const double>(args, "noise", b, b.actions);
-    if (!policy_.nvec.empty()) {
+    if (!normal_noise_) b.other = rows<const double>(args, "noise", b, b.actions);
+    if (categories_) {
       b.category = rows<std::int64_t>(args, "actions", b, b.actions);
       b.env_category = rows<std::int64_t>(args, "env_actions", b, b.actions);
       b.start = vector<const std::int64_t>(args, "low", b.actions);
@@ -86,7 +89,7 @@ class BoundSampling {
  private:
   static void check_buffers(const RolloutBuffers<T>& b) {
     const bool action = b.real != nullptr || b.category != nullptr;
-    const bool noise = b.normal != nullptr || b.uniform != nullptr;
+    const bool noise = b.normal != nullptr || b.other != nullptr;
     if (b.steps < 1 || !action || !noise || b.log_prob == nullptr) {
       throw py::value_error("a rollout needs steps, noise, actions and log_prob");
     }
@@ -124,7 +127,8 @@ class BoundSampling {
   }
 
   SamplingPolicy<T> policy_;
-  bool normal_noise_;
+  bool normal_noise_, categories_;
+  Index mask_width_;
   RolloutBuffers<T> buffers_{};
   bool quick_ = true;
   std::unique_ptr<Sampling<T>> sampling_;
@@ -135,10 +139,9 @@ template <class T>
 void register_kind(py::module_& m, const char* name) {
   using Bound = BoundSampling<T>;
   py::class_<Bound>(m, name)
-      .def(py::init<const py::sequence&, Index, int, Index, const std::vector<Index>&,
-                    const py::object&, int>(),
-           py::arg("layers"), py::arg("input_width"), py::arg("head"), py::arg("action_dim"),
-           py::arg("nvec"), py::arg("log_std"), py::arg("threads"))
+      .def(py::init<const py::sequence&, Index, const py::dict&, const py::object&, int>(),
+           py::arg("layers"), py::arg("input_width"), py::arg("head"), py::arg("log_std"),
+           py::arg("threads"))
       .def("workspace_bytes", &Bound::workspace_bytes)
       .def("bind", &Bound::bind, py::arg("workspace"), py::arg("buffers"))
       .def("step", &Bound::step, py::arg("t"));

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/gamma.h"
 #include "cpu/kernels/amx.h"
 #include "cpu/kernels/dispatch.h"
 #include "cpu/kernels/finite.h"
@@ -61,9 +62,29 @@ void copy_blocks(std::uintptr_t flat, const py::list& blocks, std::size_t entry_
   }
 }
 
+void require_positive(double x) {
+  if (!(x > 0)) throw py::value_error("the argument is " + std::to_string(x) + ", expected > 0");
+}
+
 }  // namespace
 
 void register_vector_math(py::module_& m) {
+  m.def(
+      "gamma_values",
+      [](double x) {
+        require_positive(x);
+        const GammaValues v = gamma_values(x);
+        return py::make_tuple(v.log, v.first, v.second, v.third, v.fourth);
+      },
+      py::arg("x"));
+  m.def(
+      "log_gamma_divergence",
+      [](double x, double y) {
+        require_positive(x);
+        require_positive(y);
+        return log_gamma_divergence(x, y);
+      },
+      py::arg("x"), py::arg("y"));
   m.def("activate_f32", activate_flat<float>, py::arg("activation"), py::arg("parameter"),
         py::arg("z"), py::arg("slope"));
   m.def("activate_f64", activate_flat<double>, py::arg("activation"), py::arg("parameter"),

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
 from toy_environments import Sorting
 
-from trpo_fast import TRPO, JointDistribution
+from trpo_fast import TRPO, JointDistribution, _native
 from trpo_fast.agent.saved_spaces import space_from_json, space_to_json
 from trpo_fast.base.errors import UnsupportedSpaceError
-
-pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
 
 class Own(nn.Module):
@@ -55,6 +53,8 @@ def test_predictions_are_actions_of_the_space(distribution: str) -> None:
     env = Sorting()
     with small(Sorting, distribution=distribution) as agent:
         agent.learn(64, progress_bar=False)
+        fused = "reference" if _native.core is None else "cpu"
+        assert agent.optimizer.last_result.backend == fused
         shown, _ = env.reset(seed=0)
         for deterministic in (True, False):
             action, state = agent.predict(shown, deterministic=deterministic)
@@ -70,6 +70,7 @@ def test_predictions_are_actions_of_the_space(distribution: str) -> None:
         assert 0 <= mean <= 10
 
 
+@pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 def test_a_module_of_the_users_acts_through_its_joint_distribution() -> None:
     torch.manual_seed(0)
     with small(Sorting, policy=Own(), normalize_observations=False) as agent:

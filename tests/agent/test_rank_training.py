@@ -43,8 +43,9 @@ TRAININGS = [
     Training("fast-own-vector", "CartPole-v1", 2, vector=(1, 7)),
     Training("fast-wide", "CartPole-v1", 2, {"critic_batch_size": 16}, vector=(1, 7)),
     Training("fast-twenty", "CartPole-v1", 20, {"preconditioner": "kfac"}),
-    Training("hybrid-strict", partial(Sorting, masked=True), 3, STRICT),
-    Training("hybrid-fast", Sorting, 2),
+    Training("strict-hybrid", partial(Sorting, masked=True), 3, STRICT),
+    Training("strict-beta", "Pendulum-v1", 3, {**STRICT, "distribution": "beta"}),
+    Training("fast-hybrid", Sorting, 2),
     *(
         Training(f"{mode}-{name}", env, 1, {**options, **more})
         for mode, options in (("all", {"deterministic_ranks": True}), ("shared", {}))
@@ -137,12 +138,10 @@ def test_fast_ranks_learn_as_one_process_whose_critic_is_fitted_in_turn(
     )
 
 
-@pytest.mark.parametrize("name", ["hybrid-strict", "hybrid-fast"])
-def test_ranks_learn_hybrid_actions_as_one_process_does(ranks: list[Any], name: str) -> None:
-    # torch draws these actions, and rounds with the number of rows: also strict ranks' differ. A
-    # reward is float32, of numbers up to 1.
-    training, (first, _) = found(ranks, name)
-    one = trained(training, None, () if "strict" in name else (3, 2))
+def test_fast_ranks_learn_hybrid_actions_as_one_process_does(ranks: list[Any]) -> None:
+    # A reward is float32, of numbers up to 1.
+    training, (first, _) = found(ranks, "fast-hybrid")
+    one = trained(training, None, (3, 2))
     assert close(first, one)
     assert same(first["lengths"], one["lengths"])
     assert first["returns"] == pytest.approx(one["returns"], rel=1e-5, abs=1e-5)
@@ -200,8 +199,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path: Path) -> No
     for found in (trained(rest[0], None), ended):
         assert not [part for part in (*LEARNT, *COUNTED) if not same(found[part], one[part])]
     one = trained(Training("whole", Sorting, 4, STRICT), None)
-    assert close(sorting, one)
-    assert sorting["returns"] == pytest.approx(one["returns"], rel=1e-5, abs=1e-5)
+    assert not [part for part in (*LEARNT, *COUNTED) if not same(sorting[part], one[part])]
     saved, written = load_checkpoint(memory), load_checkpoint(again)
     assert len(saved["collector"]["memory"]) == len(saved["learner"]["memory"]["values"]) == 5
     for part in ("collector", "learner", "rng", "progress"):
@@ -214,11 +212,11 @@ def test_what_ranks_do_not_serve_is_refused_on_each_and_rounding_told_by_the_fir
         ("CartPole-v1", STRICT),
         (Sorting, STRICT),
         ("Pendulum-v1", {**STRICT, "distribution": "beta"}),
-        (Sorting, {}),
+        ("CartPole-v1", {**STRICT, "policy": "recurrent"}),
+        ("CartPole-v1", {"policy": "recurrent"}),
     ]
     for rank, found in enumerate(run_ranks("rank_agents:told", 2, cases)):
-        tensor, native, *drawn_in_torch, fast = found
+        tensor, *native, drawn_in_torch, fast = found
         assert "tensor environments" in tensor
-        assert "deterministic_ranks" not in native + fast
-        for each in drawn_in_torch:
-            assert ("not with one process" in each) == (rank == 0)
+        assert all("deterministic_ranks" not in each for each in (*native, fast))
+        assert ("not with one process" in drawn_in_torch) == (rank == 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from parity_cases import BACKENDS, Backend, assert_close, pair
+from parity_cases import Backend, assert_close, every_backend, pair
 from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
@@ -19,17 +19,7 @@ from torch.distributions import (
     TanhTransform,
     TransformedDistribution,
 )
-from update_cases import (
-    HYBRID,
-    Case,
-    bits,
-    dense_fisher,
-    loss_and_kl,
-    make_data,
-    make_policy,
-    old_distribution,
-    same_bits,
-)
+from update_cases import TRIGAMMA_ERROR, Case, dense_fisher, loss_and_kl, old_distribution
 
 from trpo_fast import JointDistribution, MlpPolicy, TRPOOptimizer, fisher_vector_product
 from trpo_fast.networks.distributions import detached
@@ -65,12 +55,11 @@ def random_case(seed: int) -> Case:
         {"distribution": "beta"},
         {"state_dependent_std": True},
     ]
-    return Case(f"tree {seed}", space, options[seed % 4], masked=seed % 3 > 0)
+    error = TRIGAMMA_ERROR if seed % 4 == 2 else 0.0
+    return Case(f"tree {seed}", space, options[seed % 4], masked=seed % 3 > 0, torch_error=error)
 
 
-@pytest.mark.parametrize(
-    "backend", [BACKENDS["generic"], BACKENDS["reference"]], ids=["generic", "reference"]
-)
+@every_backend
 @pytest.mark.parametrize("seed", range(TREES))
 def test_a_tree_of_parts_equals_the_dense_oracle(backend: Backend, seed: int) -> None:
     """Products, gradient and a candidate's loss and KL, with masks and weights; in both dtypes."""
@@ -82,7 +71,8 @@ def test_a_tree_of_parts_equals_the_dense_oracle(backend: Backend, seed: int) ->
         F = dense_fisher(exact, data)
         generator = torch.Generator().manual_seed(seed)
         v = torch.randn(len(F), generator=generator, dtype=torch.float64)
-        assert_close(problem.fisher_product(v.to(dtype)), F @ v, bound)
+        of_product = max(bound, case.torch_error) if backend.by_torch else bound
+        assert_close(problem.fisher_product(v.to(dtype)), F @ v, of_product)
         old = old_distribution(exact, data)
         loss, kl = loss_and_kl(exact, data, old)
         slopes = torch.autograd.grad(loss, list(exact.parameters()))
@@ -265,33 +255,3 @@ def test_bad_actions_are_named_by_path_and_move_nothing(
     with pytest.raises(error, match=text):
         opt.step(obs=obs, actions=change(actions), advantages=torch.randn(40))
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
-
-
-@pytest.mark.parametrize("case", HYBRID, ids=lambda case: case.name)
-def test_the_promise_over_200_seeds(case: Case) -> None:
-    """Accepted inside the region with a better surrogate, or every bit as before."""
-    accepted = 0
-    for seed in range(200):
-        generator = torch.Generator().manual_seed(seed)
-        policy = make_policy(case, hidden=(6,), dtype=torch.float32, seed=seed)
-        data = make_data(policy, case, rows=16, seed=seed, weighted=seed % 3 == 0)
-        scale = 10.0 ** float(torch.randint(-6, 7, (), generator=generator))
-        data["advantages"] = data["advantages"] * scale
-        data["old_log_prob"] = data["old_log_prob"] + 0.3 * torch.randn(16, generator=generator)
-        max_kl = 10.0 ** float(torch.randint(-5, 1, (), generator=generator))
-        opt = TRPOOptimizer(policy, max_kl=max_kl, max_backtracks=seed % 5)
-        old, before = old_distribution(policy, data), bits(policy)
-        loss_before = float(loss_and_kl(policy, data, old)[0].detach())
-        opt.step(**data)
-        result = opt.last_result
-        assert result is not None
-        if result.accepted:
-            accepted += 1
-            loss, kl = (float(t.detach()) for t in loss_and_kl(policy, data, old))
-            assert kl <= max_kl * (1 + 1e-5)
-            assert loss <= loss_before + 1e-6 * abs(loss_before)
-            assert result.kl == pytest.approx(kl, rel=1e-3, abs=1e-9)
-            assert not same_bits(policy, before)
-        else:
-            assert same_bits(policy, before)
-    assert 50 < accepted <= 200

@@ -22,14 +22,26 @@ def arg(tensor: Tensor) -> tuple[int, Any, Any]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def sampling(dtype: torch.dtype, name: str, action_dim: int, nvec: list[int]) -> Any:
+Parts = tuple[tuple[str, int], ...]
+
+
+def head_args(name: str, action_dim: int, nvec: list[int], parts: Parts) -> dict[str, Any]:
+    codes = [(HEAD_CODES.get(kind, -1), size) for kind, size in parts]
+    return {"head": HEAD_CODES[name], "action_dim": action_dim, "nvec": nvec, "parts": codes}
+
+
+def sampling(
+    dtype: torch.dtype, name: str, action_dim: int, nvec: list[int], parts: Parts = ()
+) -> Any:
     weight = torch.zeros(OUTPUTS, INPUTS, dtype=dtype)
     make = getattr(_native.core, "SamplingF32" if dtype is torch.float32 else "SamplingF64")
     layers = [(arg(weight), None, ACTIVATION_CODES["identity"], 0.0)]
-    return make(layers, INPUTS, HEAD_CODES[name], action_dim, nvec, None, 1)
+    return make(layers, INPUTS, head_args(name, action_dim, nvec, parts), None, 1)
 
 
-def problem(dtype: torch.dtype, name: str, action_dim: int, nvec: list[int]) -> Any:
+def problem(
+    dtype: torch.dtype, name: str, action_dim: int, nvec: list[int], parts: Parts = ()
+) -> Any:
     weight, obs = torch.zeros(OUTPUTS, INPUTS, dtype=dtype), torch.zeros(3, INPUTS, dtype=dtype)
     absent = ["log_std", "actions", "advantages", "old_log_prob", "weights", "action_mask"]
     make = getattr(_native.core, _class_of(dtype))
@@ -38,9 +50,7 @@ def problem(dtype: torch.dtype, name: str, action_dim: int, nvec: list[int]) -> 
         layers=[(arg(weight), None, ACTIVATION_CODES["identity"], 0.0)],
         offsets=[(0, -1)],
         parameters=weight.numel(),
-        head=HEAD_CODES[name],
-        action_dim=action_dim,
-        nvec=nvec,
+        **head_args(name, action_dim, nvec, parts),
         log_std_offset=-1,
         kl_new_old=False,
         fisher_obs=None,
@@ -51,7 +61,9 @@ def problem(dtype: torch.dtype, name: str, action_dim: int, nvec: list[int]) -> 
     )
 
 
-def emulated_problem(dtype: torch.dtype, name: str, action_dim: int, nvec: list[int]) -> Any:
+def emulated_problem(
+    dtype: torch.dtype, name: str, action_dim: int, nvec: list[int], parts: Parts = ()
+) -> Any:
     theta, obs = torch.zeros(OUTPUTS * INPUTS, dtype=dtype), torch.zeros(3, INPUTS, dtype=dtype)
     absent = ["actions", "advantages", "old_log_prob", "weights", "weight_sum", "action_mask"]
     packed = torch.zeros(4 * 4, dtype=torch.int32)  # [INPUTS + 1, OUTPUTS], padded
@@ -63,9 +75,7 @@ def emulated_problem(dtype: torch.dtype, name: str, action_dim: int, nvec: list[
         map=arg(packed),
         theta=arg(theta),
         parameters=len(theta),
-        head=HEAD_CODES[name],
-        action_dim=action_dim,
-        nvec=nvec,
+        **head_args(name, action_dim, nvec, parts),
         kl_new_old=False,
         fisher_obs=None,
         tiled=False,
@@ -93,6 +103,7 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], i
         ("categorical", 1, [4]),
         ("multi_categorical", 2, [1, 3]),
         ("bernoulli", 4, []),
+        ("beta", 2, []),
     ],
 )
 def test_a_head_that_fits_is_taken(
@@ -133,5 +144,34 @@ def test_a_head_that_does_not_fit_is_refused(
 @every_dtype
 @every_entry
 def test_a_gaussian_without_its_log_std_is_refused(make: Any, dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="log_std belongs to the head whose log std is"):
+    with pytest.raises(ValueError, match="log_std belongs to the heads whose log std is"):
         make(dtype, "gaussian", 4, [])
+
+
+@every_dtype
+@every_entry
+@pytest.mark.parametrize(
+    ("action_dim", "nvec", "parts", "why"),
+    [
+        (3, [2], (("bernoulli", 2), ("categorical", 1)), None),
+        (2, [], (("beta", 1), ("gaussian_state_std", 1)), None),
+        (3, [2], (), "a joint head has parts"),
+        (3, [2], (("bernoulli", 2), ("joint", 1)), "unknown part"),
+        (3, [2], (("bernoulli", 2), ("none", 1)), "unknown part"),
+        (3, [], (("bernoulli", 2), ("categorical", 1)), "nvec ends before"),
+        (3, [2, 1], (("bernoulli", 2), ("categorical", 1)), "nvec goes on"),
+        (4, [2], (("bernoulli", 2), ("categorical", 1)), "have 3 actions, action_dim is 4"),
+        (4, [3], (("bernoulli", 2), ("categorical", 1)), "need more outputs"),
+        (2, [2], (("bernoulli", 1), ("categorical", 1)), "needs 3 outputs, the last layer has 4"),
+        (3, [2], (("bernoulli", 1 << 40), ("categorical", 1)), "outside 1 .. 4"),
+        (3, [2], (("bernoulli", -1), ("categorical", 1)), "outside 1 .. 4"),
+    ],
+)
+def test_parts_of_a_joint_head(
+    make: Any, dtype: torch.dtype, action_dim: int, nvec: list[int], parts: Parts, why: str | None
+) -> None:
+    if why is None:
+        assert make(dtype, "joint", action_dim, nvec, parts).workspace_bytes() > 0
+        return
+    with pytest.raises(ValueError, match=why):
+        make(dtype, "joint", action_dim, nvec, parts)

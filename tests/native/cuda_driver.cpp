@@ -62,22 +62,29 @@ class Device {
     for (const Layer<T>& layer : batch_.layers) {
       shapes.push_back({layer.in, layer.out, layer.activation, double(layer.parameter)});
     }
-    const Index log_std = batch_.log_std != nullptr ? batch_.actions : 0;
+    const Head head = batch_.head();
+    const Index log_std = scales_of(head);
     a_.network = cuda::network_plan(shapes, log_std, 0, tiled);
     map_ = packed_map(batch_, a_.network);
     a_.map = map_.data();
     a_.theta = theta_.data();
     a_.parameters = batch_.parameters;
     a_.head_kind = batch_.head_kind;
-    a_.log_std_is_parameter = batch_.log_std != nullptr;
+    a_.shared_metric = facts_of(batch_.head_kind).shared_metric;
+    a_.scales = int(log_std);
+    a_.metric_width = int(metric_width_of(head));
+    a_.mask_width = int(mask_width_of(head));
+    a_.part_count = int(batch_.parts.size());
+    std::copy(batch_.parts.begin(), batch_.parts.end(), a_.parts);
     a_.outputs = int(batch_.layers.back().out);
     a_.actions = int(batch_.actions);
     std::copy(batch_.nvec.begin(), batch_.nvec.end(), a_.nvec);
     a_.rows = rows(batch_.rows, &sums_[0]);
     a_.fisher_is_all = batch_.fisher_is_all;
     a_.fisher_rows = a_.fisher_is_all ? a_.rows : rows(batch_.fisher_rows, &sums_[1]);
-    a_.real_actions = batch_.nvec.empty() ? batch_.first_action.real : nullptr;
-    a_.category_actions = batch_.nvec.empty() ? nullptr : batch_.first_action.category;
+    const bool categories = facts_of(batch_.head_kind).categories;
+    a_.real_actions = categories ? nullptr : batch_.first_action.real;
+    a_.category_actions = categories ? batch_.first_action.category : nullptr;
     a_.advantages = batch_.advantages;
     a_.kl_new_old = batch_.kl_new_old;
     const cuda::DeviceLimits limits = cuda::device_limits(0);
@@ -207,15 +214,11 @@ int main() {
   for (const Index rows : {Index(1), Index(17), Index(200)}) {
     for (const auto& hidden : networks) {
       for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
-        const bool categories = facts_of(kind).categories;
         Shape shape{
             rows,       Index(1 + i % 19), hidden,     kind,    1 + i % 5, {}, activations[i % 6],
             i % 2 == 0, i % 3 == 0,        i % 4 == 0, 1 << 20, 1};
         if (i % 7 == 0) shape.obs += 140;  // more inputs than a panel buffer has columns
-        if (kind == 2) shape.actions = 1;
-        for (Index a = 0; a < shape.actions && categories; ++a) {
-          shape.nvec.push_back(2 + (i + a) % 24);
-        }
+        complete(shape, i, 24);
         emulation::device().multiprocessors = 1 + i % 3;
         // Too little for the weights every other time.
         emulation::device().shared_bytes = i % 2 == 0 ? 227 << 10 : 120 << 10;

@@ -28,10 +28,10 @@ namespace {
 template <class T>
 void drive_sampling(const Shape& s, const PolicyBatch<T>& batch) {
   const Index steps = 3, envs = s.rows, rows = steps * envs, A = s.actions;
-  const Index outputs = batch.layers.back().out;
-  const bool categorical = !s.nvec.empty();
-  const SamplingPolicy<T> policy{batch.layers,  batch.head_kind,      batch.actions, batch.nvec,
-                                 batch.log_std, batch.log_std_stride, s.threads};
+  const Index outputs = batch.rows.mask_width;
+  const bool categorical = facts_of(s.head).categories;
+  const SamplingPolicy<T> policy{batch.layers, batch.head_kind, batch.actions,        batch.nvec,
+                                 batch.parts,  batch.log_std,   batch.log_std_stride, s.threads};
   const std::vector<float> observations = normal<float>((steps + 1) * envs * s.obs, 2);
   const std::vector<float> mean = normal<float>(s.obs, 1);
   const std::vector<float> scale(std::size_t(s.obs), 0.7f);
@@ -48,12 +48,12 @@ void drive_sampling(const Shape& s, const PolicyBatch<T>& batch) {
   const std::vector<std::int64_t> start(std::size_t(A), 5);
   std::vector<double> log_probs(static_cast<std::size_t>(rows));
   RolloutBuffers<T> b{};
-  b.steps = steps, b.envs = envs, b.inputs = s.obs, b.actions = A, b.outputs = outputs;
+  b.steps = steps, b.envs = envs, b.inputs = s.obs, b.actions = A, b.mask_width = outputs;
   const std::vector<double> wide(observations.begin(), observations.end());
   const std::vector<double> wide_mean(mean.begin(), mean.end()), wide_scale(mean.size(), 0.7);
   b.narrow = {observations.data(), mean.data(), scale.data()};
   b.clip = 3;
-  b.normal = noise.data(), b.uniform = uniform.data();
+  b.normal = s.head == kJoint ? nullptr : noise.data(), b.other = uniform.data();
   b.masks = s.masked && categorical ? masks.data() : nullptr;
   if (categorical) {
     b.category = category.data(), b.env_category = env_category.data(), b.start = start.data();
@@ -261,7 +261,6 @@ int main() {
   for (const Index rows : {Index(1), Index(95), Index(97), Index(700)}) {
     for (const auto& hidden : networks) {
       for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
-        const bool categories = facts_of(kind).categories;
         Shape shape{rows,
                     Index(1 + i % 19),
                     hidden,
@@ -274,10 +273,7 @@ int main() {
                     i % 4 == 0,
                     i % 5 == 0 ? 0 : Index(1) << 20,
                     1 + i % 4};
-        if (kind == 2) shape.actions = 1;
-        for (Index a = 0; a < shape.actions && categories; ++a) {
-          shape.nvec.push_back(2 + (i + a) % 70);
-        }
+        complete(shape, i, 70);
         if (kind == 0) {
           drive_fit<float>(rows, hidden, activations[i % 6], 1 + i % 130, 1 + i % 4);
           drive_fit<double>(rows, hidden, activations[i % 6], 128, 1 + i % 4);

@@ -59,7 +59,56 @@ struct Shape {
   bool weighted, masked, subset;
   Index cache_bytes;
   int threads;
+  std::vector<HeadPart> parts = {};
+
+  Head described() const {
+    return {head, 0, actions, nvec.data(), parts.data(), Index(parts.size())};
+  }
 };
+
+constexpr int kCategorical = 2, kBeta = 5, kJoint = Heads::kCount - 1;
+
+// Blocks of categories, or a joint head's parts: one of each kind, in an order that `i` turns.
+void complete(Shape& shape, int i, int most) {
+  if (shape.head == kCategorical) shape.actions = 1;
+  if (shape.head != kJoint) {
+    const bool categories = facts_of(shape.head).categories;
+    for (Index a = 0; a < shape.actions && categories; ++a) {
+      shape.nvec.push_back(2 + (i + a) % most);
+    }
+    return;
+  }
+  shape.actions = 0;
+  for (int k = 0; k < kJoint; ++k) {
+    const int kind = (k + i) % kJoint, actions = kind == kCategorical ? 1 : 1 + (i + k) % 2;
+    const std::size_t block = shape.nvec.size();
+    for (int a = 0; a < actions && facts_of(kind).categories; ++a) {
+      shape.nvec.push_back(2 + (i + a) % 7);
+    }
+    const Index outputs = width_of({kind, 0, actions, shape.nvec.data() + block});
+    shape.parts.push_back({kind, int(outputs), actions});
+    shape.actions += actions;
+  }
+}
+
+// A row of actions as the head, or each of its parts, has them.
+template <class T>
+void fill_actions(const Shape& s, Index row, T* real) {
+  const std::vector<HeadPart> whole{{s.head, 0, int(s.actions)}};
+  Index block = 0;
+  for (const HeadPart& part : s.parts.empty() ? whole : s.parts) {
+    const HeadFacts facts = facts_of(part.kind);
+    for (int a = 0; a < part.actions; ++a, ++real) {
+      if (facts.categories) {
+        *real = T((row * 7 + a) % s.nvec[std::size_t(block++)]);
+      } else if (part.kind == kBeta) {
+        *real = T(0.5 + 0.45 * std::sin(double(row + a)));
+      } else if (!facts.normal_noise) {
+        *real = T((row + a) % 3 == 0);
+      }  // a Gaussian's is a normal number already
+    }
+  }
+}
 
 std::mt19937 engine(1);
 
@@ -80,21 +129,21 @@ struct Fixture {
 
   explicit Fixture(const Shape& s) {
     const HeadFacts facts = facts_of(s.head);
-    const Index outputs = width_of({s.head, 0, s.actions, s.nvec.data()});
-    const bool log_std = facts.log_std_is_parameter;
+    const Index outputs = width_of(s.described()), scales = scales_of(s.described());
+    const bool log_std = scales > 0;
     std::vector<Index> widths{s.obs};
     widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());
     widths.push_back(outputs);
-    Index size = log_std ? s.actions : 0;
+    Index size = scales;
     for (std::size_t l = 0; l + 1 < widths.size(); ++l) size += (widths[l] + 1) * widths[l + 1];
     theta = normal<T>(size, 0.2);
-    Index at = log_std ? s.actions : 0;
+    Index at = scales;
     for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
       const Index in = widths[l], out = widths[l + 1], bias = at + in * out;
       const bool last = l + 2 == widths.size();
       // Small outputs where they are log stds: their exponentials bend the loss over the step
       // taken.
-      const double scale = last && facts.normal_noise && !log_std ? 0.2 : 2;
+      const double scale = last && (s.head == kJoint || (facts.normal_noise && !log_std)) ? 0.2 : 2;
       for (Index i = at; i < bias; ++i) theta[i] *= T(scale / std::sqrt(double(in)));
       batch.layers.push_back({theta.data() + at, in, 1, theta.data() + bias, 1, in, out,
                               last ? Activation::identity : s.activation, T(0.5)});
@@ -105,7 +154,9 @@ struct Fixture {
     obs = normal<T>(n * (s.obs + 2), 1);  // two columns that are not read: a strided view
     real = normal<T>(n * s.actions, 1);
     advantages = normal<T>(n, 1);
-    for (Index i = 0; i < n * s.actions && !facts.normal_noise; ++i) real[i] = i % 3 == 0;
+    for (Index row = 0; row < n && !facts.categories; ++row) {
+      fill_actions(s, row, real.data() + row * s.actions);
+    }
     categories.assign(std::size_t(n * s.actions), 0);
     for (Index i = 0; i < n * s.actions && facts.categories; ++i) {
       categories[i] = (i * 7) % s.nvec[i % s.actions];
@@ -118,13 +169,14 @@ struct Fixture {
     batch.head_kind = s.head;
     batch.actions = s.actions;
     batch.nvec = s.nvec;
+    batch.parts = s.parts;
     batch.log_std = log_std ? theta.data() : nullptr;
     batch.log_std_stride = 1;
     batch.log_std_offset = log_std ? 0 : -1;
     batch.rows = {{obs.data(), n, s.obs, s.obs + 2, 1},
                   s.weighted ? weights.data() : nullptr,
                   nullptr,
-                  outputs};
+                  mask_width_of(s.described())};
     if (s.masked && facts.categories) {
       mask.assign(std::size_t(n * outputs), 1);
       for (Index row = 0; row < n; ++row) {
@@ -136,10 +188,14 @@ struct Fixture {
       }
       batch.rows.mask = mask.data();
     }
+    if (s.masked && s.head == kJoint) {  // all allowed, but read at its place
+      mask.assign(std::size_t(n * batch.rows.mask_width), 1);
+      batch.rows.mask = mask.data();
+    }
     batch.fisher_is_all = !s.subset;
     batch.fisher_rows = batch.rows;
     batch.fisher_rows.obs.rows = (n + 1) / 2;
-    batch.first_action = {real.data(), categories.data(), 1};
+    batch.first_action = {real.data(), facts.categories ? categories.data() : nullptr, 1};
     batch.action_row_stride = s.actions;
     batch.advantages = advantages.data();
     batch.old_log_prob = nullptr;

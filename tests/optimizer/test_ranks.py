@@ -35,6 +35,7 @@ TWO = [
     Steps("reference-weighted", (13, 27), "gaussian_state_std", "reference", weighted=True),
     Steps("generic-weighted", (13, 27), "gaussian", "generic", weighted=True),
     Steps("closure-weighted", (13, 27), "gaussian", "closure", weighted=True),
+    Steps("cpu-joint", (13, 27), "joint_masked", weighted=True),
     Steps("cpu-none-here", (0, 40)),
     Steps("reference-none-here", (40, 0), backend="reference"),
     Steps("generic-none-here", (0, 40), "categorical_masked", "generic"),

@@ -10,9 +10,11 @@ import pytest
 import torch
 from gymnasium import spaces
 from toy_environments import Scripted
+from update_cases import HYBRID_SPACE
 
 from trpo_fast import _native
 from trpo_fast.environments.make import make_vector_env
+from trpo_fast.environments.nested_actions import ActionNesting, is_nested_space
 from trpo_fast.networks.head import Head, Outputs
 from trpo_fast.networks.heads import (
     BernoulliHead,
@@ -112,10 +114,12 @@ SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(5, start=4),
     "multi-discrete": spaces.MultiDiscrete([3, 2, 4]),
     "multi-binary": spaces.MultiBinary(3),
+    "nested": HYBRID_SPACE,
 }
 
 
 CASES = [(name, False) for name in SPACES] + [("discrete", True), ("multi-discrete", True)]
+CASES.append(("nested", True))
 
 
 def both(
@@ -170,10 +174,13 @@ def test_the_native_step_is_its_torch_twin(
 
 
 @pytest.mark.parametrize(
-    "options", [{"distribution": "squashed"}, {"state_dependent_std": True}], ids=str
+    "options",
+    [{"distribution": "squashed"}, {"distribution": "beta"}, {"state_dependent_std": True}],
+    ids=str,
 )
-def test_the_native_step_serves_every_gaussian(options: dict[str, Any]) -> None:
-    compare(both("box", torch.float32, 8, masked=False, **options), "box", torch.float32)
+@pytest.mark.parametrize("name", ["box", "nested"])
+def test_the_native_step_serves_every_distribution(name: str, options: dict[str, Any]) -> None:
+    compare(both(name, torch.float32, 8, masked=False, **options), name, torch.float32)
 
 
 @pytest.mark.reliability("clock")
@@ -195,7 +202,9 @@ def compare(found: list[Any], name: str, dtype: torch.dtype) -> None:
     np.testing.assert_allclose(given, expected_given, rtol=rounding, atol=rounding)
     assert given.dtype == expected_given.dtype
     assert given.shape == expected_given.shape
-    assert all(row in SPACES[name] for step in given for row in step)
+    space = SPACES[name]
+    own = ActionNesting(space).one if is_nested_space(space) else np.asarray
+    assert all(own(row) in space for step in given for row in step)
     torch.testing.assert_close(log_probs, expected_log_probs, rtol=10 * rounding, atol=rounding)
 
 

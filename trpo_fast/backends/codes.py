@@ -13,13 +13,15 @@ def _numbered(*names: str) -> dict[str, int]:
 
 
 ACTIVATION_CODES = _numbered(*ACTIVATIONS)
-# The order of csrc/common/heads.h. Heads that are not here are served in torch.
+# The order of csrc/common/joint.h and heads.h. Heads that are not here are served in torch.
 HEAD_CODES = _numbered(
     "gaussian",
     "gaussian_state_std",
     "categorical",
     "multi_categorical",
     "bernoulli",
+    "beta",
+    "joint",
 )
 
 
@@ -36,4 +38,5 @@ def head_arguments(head: Head) -> dict[str, Any]:
         "head": HEAD_CODES[head.kind],
         "action_dim": head.components,
         "nvec": list(head.nvec),
+        "parts": [(HEAD_CODES[part.kind], part.components) for part in head.inner],
     }

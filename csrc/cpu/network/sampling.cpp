@@ -17,14 +17,16 @@ Sampling<T>::Sampling(const SamplingPolicy<T>& policy, Arena&& arena)
     : kernels_(dense_kernels().get<T>()),
       network_(policy.layers, arena),
       nvec_(policy.nvec),
+      parts_(policy.parts),
       head_(policy.head()),
       threads_(policy.threads),
       panel_size_(network_.widest() * kPanelRows),
       input_size_(round_up(policy.layers.front().in * kPanelRows, kPadding)) {
   head_.nvec = nvec_.data();
+  head_.parts = parts_.data();
   scratch_size_ = input_size_ + 2 * panel_size_ + round_up(head_.outputs, kPadding);
   for (double** constants : {&log_std_, &inv_std_, &std_}) {
-    *constants = arena.take<double>(head_.actions);
+    *constants = arena.take<double>(scales_of(head_));
   }
   scratch_ = arena.take<T>(scratch_size_ * threads_);
 }
@@ -33,7 +35,7 @@ template <class T>
 Sampling<T>::Sampling(const SamplingPolicy<T>& policy, void* workspace)
     : Sampling(policy, Arena(workspace)) {
   network_.pack(policy.layers);
-  for (Index a = 0; policy.log_std != nullptr && a < head_.actions; ++a) {
+  for (Index a = 0; policy.log_std != nullptr && a < scales_of(head_); ++a) {
     log_std_[a] = double(policy.log_std[a * policy.log_std_stride]);
     std_[a] = std::exp(log_std_[a]);
     inv_std_[a] = std::exp(-log_std_[a]);
@@ -71,11 +73,11 @@ template <class H>
 void Sampling<T>::draw(const H& head, const RolloutBuffers<T>& b, Index row,
                        const T* outputs) const {
   const Index at = row * b.actions;
-  const std::uint8_t* const mask = b.masks == nullptr ? nullptr : b.masks + row * b.outputs;
+  const std::uint8_t* const mask = b.masks == nullptr ? nullptr : b.masks + row * b.mask_width;
   T* const real = b.real == nullptr ? nullptr : b.real + at;
   std::int64_t* const category = b.category == nullptr ? nullptr : b.category + at;
   const RowNoise<T> noise{b.normal == nullptr ? nullptr : b.normal + at,
-                          b.uniform == nullptr ? nullptr : b.uniform + at};
+                          b.other == nullptr ? nullptr : b.other + at};
   head.draw(outputs, noise, mask, {std_, real, category});
   const RowAction<T> action{real, category, 1};
   b.log_prob[row] = head.log_prob(outputs, {log_std_, inv_std_}, action, mask);

@@ -11,14 +11,17 @@ namespace trpo_fast {
 template <class T>
 struct SamplingPolicy {
   Layers<T> layers;
-  int head_kind;            // its place in Heads
-  Index actions;            // A; blocks of a categorical head
-  std::vector<Index> nvec;  // sizes of the blocks, categorical heads only
-  const T* log_std;         // [A] or null
+  int head_kind;                // its place in Heads
+  Index actions;                // A; blocks of a categorical head
+  std::vector<Index> nvec;      // sizes of the categorical blocks
+  std::vector<HeadPart> parts;  // of a joint head
+  const T* log_std;             // [scales] or null
   Index log_std_stride;
   int threads;
 
-  Head head() const { return {head_kind, layers.back().out, actions, nvec.data()}; }
+  Head head() const {
+    return {head_kind, layers.back().out, actions, nvec.data(), parts.data(), Index(parts.size())};
+  }
 };
 
 // Observations in the width that the environments gave them, and what is shown of them.
@@ -31,13 +34,13 @@ struct Observations {
 // The contiguous buffers of T steps in B environments; `real` or `category` by the head.
 template <class T>
 struct RolloutBuffers {
-  Index steps, envs, inputs, actions, outputs;
+  Index steps, envs, inputs, actions, mask_width;
   Observations<float> narrow;
   Observations<double> wide;
   double clip;
   const T* normal;                        // [T, B, A] or null
-  const double* uniform;                  // [T, B, A] or null
-  const std::uint8_t* masks;              // [T, B, outputs] or null
+  const double* other;                    // [T, B, A] or null, see RowNoise
+  const std::uint8_t* masks;              // [T, B, mask_width] or null
   T *real, *env_real;                     // [T, B, A] as drawn; clamped to low .. high, or null
   const T *low, *high;                    // [A]
   std::int64_t *category, *env_category;  // [T, B, A] as drawn; start added, or null
@@ -65,10 +68,11 @@ class Sampling {
   const Kernels<T>& kernels_;
   PackedNetwork<T> network_;
   std::vector<Index> nvec_;
+  std::vector<HeadPart> parts_;
   Head head_;
   int threads_;
   Index panel_size_, input_size_, scratch_size_;
-  double *log_std_, *inv_std_, *std_;  // [A]
+  double *log_std_, *inv_std_, *std_;  // [scales]
   T* scratch_;                         // of each thread: inputs, two panels, a row of outputs
 };
 

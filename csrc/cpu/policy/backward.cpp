@@ -85,7 +85,7 @@ template <class T>
 double PolicyProblem<T>::chunk_sum(const Plan& plan, Index which) const {
   double sum = 0;
   for (Index chunk = 0; chunk < plan.chunks; ++chunk) {
-    sum += chunk_sums_[chunk * (2 + batch_.actions) + which];
+    sum += chunk_sums_[chunk * (2 + scales_) + which];
   }
   return sum;
 }

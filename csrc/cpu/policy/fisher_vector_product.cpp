@@ -9,7 +9,7 @@ namespace trpo_fast {
 
 template <class T>
 void PolicyProblem<T>::prepare_fisher() {
-  const bool keeps_metric = !facts_of(head_.kind).log_std_is_parameter;
+  const bool keeps_metric = metric_width_ > 0;
   for_chunks(fisher_, [&](Index panel, int worker, T*, double*, bool) {
     if (!cached(fisher_, panel) && !keeps_metric) return;
     T* const cache = cache_of(fisher_, panel, worker);
@@ -29,8 +29,8 @@ void PolicyProblem<T>::prepare_fisher() {
 // As apply_metric and metric_square take it.
 template <class T>
 template <class H>
-const T* PolicyProblem<T>::metric_of(const H& head, Index row) const {
-  return H::kLogStdIsParameter ? inv_variance_ : metric_ + row * head.outputs;
+const T* PolicyProblem<T>::metric_of(const H&, Index row) const {
+  return H::kSharedMetric ? inv_variance_ : metric_ + row * metric_width_;
 }
 
 template <class T>
@@ -146,7 +146,7 @@ double PolicyProblem<T>::damped_quadratic(const T* v, double damping) {
     std::copy_n(zdot.data, zdot.slabs.size(zdot.panel_rows), kept_outputs(panel).data);
   });
   double scales = 0;
-  for (Index a = 0; batch_.log_std_offset >= 0 && a < batch_.actions; ++a) {
+  for (Index a = 0; batch_.log_std_offset >= 0 && a < scales_; ++a) {
     const double at = double(v[batch_.log_std_offset + a]);
     scales += kLogStdMetric * at * at;
   }
@@ -166,7 +166,7 @@ void PolicyProblem<T>::finish_fisher_product(const T* v, double damping, T* out)
 template <class T>
 void PolicyProblem<T>::finish_fisher(const T* v, double damping, T* out) const {
   reduce(fisher_, out);
-  for (Index a = 0; batch_.log_std_offset >= 0 && a < batch_.actions; ++a) {
+  for (Index a = 0; batch_.log_std_offset >= 0 && a < scales_; ++a) {
     out[batch_.log_std_offset + a] = T(kLogStdMetric) * v[batch_.log_std_offset + a];
   }
   for (Index i = 0; damping != 0 && i < batch_.parameters; ++i) out[i] += T(damping) * v[i];

@@ -50,7 +50,7 @@ PolicyProblem<T>::PolicyProblem(const PolicyBatch<T>& batch, void* workspace)
   pack_backward();
   where_rounded(bf16_, [&](auto& bf16) { bf16.pack_weights(weights_, backward_weights_); });
   if (batch.log_std != nullptr) set_scale(old_scale_, batch.log_std, batch.log_std_stride);
-  for (Index a = 0; batch.log_std != nullptr && a < batch.actions; ++a) {
+  for (Index a = 0; batch.log_std != nullptr && a < scales_; ++a) {
     inv_variance_[a] = T(old_scale_.inv_std[a] * old_scale_.inv_std[a]);
   }
   for (Plan* plan : {&all_, &fisher_}) {
@@ -66,6 +66,8 @@ PolicyProblem<T>::PolicyProblem(const PolicyBatch<T>& batch, Arena&& arena)
     : batch_(batch),
       kernels_(dense_kernels().get<T>()),
       head_(batch.head()),
+      scales_(scales_of(head_)),
+      metric_width_(metric_width_of(head_)),
       all_(batch.rows, panel_rows(batch), batch.parameters),
       fisher_(batch.fisher_is_all ? batch.rows : batch.fisher_rows, panel_rows(batch),
               batch.parameters),
@@ -119,17 +121,16 @@ void PolicyProblem<T>::layout(Arena& arena) {
       arena.take<Bf16>(bf16_ ? (rounded_size + bf16_->scratch_size()) * batch_.threads : 0);
   const Index outputs_size = weights_.layers.back().out_slabs.size(rows);
   fisher_outputs_ = arena.take<T>(fisher_halves() ? fisher_.panels * outputs_size : 0);
-  const bool keeps_metric = !facts_of(head_.kind).log_std_is_parameter;
-  metric_ = arena.take<T>(keeps_metric ? fisher_.rows * outputs : 0);
-  inv_variance_ = arena.take<T>(batch_.actions);
+  metric_ = arena.take<T>(fisher_.rows * metric_width_);
+  inv_variance_ = arena.take<T>(scales_);
   old_outputs_ = arena.take<T>(all_.rows * outputs);
   row_log_prob_ = arena.take<double>(all_.rows);
   const Index chunks = std::max(all_.chunks, fisher_.chunks);
   partials_ = arena.take<T>(chunks * partial_size_);
-  chunk_sums_ = arena.take<double>(chunks * (2 + batch_.actions));
+  chunk_sums_ = arena.take<double>(chunks * (2 + scales_));
   for (ScaleBuffer* scale : {&old_scale_, &new_scale_}) {
-    scale->log_std = arena.take<double>(batch_.actions);
-    scale->inv_std = arena.take<double>(batch_.actions);
+    scale->log_std = arena.take<double>(scales_);
+    scale->inv_std = arena.take<double>(scales_);
   }
   // A cache for a panel that has none, two buffers that take turns, and a row of outputs.
   buffer_size_ = widest * rows;
@@ -181,7 +182,7 @@ Layers<T> PolicyProblem<T>::layers_at(const T* flat, bool zero_if_frozen) const 
 
 template <class T>
 void PolicyProblem<T>::set_scale(const ScaleBuffer& scale, const T* log_std, Index stride) const {
-  for (Index a = 0; a < batch_.actions; ++a) {
+  for (Index a = 0; a < scales_; ++a) {
     scale.log_std[a] = double(log_std[a * stride]);
     scale.inv_std[a] = std::exp(-scale.log_std[a]);
   }

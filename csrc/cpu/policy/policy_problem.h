@@ -27,22 +27,23 @@ template <class T>
 struct RowSet {
   MatrixView<const T> obs;   // [N, O]
   const T* weights;          // [N] >= 0, not all 0, or null
-  const std::uint8_t* mask;  // [N, outputs] or null
-  Index outputs;
+  const std::uint8_t* mask;  // [N, mask_width] or null
+  Index mask_width;
 
   double weight(Index row) const { return weights ? double(weights[row]) : 1.0; }
-  const std::uint8_t* mask_row(Index row) const { return mask ? mask + row * outputs : nullptr; }
+  const std::uint8_t* mask_row(Index row) const { return mask ? mask + row * mask_width : nullptr; }
 };
 
 template <class T>
 struct PolicyBatch {
   Layers<T> layers;
   std::vector<LayerOffsets> offsets;
-  Index parameters;         // P, the length of flat vectors
-  int head_kind;            // its place in Heads
-  Index actions;            // A; blocks of a categorical head
-  std::vector<Index> nvec;  // sizes of the blocks, categorical heads only
-  const T* log_std;         // [A] or null
+  Index parameters;             // P, the length of flat vectors
+  int head_kind;                // its place in Heads
+  Index actions;                // A; blocks of a categorical head
+  std::vector<Index> nvec;      // sizes of the categorical blocks
+  std::vector<HeadPart> parts;  // of a joint head
+  const T* log_std;             // [scales] or null
   Index log_std_stride, log_std_offset;
   RowSet<T> rows;         // all rows
   RowSet<T> fisher_rows;  // those that count for F, where they are not all
@@ -56,7 +57,9 @@ struct PolicyBatch {
   int threads;
   int bf16_parts;  // of the Fisher products' operands (bf16_fisher.h); 0: they stay as they are
 
-  Head head() const { return {head_kind, layers.back().out, actions, nvec.data()}; }
+  Head head() const {
+    return {head_kind, layers.back().out, actions, nvec.data(), parts.data(), Index(parts.size())};
+  }
   RowAction<T> action(Index row) const {
     const Index at = row * action_row_stride;
     return {first_action.real + (first_action.real ? at : 0),
@@ -102,7 +105,7 @@ struct CachedLayer {
   Index value, slope;  // offsets; slope -1: from the value
 };
 
-// The constants of a Gaussian head at some log std, for `kl` and `log_prob`. [A] each.
+// The constants of a head at some log std, for `kl` and `log_prob`. [scales] each.
 struct ScaleBuffer {
   double *log_std, *inv_std;
   operator GaussianScale() const { return {log_std, inv_std}; }
@@ -197,7 +200,7 @@ class PolicyProblem {
   void pack_direction(const T* v);
   void finish_fisher(const T* v, double damping, T* out) const;
   template <class H>
-  const T* metric_of(const H& head, Index row) const;
+  const T* metric_of(const H&, Index row) const;
   double metric_squares(Index panel, const Panel<T>& zdot, int worker) const;
   void metric_rows(Index panel, const Panel<T>& u, int worker) const;
   Panel<T> kept_outputs(Index panel) const;
@@ -218,6 +221,7 @@ class PolicyProblem {
   const PolicyBatch<T>& batch_;
   const Kernels<T>& kernels_;
   Head head_;
+  Index scales_, metric_width_;  // log stds that are parameters; of a row's metric, 0: it is shared
   Plan all_, fisher_;
   PackedNetwork<T> weights_;           // at theta_old
   PackedNetwork<T> direction_;         // v, or a candidate's theta
@@ -238,7 +242,7 @@ class PolicyProblem {
 template <class T>
 template <class Body>
 void PolicyProblem<T>::for_chunks(const Plan& plan, Body&& body) const {
-  const Index sums = 2 + batch_.actions;
+  const Index sums = 2 + scales_;
   parallel_for(plan.chunks, batch_.threads, [&](Index chunk, int worker) {
     double* const chunk_sums = chunk_sums_ + chunk * sums;
     for (Index i = 0; i < sums; ++i) chunk_sums[i] = 0;
@@ -254,8 +258,9 @@ void PolicyProblem<T>::for_chunks(const Plan& plan, Body&& body) const {
 template <class T>
 template <class H>
 void PolicyProblem<T>::cache_metric(const H& head, Index row, const T* outputs) const {
-  if constexpr (!H::kLogStdIsParameter) {
-    head.metric_cache(outputs, fisher_.set.mask_row(row), metric_ + row * head.outputs);
+  if constexpr (!H::kSharedMetric) {
+    head.metric_cache(outputs, old_scale_, fisher_.set.mask_row(row),
+                      metric_ + row * metric_width_);
   }
 }
 

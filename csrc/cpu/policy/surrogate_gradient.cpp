@@ -20,10 +20,8 @@ void PolicyProblem<T>::surrogate_rows(Index panel, const Panel<T>& outputs, doub
       const double share = all_.share(row);
       const double gain = share * std::exp(now - old) * double(batch_.advantages[row]);
       sums[0] -= gain;
-      if constexpr (head.kLogStdIsParameter) {
-        for (Index a = 0; a < head.actions; ++a) {
-          sums[2 + a] += gain * head.log_std_slope(a, o, old_scale_, action);
-        }
+      for (Index a = 0; a < scales_; ++a) {
+        sums[2 + a] += gain * head.log_std_slope(a, o, old_scale_, action);
       }
       head.log_prob_gradient(o, old_scale_, action, mask, gain, o);
       outputs.put_back(r, o);
@@ -42,7 +40,7 @@ double PolicyProblem<T>::gradient(T* g) {
     backward(all_, panel, cache, delta, worker, partial, first);
   });
   reduce(all_, g);
-  for (Index a = 0; batch_.log_std_offset >= 0 && a < batch_.actions; ++a) {
+  for (Index a = 0; batch_.log_std_offset >= 0 && a < scales_; ++a) {
     g[batch_.log_std_offset + a] = T(chunk_sum(all_, 2 + a));
   }
   const double loss = chunk_sum(all_, 0);

@@ -51,7 +51,7 @@ KroneckerFactors<T>::KroneckerFactors(const PolicyBatch<T>& batch, Index rows, A
     const bool stored = !slope_from_output(layer.activation);
     slopes_.push_back(stored ? arena.take<T>(out.size(rows)) : nullptr);
   }
-  inv_std_ = arena.take<double>(batch.actions);
+  inv_std_ = arena.take<double>(scales_of(head_));
   row_buffers_ = arena.take<T>(round_up(head_.outputs, kPadding) * batch.threads);
   Index moments = 0;
   for (const Layer<T>& layer : batch.layers) {
@@ -67,7 +67,7 @@ KroneckerFactors<T>::KroneckerFactors(const PolicyBatch<T>& batch, Index rows, v
   for (std::size_t l = 0; l < batch.layers.size(); ++l) {
     pack_transposed(batch.layers[l], backward_weights_[l]);
   }
-  for (Index a = 0; batch.log_std != nullptr && a < batch.actions; ++a) {
+  for (Index a = 0; batch.log_std != nullptr && a < scales_of(head_); ++a) {
     inv_std_[a] = std::exp(-double(batch.log_std[a * batch.log_std_stride]));
   }
   if (batch.rows.weights == nullptr) return;

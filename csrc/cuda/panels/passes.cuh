@@ -14,7 +14,7 @@ __device__ double surrogate_pass(Panels<T, kRows>& panels) {
   const ProblemArgs<T>& a = panels.args;
   const BlockRows<T> rows(a.rows);
   double loss = 0;
-  if (threadIdx.x < unsigned(a.actions)) panels.log_std_sums[threadIdx.x] = 0;
+  if (threadIdx.x < unsigned(a.scales)) panels.log_std_sums[threadIdx.x] = 0;
   for (Index first = rows.begin; first < rows.end; first += kRows) {
     panels.forward(rows, first, panels.weights, true);
     loss += surrogate_rows(panels, rows, first);
@@ -24,7 +24,7 @@ __device__ double surrogate_pass(Panels<T, kRows>& panels) {
     delta_rows(panels, rows, first);
     panels.backward(rows, first, first == rows.begin);
   }
-  if (a.log_std_is_parameter && threadIdx.x < unsigned(a.actions)) {
+  if (threadIdx.x < unsigned(a.scales)) {
     panels.partial[panels.net.log_std + threadIdx.x] = T(panels.log_std_sums[threadIdx.x]);
   }
   return loss;

@@ -85,7 +85,7 @@ class TiledProblem {
   // Loss and g = -dloss, packed in args.g; returns the loss and |g|^2 by reference.
   __device__ __noinline__ void gradient(double& loss, double& square) {
     double first[1] = {0};
-    for (int i = threadIdx.x; i < args.actions; i += kThreads) panels.log_std_sums[i] = 0;
+    for (int i = threadIdx.x; i < args.scales; i += kThreads) panels.log_std_sums[i] = 0;
     each_chunk(args.rows, [&](const BlockRows<T>& chunk) {
       forward_chunk(chunk, args.weights, true);
       panels.each(chunk, [&](Index row) {
@@ -98,8 +98,8 @@ class TiledProblem {
       grid_sync();
       backward_chunk(chunk, Products::exact);
     });
-    for (int i = threadIdx.x; i < args.actions; i += kThreads) {
-      args.log_std_sums[Index(blockIdx.x) * args.actions + i] = panels.log_std_sums[i];
+    for (int i = threadIdx.x; i < args.scales; i += kThreads) {
+      args.log_std_sums[Index(blockIdx.x) * args.scales + i] = panels.log_std_sums[i];
     }
     sums(first);
     loss = first[0];
@@ -405,7 +405,7 @@ class TiledProblem {
   // The blocks' sums for one action, in order.
   __device__ T log_std_gradient(Index action) const {
     double sum = 0;
-    for (unsigned b = 0; b < gridDim.x; ++b) sum += args.log_std_sums[b * args.actions + action];
+    for (unsigned b = 0; b < gridDim.x; ++b) sum += args.log_std_sums[b * args.scales + action];
     return T(sum);
   }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast._native import kernels
-from trpo_fast.backends.codes import HEAD_CODES
+from trpo_fast.backends.codes import head_arguments
 from trpo_fast.backends.cpu.arguments import held_layers, layer_args, tensor_arg
 from trpo_fast.backends.cpu.workspace import Workspace
 from trpo_fast.networks.network import Network
@@ -61,9 +61,7 @@ class NativeSampling:
         self._native = native(
             layer_args(layers, dtype),
             layers[0].weight.shape[1],
-            HEAD_CODES[head.kind],
-            head.components,
-            head.nvec,
+            head_arguments(head),
             None if flat_log_std is None else tensor_arg(flat_log_std, dtype),
             torch.get_num_threads(),
         )
