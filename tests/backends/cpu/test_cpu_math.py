@@ -100,6 +100,15 @@ def test_special_values(name: str) -> None:
     torch.testing.assert_close(value[~either], expected[~either], equal_nan=True)
 
 
+@pytest.mark.parametrize("which", ["z", "slope"])
+def test_strided_arrays_are_refused(which: str) -> None:
+    arrays = {"z": torch.zeros(16), "slope": torch.zeros(16)}
+    arrays[which] = torch.zeros(32)[::2]
+    z, slope = (native_arguments.tensor_arg(arrays[name], torch.float32) for name in arrays)
+    with pytest.raises(ValueError, match=f"{which} must be contiguous"):
+        _core.activate_f32(native_arguments.ACTIVATION_CODES["tanh"], 0.0, z, slope)
+
+
 def test_tensor_arg_refuses_another_dtype() -> None:
     with pytest.raises(TypeError, match=r"float64.*reference"):
         native_arguments.tensor_arg(torch.zeros(3, dtype=torch.float64), torch.float32)
