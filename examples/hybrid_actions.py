@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from trpo_fast import TRPO, FallbackWarning
+from trpo_fast import TRPO
 
 STEPS = 10
 
@@ -53,7 +52,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60_000)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", FallbackWarning)
     with TRPO(Sorting, seed=0) as agent:
         print(f"before: {agent.evaluate(20, progress_bar=False)[0]:.2f} of {STEPS}")
         agent.learn(options.steps, progress_bar=False)

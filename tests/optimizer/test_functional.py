@@ -50,7 +50,9 @@ def test_fisher_vector_product(backend: str, case: Case, weighted: bool) -> None
     found = call(
         fisher_vector_product, backend, policy, data["obs"], v, damping=0.3, weights=weights
     )
-    assert torch.allclose(found, F @ v + 0.3 * v, rtol=1e-9, atol=1e-11)
+    exact = F @ v + 0.3 * v
+    error = case.torch_error if backend == "generic" else 0.0
+    assert torch.allclose(found, exact, rtol=1e-9, atol=1e-11 + error * float(exact.norm()))
     assert not found.requires_grad
     assert same_bits(policy, before)
 

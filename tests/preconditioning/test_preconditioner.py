@@ -94,6 +94,14 @@ def gradient(size: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return (g / g.norm()).to(dtype)
 
 
+def orthogonal_signs(width: int) -> Tensor:
+    """Some rows s of signs whose mean s s' is the identity, as that of all rows is (Sylvester)."""
+    signs = torch.ones(1, 1, dtype=torch.float64)
+    while len(signs) < width:
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    return signs[:, :width]
+
+
 @every_case
 def test_the_draw_is_a_square_root_of_the_metric(case: Case) -> None:
     policy = make_policy(case)
@@ -101,9 +109,9 @@ def test_the_draw_is_a_square_root_of_the_metric(case: Case) -> None:
     network, batch = recognised(policy, data)
     outputs = forward(network.layers, batch.obs).detach()
     total = torch.zeros(3, outputs.shape[1], outputs.shape[1], dtype=torch.float64)
-    patterns = list(itertools.product((-1.0, 1.0), repeat=outputs.shape[1]))
+    patterns = orthogonal_signs(outputs.shape[1])
     for pattern in patterns:
-        signs = torch.tensor(pattern, dtype=torch.float64).expand_as(outputs)
+        signs = pattern.expand_as(outputs)
         e = network.head.metric_root(network.at(outputs, batch.action_mask), signs).detach()
         total += e.unsqueeze(2) * e.unsqueeze(1) / len(patterns)
     assert torch.allclose(total, head_fisher(policy, outputs, batch.action_mask), atol=1e-12)
