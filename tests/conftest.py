@@ -60,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
     )
+    # JAX says so, too, of every later fork once a test has used it.
+    config.addinivalue_line("filterwarnings", r"ignore:os.fork\(\) was called:RuntimeWarning")
 
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]

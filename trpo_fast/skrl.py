@@ -121,8 +121,8 @@ class TRPO(SkrlTRPO):  # type: ignore[misc]
 
     def _fit_values(self) -> float:
         """Minibatch regression on the returns, as skrl has it; the mean loss."""
-        cfg, losses = self.cfg, []
-        names, rows = self._tensors_names_value, len(self.memory)
+        cfg, names, rows = self.cfg, self._tensors_names_value, len(self.memory)
+        losses: list[Tensor] = []
         for epoch in range(cfg.learning_epochs):
             for *seen, returns in self.memory.sample(
                 names=names, batch_size=rows, mini_batches=cfg.mini_batches
@@ -135,7 +135,7 @@ class TRPO(SkrlTRPO):  # type: ignore[misc]
                 if cfg.grad_norm_clip > 0:
                     nn.utils.clip_grad_norm_(self.value.parameters(), cfg.grad_norm_clip)
                 self.value_optimizer.step()
-                losses.append(loss.item())
+                losses.append(loss.detach())
             if self.value_scheduler:
                 self.value_scheduler.step()
-        return float(sum(losses) / max(1, len(losses)))
+        return float(torch.stack(losses).mean()) if losses else 0.0
