@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -75,7 +76,7 @@ def worker(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rank, count = arguments.worker, arguments.ranks[0]
     group = None
-    if count > 1 and not arguments.apart:
+    if count > 1:
         torch.distributed.init_process_group(
             "gloo",
             init_method=f"file://{arguments.place}/meet",
@@ -83,7 +84,9 @@ def worker(arguments: argparse.Namespace) -> None:
             world_size=count,
             timeout=timedelta(minutes=5),
         )
-        group = torch.distributed.group.WORLD
+        group = None if arguments.apart else torch.distributed.group.WORLD
+        torch.distributed.barrier()  # processes apart, too, are to run at the same time
+        warnings.filterwarnings("ignore", "this process is rank", UserWarning)
     found = measured(arguments.env, arguments.envs, arguments.iterations, group)
     Path(arguments.place, f"rank-{rank}.json").write_text(json.dumps(found))
 
@@ -129,7 +132,8 @@ def scaled(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
 def apart(arguments: argparse.Namespace, count: int) -> float:
     """Environment steps per second of processes that share nothing but the machine."""
     found = launched(arguments, count, "--apart")
-    paces = [statistics.median(row["seconds"] for row in each["rows"]) for each in found]
+    # Of whole runs: where processes take turns on a core, an iteration can be undisturbed.
+    paces = [statistics.mean(row["seconds"] for row in each["rows"]) for each in found]
     return float(sum(each["steps"] / pace for each, pace in zip(found, paces, strict=True)))
 
 
