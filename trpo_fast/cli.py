@@ -1,4 +1,4 @@
-"""The command line: `trpo-fast train | eval | plot | report | doctor`.
+"""The command line: `trpo-fast train | eval | plot | report | tune | doctor`.
 
 Exit codes: 0; 1 when something could not be finished (a faulty environment, files that could not
 be written); 2 for a mistake in the command; 130 after Ctrl-C.
@@ -22,6 +22,7 @@ from trpo_fast.command.output import close_output, show_warning
 from trpo_fast.command.report import add_report
 from trpo_fast.command.results import add_eval, add_plot
 from trpo_fast.command.train import add_train
+from trpo_fast.command.tune import add_tune
 from trpo_fast.runs.interrupts import INTERRUPTED, interrupt_guard
 
 
@@ -56,5 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_plot(commands)
     add_report(commands)
+    add_tune(commands)
     add_doctor(commands)
     return parser

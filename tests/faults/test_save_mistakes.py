@@ -162,7 +162,7 @@ def test_a_mistake_in_writing_events_switches_them_off(tmp_path, monkeypatch):
 
     monkeypatch.setattr(EventFile, "write", odd)
     with small(run_dir=tmp_path, **TRAINING) as agent:
-        with pytest.warns(UserWarning, match=f"events are switched off: {CAUSE}"):
+        with pytest.warns(UserWarning, match=f"events switched off: {CAUSE}"):
             agent.learn(64, progress_bar=False)
         assert agent.run.recorder.missing == []
     assert iterations(tmp_path) == [1, 2]

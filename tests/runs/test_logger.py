@@ -105,8 +105,9 @@ def test_failing_event_files_are_switched_off_with_a_warning(tmp_path, monkeypat
     def broken(*_):
         raise OSError("disk gone")
 
-    monkeypatch.setattr(logger._events, "write", broken)
-    with pytest.warns(UserWarning, match="TensorBoard events are switched off"):
+    (events,) = logger._sinks.values()
+    monkeypatch.setattr(events, "write", broken)
+    with pytest.warns(UserWarning, match="TensorBoard events switched off"):
         logger.write(row(1))
     logger.write(row(2))
     logger.close()

@@ -18,6 +18,7 @@ from trpo_fast.base.option import Option, check_fields, option, table_of
 from trpo_fast.base.synonyms import hint
 from trpo_fast.environments.vectorization import SAME_EPISODES, VECTORIZATIONS, same_episodes
 from trpo_fast.networks.head import BOX_DISTRIBUTIONS
+from trpo_fast.runs.tracking import TRACKERS
 from trpo_fast.update.options import GROUP, SharedOptions
 
 # Of the agent's own policies.
@@ -184,6 +185,12 @@ class Config(SharedOptions):
     )
     rank_timeout: float = option(
         600.0, "run", "seconds after which a rank that does not answer has hung", above=0.0
+    )
+    track: str = option(
+        "none",
+        "run",
+        "what else gets the rows of progress.csv; where to, its own environment variables say",
+        choices=TRACKERS,
     )
     save_every: int = option(
         10, "run", "updates between checkpoints (0: only at the end)", minimum=0

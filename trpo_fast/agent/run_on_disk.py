@@ -12,6 +12,7 @@ from trpo_fast.agent import state as agent_state
 from trpo_fast.agent.learner import COLUMNS
 from trpo_fast.agent.shared_training import RANK_COLUMNS
 from trpo_fast.agent.state import Training
+from trpo_fast.runs import tracking
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.recorder import RunRecorder
 
@@ -44,6 +45,7 @@ class RunOnDisk:
 
         Raises:
             RunDirectoryError: the directory cannot be written to, or holds another run.
+            TrackingError: the tracker is not installed, or there is no directory.
             ConfigError: no file could tell how to make the environment again.
         """
         self.recorder = recorder = self._open(training, boundary)
@@ -54,14 +56,16 @@ class RunOnDisk:
                 recorder.close()
 
     def _open(self, training: Training, boundary: State) -> RunRecorder | None:
-        directory = self.directory
+        directory, config = self.directory, training.config
+        if training.shared is None or training.shared.writes:
+            tracking.require(config.track, None if directory is None else directory.path)
         if directory is None:
             return None
         agent_state.require_portable(training)
         place = _identity(directory.checkpoints)
         lock = directory.claim(resume=place in self._own)
         self._own = {place}
-        config, done = training.config, training.progress
+        done = training.progress
         return RunRecorder(
             directory,
             lock,
@@ -70,6 +74,7 @@ class RunOnDisk:
             columns=COLUMNS if training.shared is None else (*COLUMNS, *RANK_COLUMNS),
             save_every=config.save_every,
             keep=config.keep_checkpoints,
+            tracker=config.track,
             last_iteration=done.num_updates,
             last_timesteps=done.num_timesteps,
         )

@@ -22,6 +22,7 @@ from trpo_fast._version import __version__
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.making import Collector
+from trpo_fast.agent.older_files import current_description, current_options
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.agent.saved_state import check_outline, check_sizes, check_values
@@ -156,7 +157,7 @@ def check_fits(training: Training, state: State, *, changed: frozenset[str] = fr
 
     It lists the differences from another kind of agent, or the values that none could go on from.
     """
-    saved, here = state["agent"], description(training)
+    saved, here = current_description(state["agent"]), description(training)
     if training.env_id is None or saved.get("environment") is None:
         # An environment given as an object is the user's word that it is the right one.
         saved = {**saved, "environment": None}
@@ -203,7 +204,7 @@ def recipe(
     saved = state["config"]
     try:
         kwargs = from_json(saved.get("env_kwargs", {}))
-        config = Config.from_options({**saved, "env_kwargs": kwargs})
+        config = Config.from_options({**current_options(saved), "env_kwargs": kwargs})
     except (ConfigError, ValueError) as error:
         raise CheckpointError(
             f"{path} holds a configuration that cannot be used: {error}"

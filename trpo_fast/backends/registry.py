@@ -94,5 +94,8 @@ def serving(net: Network, batch: Batch, options: Options) -> str:
             return name
         if named:
             raise ValueError(f"backend={name!r} cannot serve: {refusal}. Use backend='auto'.")
-        say_once(f"the policy update leaves backend {name!r}: {refusal}")
+        say_once(
+            f"the policy update leaves backend {name!r}: {refusal}. The step is as exact in torch, "
+            "and takes longer"
+        )
     raise ValueError("no backend serves this batch")

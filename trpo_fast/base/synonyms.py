@@ -70,7 +70,6 @@ ELSEWHERE = {
     "ent_coef": "there is no entropy bonus: max_kl keeps the policy from collapsing at once",
     "vf_coef": "the value function has networks and an optimizer of its own: critic_lr",
     "max_grad_norm": "no gradient is clipped: max_kl bounds the step",
-    "track": "a run directory has TensorBoard's event files; a callback sends figures elsewhere",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trpo_fast.agent.config import OPTIONS, Config, ConfigError
+from trpo_fast.agent.older_files import current_options
 from trpo_fast.agent.portable import from_json
 from trpo_fast.base.synonyms import hint
 from trpo_fast.command.options import positive
@@ -55,12 +56,14 @@ def read(path: Path, *, wrapper: str | None = None) -> dict[str, Any]:
     """
     found = _parsed(path)
     if "trpo_fast" in found and isinstance(found.get("options"), Mapping):
-        found = _of_a_run(found["options"], path)
+        found = _of_a_run(current_options(found["options"]), path)
         if found.get("wrapper") and wrapper is None:
             raise ConfigError(
                 f"{path} names the wrapper {found['wrapper']!r}, which imports code: if you trust "
                 f"it, add --wrapper {found['wrapper']}"
             )
+    elif path.suffix == ".json" and isinstance(found.get("env_kwargs"), Mapping):
+        found = _of_a_run(found, path)
     found = {str(name).replace("-", "_"): value for name, value in found.items()}
     for name in found:
         if name not in OPTIONS and name not in OF_RUN:

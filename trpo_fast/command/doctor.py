@@ -38,8 +38,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "test": (
         *("pytest", "xdist", "hypothesis", "stable_baselines3", "sb3_contrib", "skrl"),
-        *("tianshou", "tyro", "rsl_rl", "onnx", "onnxscript", "onnxruntime"),
+        *("tianshou", "tyro", "rsl_rl", "onnx", "onnxscript", "onnxruntime", "optuna"),
     ),
+    "track": ("wandb",),
+    "tune": ("optuna",),
     "docs": ("sphinx", "furo", "myst_parser"),
     "dev": ("mypy", "ruff", "clang_format", "pre_commit", "scikit_build_core", "pybind11"),
 }

@@ -292,7 +292,10 @@ class TRPOOptimizer(LightOptimizer):
                     self.state.setdefault(p, {AGE: 0})
             return update(problem, options, unit=batch.unit, agreed=agreed)
         if getattr(self.module, "observation", "") != "structured":  # those are made for it
-            say_once(f"TRPOOptimizer takes the generic path: {network}")
+            say_once(
+                f"TRPOOptimizer takes the generic path: {network}. The step is as exact there, and "
+                "takes longer"
+            )
         with twice_differentiable(self.module, options.noise), backward_named():
             return update(problem, options, unit=batch.unit, agreed=agreed)
 

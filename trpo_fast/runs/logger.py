@@ -13,6 +13,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trpo_fast.base.errors import UserError, users_level
 from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
 from trpo_fast.runs.files import open_to_change, open_to_read, write_atomically
 from trpo_fast.runs.tensorboard import EventFile
+from trpo_fast.runs.tracking import Sink
 
 ITERATION = "time/iterations"
 TIMESTEPS = "time/total_timesteps"
@@ -48,7 +50,8 @@ class ProgressFileError(UserError):
 class RunLogger:
     """Appends rows to progress.csv and TensorBoard; survives a disk that refuses for a while.
 
-    `columns` are those of progress.csv that an update fills, besides `COLUMNS`.
+    `columns` are those of progress.csv that an update fills, besides `COLUMNS`; `sinks` make what
+    else takes the rows, by the name that a warning has for it.
     `last_iteration` is the last update that counts: on resume, rows after it are dropped, and
     TensorBoard is told to forget what came after `last_timesteps`.
 
@@ -62,14 +65,18 @@ class RunLogger:
         *,
         last_iteration: int = 0,
         last_timesteps: int = 0,
+        sinks: Mapping[str, Callable[[], Sink]] | None = None,
     ) -> None:
         self._path = directory / "progress.csv"
         self._columns = (*COLUMNS, *columns)
         self._pending: list[bytes] = []
         self._told = ""  # why they are pending
         self._end = _start_csv(self._path, self._columns, last_iteration)
-        self._events: EventFile | None = None
-        self._open_events(directory, last_timesteps + 1 if last_iteration else None)
+        purge_step = last_timesteps + 1 if last_iteration else None
+        self._sinks: dict[str, Sink] = {}
+        self._open("TensorBoard events", lambda: EventFile(directory, purge_step))
+        for name, make in (sinks or {}).items():
+            self._open(name, make)
 
     @property
     def has_unwritten_rows(self) -> bool:
@@ -80,7 +87,9 @@ class RunLogger:
         """Record one update. A row the disk refuses is kept and written with a later one."""
         self._pending.append(_line(row.get(column) for column in self._columns))
         self.flush()
-        self._write_events(row)
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+        for name, sink in list(self._sinks.items()):
+            self._guard(name, partial(sink.write, int(row[TIMESTEPS]), numbers))
 
     def flush(self) -> bool:
         """Try to put everything on disk; False where that fails, with a warning of each reason."""
@@ -103,9 +112,9 @@ class RunLogger:
         """Write what is left and close the files."""
         if self._pending:
             self.flush()
-        if self._events is not None:
-            self._guard_events(self._events.close)
-            self._events = None
+        for name, sink in list(self._sinks.items()):
+            self._guard(name, sink.close)
+        self._sinks.clear()
 
     def _append(self, data: bytes) -> None:
         with open_to_change(self._path) as file:
@@ -125,31 +134,25 @@ class RunLogger:
             os.fsync(file.fileno())
         self._end += len(data)
 
-    def _open_events(self, directory: Path, purge_step: int | None) -> None:
+    def _open(self, name: str, make: Callable[[], Sink]) -> None:
         def start() -> None:
-            self._events = EventFile(directory, purge_step)
+            self._sinks[name] = make()
 
-        self._guard_events(start)
+        self._guard(name, start)
 
-    def _write_events(self, row: Row) -> None:
-        events = self._events
-        if events is not None:
-            numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
-            self._guard_events(lambda: events.write(int(row[TIMESTEPS]), numbers))
-
-    def _guard_events(self, action: Callable[[], None]) -> None:
-        """TensorBoard is a convenience: when its files fail, it is switched off with a warning."""
+    def _guard(self, name: str, action: Callable[[], None]) -> None:
+        """These are conveniences: when one fails, it is switched off with a warning."""
         try:
             action()
         except Exception as error:  # noqa: BLE001
             reason = reason_of(error)
         else:
             return
-        if self._events is not None:
+        failed = self._sinks.pop(name, None)
+        if failed is not None:
             with contextlib.suppress(Exception):
-                self._events.close()
-        self._events = None
-        warnings.warn(f"TensorBoard events are switched off: {reason}", stacklevel=users_level())
+                failed.close()
+        warnings.warn(f"{name} switched off: {reason}", stacklevel=users_level())
 
 
 def reason_of(error: Exception) -> str:

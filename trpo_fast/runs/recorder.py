@@ -20,6 +20,7 @@ from trpo_fast.runs.files import refusal
 from trpo_fast.runs.lock import RunLock
 from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress, reason_of
 from trpo_fast.runs.plotting import PlotError, plot_runs
+from trpo_fast.runs.tracking import Sink, opened
 
 State = Mapping[str, Any]
 
@@ -51,6 +52,7 @@ class RunRecorder:
         columns: what an update tells, for progress.csv.
         save_every: updates between rolling checkpoints; 0 for none before the end.
         keep: rolling checkpoints kept.
+        tracker: what else takes the rows, one of `tracking.TRACKERS`.
         last_iteration: updates done before (on resume).
         last_timesteps: steps done before.
     """
@@ -65,6 +67,7 @@ class RunRecorder:
         columns: Sequence[str],
         save_every: int,
         keep: int,
+        tracker: str = "none",
         last_iteration: int,
         last_timesteps: int,
     ) -> None:
@@ -87,6 +90,7 @@ class RunRecorder:
                 columns,
                 last_iteration=last_iteration,
                 last_timesteps=last_timesteps,
+                sinks=_tracking(tracker, directory.path, document),
             )
             directory.write_config(document)
         except OSError as error:
@@ -171,3 +175,9 @@ class RunRecorder:
             warnings.warn(
                 f"cannot write {output}: {reason}; will try again", stacklevel=users_level()
             )
+
+
+def _tracking(
+    tracker: str, directory: Path, document: Mapping[str, Any]
+) -> dict[str, Callable[[], Sink]]:
+    return {} if tracker == "none" else {tracker: lambda: opened(tracker, directory, document)}

@@ -1,0 +1,119 @@
+"""`trpo-fast tune`: trials, what is kept of them, and the file that comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trpo_fast import cli
+from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.command.config_file import read
+from trpo_fast.command.search import SPACE, Range, Task, open_study, search
+
+optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install '.[test]'")
+
+TINY = [
+    *("--num-envs", "2", "--value-hidden-sizes", "4", "--hidden-sizes", "4"),
+    *("--critic-epochs", "1", "--rollout-steps", "32", "--total-steps", "192"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def tune(*arguments: str, env: str = "CartPole-v1") -> int:
+    return cli.main(["tune", env, *TINY, *arguments])
+
+
+def test_a_search_goes_on_and_writes_what_train_takes(capsys):
+    assert tune("--trials", "2") == 0
+    assert tune("--trials", "3", "--out", "best.json") == 0
+    out = capsys.readouterr().out
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("trial ")] == [
+        *("trial 0", "trial 1", "trial 2")
+    ]
+    assert "2 of 3 trials are in tune-CartPole-v1.db" in out
+    study = optuna.load_study(study_name="trpo-fast", storage="sqlite:///tune-CartPole-v1.db")
+    first = study.trials[0].params
+    assert first == {name: OPTIONS[name].default for name in first}
+    assert set(first) == {"max_kl", "damping", "gamma", "lam", "critic_lr"}  # the rest is given
+    best = read(Path("best.json"))
+    assert {name: best[name] for name in first} == study.best_params
+    assert best["hidden_sizes"] == [4]
+    again = ("--config", "best.json", "--total-steps", "64", "--quiet", "--run-dir", "r")
+    assert cli.main(["train", "CartPole-v1", *again]) == 0
+    options = json.loads(Path("r/config.json").read_text())["options"]
+    assert options["max_kl"] == study.best_params["max_kl"]
+
+
+def test_another_search_in_the_same_file_is_refused(capsys):
+    assert tune("--trials", "1") == 0
+    assert tune("--trials", "1", "--gamma", "0.9") == 2
+    error = capsys.readouterr().err
+    assert "name another --study" in error
+    assert "gamma" in error
+    Path("broken.db").write_text("no database")
+    assert tune("--trials", "1", "--study", "broken.db") == 2
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_without_an_episode_that_ends_there_is_nothing_to_compare(capsys):
+    assert tune("--trials", "1", "--total-steps", "64", env="Pendulum-v1") == 2
+    assert "raise --total-steps" in capsys.readouterr().err
+    assert not Path("tune-Pendulum-v1.json").exists()
+
+
+def test_without_optuna_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("trpo_fast.command.tune.find_spec", lambda _: None)
+    assert tune() == 2
+    assert "[tune]" in capsys.readouterr().err
+
+
+def test_a_trial_that_falls_behind_is_stopped(monkeypatch):
+    """Five trials as good as one another, and one that is worse from its beginning on."""
+
+    def score(task, trial):
+        SPACE["max_kl"].ask(trial, "max_kl")
+        value = 100.0 if trial.number < 5 else 10.0
+        for step in range(1, 11):
+            trial.report(value, step)
+            if trial.should_prune():
+                looks.append(step)
+                raise optuna.TrialPruned
+        return value
+
+    looks: list[int] = []
+    monkeypatch.setattr(Task, "score", score)
+    task = Task("CartPole-v1", {}, ("max_kl",), 100, (1,))
+    told: list[str] = []
+    defaults = {"max_kl": 0.01}
+    study = open_study(Path("s.db"), task)
+    search(study, task, 7, defaults, lambda trial: told.append(trial.state.name))
+    assert told == ["COMPLETE"] * 5 + ["PRUNED"] * 2
+    assert looks == [3, 3]
+    search(study, task, 7, defaults, lambda _: pytest.fail("seven are there"))
+
+
+@pytest.mark.parametrize("name", SPACE)
+def test_all_that_is_searched_is_an_option_within_its_limits(name):
+    span: Range = SPACE[name]
+    for value in span.choices or (span.low, span.high):
+        assert span.holds(value)
+        assert getattr(Config.from_options({name: value}), name) == value
+    assert not span.holds(-3.0)
+
+
+def test_the_mean_over_seeds_is_the_score():
+    task = Task("CartPole-v1", {**_tiny(), "lam": 0.95}, ("max_kl",), 64, (3, 4))
+    apart = [Task(**{**vars(task), "seeds": (seed,)}) for seed in task.seeds]
+    fixed = {"max_kl": 0.01}
+    both, *each = (each.score(optuna.trial.FixedTrial(fixed)) for each in (task, *apart))
+    assert both == pytest.approx(sum(each) / 2)
+
+
+def _tiny():
+    return {"num_envs": 2, "rollout_steps": 32, "hidden_sizes": (4,), "value_hidden_sizes": (4,)}
