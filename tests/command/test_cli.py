@@ -14,6 +14,7 @@ from patience import PATIENCE
 from trpo_fast import cli
 from trpo_fast.agent.config import OPTIONS, Config
 from trpo_fast.base.install import install_line
+from trpo_fast.command import options as options_module
 from trpo_fast.command import train as train_module
 from trpo_fast.command.options import agent_options, parse
 from trpo_fast.runs.checkpoint import load_checkpoint
@@ -394,3 +395,13 @@ def test_a_module_in_the_working_directory_is_found(program: str, tmp_path: Path
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_native_module_is_said_at_the_start(monkeypatch, capsys):
+    monkeypatch.setattr(options_module._native, "core", None)
+    monkeypatch.setattr(options_module._native, "load_error", "it was not built. Run make build.")
+    options_module.check_native_code()
+    error = capsys.readouterr().err
+    assert error == (
+        "warning: pure-torch code is used, which is slower: it was not built. Run make build.\n"
+    )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trpo_fast import TRPO
+from trpo_fast import TRPO, cli
 from trpo_fast.runs import tracking
 from trpo_fast.runs.logger import read_progress
 from trpo_fast.runs.tracking import FILE, TrackingError, require
@@ -73,6 +73,9 @@ def test_what_is_missing_is_said_before_anything_is_written(monkeypatch, tmp_pat
     with pytest.raises(TrackingError, match=r"pip install .*\[track\]"):
         train(tmp_path / "r")
     assert not (tmp_path / "r").exists()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "CartPole-v1", "--track", "wandb"]) == 2
+    assert not (tmp_path / "runs").exists()
     with pytest.raises(TrackingError, match="pip install mlflow"):
         require("mlflow", tmp_path)
     with pytest.raises(TrackingError, match="give run_dir="):

@@ -12,6 +12,7 @@ from typing import Any
 from trpo_fast import _native
 from trpo_fast.agent.config import GROUPS, OPTIONS, ConfigError
 from trpo_fast.base.option import Option
+from trpo_fast.base.output import remark
 from trpo_fast.base.synonyms import hint
 
 PREFIX = "agent_"
@@ -127,11 +128,13 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def check_instruction_set() -> None:
-    """ConfigError where TRPO_FAST_ISA names what this CPU or build cannot run."""
+def check_native_code() -> None:
+    """Say where there is none; ConfigError where TRPO_FAST_ISA names what this CPU cannot run."""
+    if _native.core is None:
+        remark(f"warning: pure-torch code is used, which is slower: {_native.load_error}")
+        return
     try:
-        if _native.core is not None:
-            _native.core.isa()
+        _native.core.isa()
     except RuntimeError as error:
         raise ConfigError(str(error)) from None
 

@@ -11,7 +11,7 @@ from trpo_fast.agent.agent import TRPO
 from trpo_fast.base.output import say
 from trpo_fast.command.last_resort import LastResort
 from trpo_fast.command.options import (
-    check_instruction_set,
+    check_native_code,
     look_beside_the_user,
     non_negative,
     positive,
@@ -46,7 +46,7 @@ def add_eval(commands: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    check_instruction_set()
+    check_native_code()
     look_beside_the_user(options.env, options.wrapper)
     path = _checkpoint_of(options.run_dir, best=options.best)
     # One environment tells the spaces; the episodes are played in others.

@@ -20,7 +20,7 @@ from trpo_fast.command.last_resort import LastResort
 from trpo_fast.command.options import (
     add_agent_options,
     agent_options,
-    check_instruction_set,
+    check_native_code,
     look_beside_the_user,
     positive,
 )
@@ -30,6 +30,7 @@ from trpo_fast.command.seeds import Score, seeds, summary
 from trpo_fast.environments import mujoco_warnings
 from trpo_fast.runs.directory import RunDirectory, last_run_directory, new_run_directory
 from trpo_fast.runs.files import given_path
+from trpo_fast.runs.tracking import require
 
 DEFAULT_STEPS = 1_000_000
 DEFAULT_SEED = 0
@@ -81,7 +82,7 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    check_instruction_set()
+    check_native_code()
     given = merge(options, agent_options(options))
     options.total_steps = options.total_steps or DEFAULT_STEPS
     look_beside_the_user(options.env_id, given.get("wrapper"))
@@ -177,6 +178,7 @@ def _fresh(options: argparse.Namespace, given: dict[str, Any], ranks: Ranks | No
     agent = TRPO(options.env_id, process_group=ranks, **{"seed": DEFAULT_SEED, **given})
     if not agent.writes:
         return agent
+    require(agent.config.track, Path())
     # Only now: a mistake in the command leaves no empty directory behind.
     agent.run.directory = chosen or new_run_directory(options.env_id, agent.seed)
     if options.resume:

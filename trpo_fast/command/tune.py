@@ -21,7 +21,7 @@ from trpo_fast.command.config_file import merge
 from trpo_fast.command.options import (
     add_agent_options,
     agent_options,
-    check_instruction_set,
+    check_native_code,
     look_beside_the_user,
     positive,
 )
@@ -85,7 +85,7 @@ def add_tune(commands: Any) -> None:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    check_instruction_set()
+    check_native_code()
     if find_spec("optuna") is None:
         raise ConfigError(
             f"tune needs a package that is not installed. Install it with: {install_line('tune')}"
