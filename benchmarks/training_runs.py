@@ -6,7 +6,7 @@ A row is one training: what was run (environment, steps, seed, arm) and what cam
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean, median
@@ -96,14 +96,21 @@ class RunTable:
         return sorted(found, key=lambda run: run.seed)
 
 
-def train(env: str, steps: int, seed: int, arm: str, options: Mapping[str, Any]) -> Run:
-    """Train our agent once, with the defaults but for ``options``."""
+def train(
+    env: str,
+    steps: int,
+    seed: int,
+    arm: str,
+    options: Mapping[str, Any],
+    make: Callable[[], Any] | None = None,
+) -> Run:
+    """Train our agent once, with the defaults but for ``options``; ``make`` where no id tells."""
     rows: list[dict[str, Any]] = []
 
     def note(local: dict[str, Any], _: dict[str, Any]) -> None:
         rows.append(local["row"])
 
-    with TRPO(env, seed=seed, **options) as agent:
+    with TRPO(make or env, seed=seed, **options) as agent:
         agent.learn(steps, note, progress_bar=False)
         score, deviation = agent.evaluate(EPISODES, progress_bar=False)
         seconds = agent.progress.time_elapsed
@@ -127,7 +134,7 @@ def train(env: str, steps: int, seed: int, arm: str, options: Mapping[str, Any])
         len(shares) / len(rows),
         shown(curve),
     )
-    print(f"{env:<26}{arm:<24}seed {seed}  {score:9.1f} +- {deviation:6.1f}", flush=True)
+    print(f"{env:<32}{arm:<24}seed {seed}  {score:9.1f} +- {deviation:6.1f}", flush=True)
     return run
 
 

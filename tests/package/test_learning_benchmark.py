@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scripts import ROOT, script
@@ -58,6 +60,35 @@ def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
     learning.main(["--seeds", "0", "1", "--out", str(tmp_path)])
     assert capsys.readouterr().out == ""
     assert (tmp_path / "docs" / "learning-results.md").read_text() == page
+
+
+def test_policies_of_every_kind_are_trained_once(tmp_path, monkeypatch, capsys, few_episodes):
+    policies = script("benchmarks/policies_learning.py", monkeypatch)
+    assert {t.page for t in policies.TASKS} == {"images-and-memory", "hybrid-actions"}
+    memory, plain, *_, sorting = policies.TASKS
+    assert memory.options == {"policy": "recurrent"}
+    assert plain.arm == policies.DEFAULTS
+    changes = ({"steps": TINY}, {"steps": TINY, "options": {"rollout_steps": 64}})
+    short = [dataclasses.replace(plain, **change) for change in changes]
+    short.append(dataclasses.replace(sorting, steps=TINY, options={"rollout_steps": 64}))
+    monkeypatch.setattr(policies, "TASKS", tuple(short))
+    (tmp_path / "docs").mkdir()
+    for name in ("images-and-memory", "hybrid-actions"):
+        marks = f"{policies.BEGIN.format(name)}\nold\n{policies.END}"
+        (tmp_path / "docs" / f"{name}.md").write_text(f"Before.\n{marks}\nAfter.\n")
+    arguments = ["--seeds", "0", "--out", str(tmp_path)]
+    policies.main([*arguments, "--only", "CartPole"])
+    policies.main(arguments)
+    assert capsys.readouterr().out.count("seed") == 3
+    page = (tmp_path / "docs" / "images-and-memory.md").read_text()
+    assert page.startswith("Before.\n")
+    assert page.endswith("\nAfter.\n")
+    assert "old" not in page
+    assert page.count("| CartPole-v1 without velocities | ") == 2
+    page = (tmp_path / "docs" / "hybrid-actions.md").read_text()
+    assert "| Sorting | rollout_steps=64 | 256 |" in page
+    policies.main(arguments)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
