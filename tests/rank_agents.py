@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from trpo_fast import TRPO, cli
+from trpo_fast import TRPO, ValueFunction, cli
 from trpo_fast.agent.config import ConfigError
-from trpo_fast.agent.critic import explained_variance
+from trpo_fast.agent.critic import Critic, explained_variance
 from trpo_fast.agent.learner import Learner
-from trpo_fast.agent.shared_critic import CriticFit
+from trpo_fast.agent.shared_critic import CriticFit, fit_critic
+from trpo_fast.agent.shared_training import SharedTraining
+from trpo_fast.base.errors import RankError
+from trpo_fast.base.ranks import Ranks
 from trpo_fast.rollouts.rollout import Rollout
 
 
@@ -119,17 +122,24 @@ def fit_in_turn(
     total, draw = sum(envs), int(rng.integers(1 << 63))
     number = valid[0].nonzero()[:, 1]  # the environment of each row
     ends = np.cumsum(envs)
-    own, errors = [], 0.0
-    for rank, (count, end) in enumerate(zip(envs, ends, strict=True)):
-        rows = (number >= end - count) & (number < end)
-        each = copy.deepcopy(critic)
-        share = math.ceil(critic.batch_size * count / total)
-        each.batch_size = min(max(share, 32), critic.batch_size)
-        noise = np.random.Generator(np.random.Philox([draw, rank]))
-        fit = each.fit(observations[rows], returns[rows], noise)
-        part = float(rows.double().mean())
-        errors += fit.loss * part
-        own.append((part, each))
+    noises = [np.random.Generator(np.random.Philox([draw, rank])) for rank in range(len(envs))]
+    for _ in range(critic.epochs):
+        own, errors = [], 0.0
+        for noise, count, end in zip(noises, envs, ends, strict=True):
+            rows = (number >= end - count) & (number < end)
+            each = copy.deepcopy(critic)
+            share = math.ceil(critic.batch_size * count / total)
+            each.batch_size = min(max(share, 32), critic.batch_size)
+            fit = each.fit(observations[rows], returns[rows], noise, epochs=1)
+            part = float(rows.double().mean())
+            errors += fit.loss * part
+            own.append((part, each))
+        become_mean(critic, own)
+    return CriticFit(errors, 0, explained_variance(values, returns))
+
+
+def become_mean(critic: Any, own: list[tuple[float, Any]]) -> None:
+    """Make the critic the mean of others, each with its part."""
     with torch.no_grad():
         for place, parameter in enumerate(critic.parameters):
             parameter.copy_(sum(part * each.parameters[place].double() for part, each in own))
@@ -141,7 +151,6 @@ def fit_in_turn(
     for entry in mean.values():
         entry["step"] = entry["step"].round().float()
     critic.load_state_dict(mean)
-    return CriticFit(errors, 0, explained_variance(values, returns))
 
 
 def flat(module: torch.nn.Module) -> torch.Tensor:
@@ -176,3 +185,54 @@ def commanded(arguments: list[str]) -> tuple[int, str]:
     with contextlib.redirect_stderr(io.StringIO()) as said:
         code = cli.main(arguments)
     return code, said.getvalue()
+
+
+def a_critic() -> Critic:
+    noise = torch.Generator().manual_seed(0)
+    value = ValueFunction(gym.spaces.Box(-1, 1, (3,)), (4,), generator=noise)
+    return Critic(value, learning_rate=1e-2, epochs=3, batch_size=8)
+
+
+def uneven_fits(_: Any) -> dict[str, Any]:
+    """On a rank: a critic fitted where rank 1 has no rows, then where its second pass fails."""
+    ranks = Ranks(torch.distributed.group.WORLD)
+    shared = SharedTraining(ranks, replicated=False)
+    critic = a_critic()
+    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
+    own = rows[: 20 * (ranks.rank == 0)]
+    rng = np.random.default_rng(4)
+
+    def fit() -> CriticFit:
+        return fit_critic(critic, own, own[:, 0], own.sum(-1), rng, shared)
+
+    before = ranks.collectives
+    found = {"loss": fit().loss, "collectives": ranks.collectives - before}
+    found["fitted"] = state_of(critic)
+    alone, rng_alone = a_critic(), np.random.default_rng(4)
+    noise = np.random.Generator(np.random.Philox([int(rng_alone.integers(1 << 63)), 0]))
+    found["loss alone"] = alone.fit(rows, rows.sum(-1), noise).loss
+    found["alone"] = state_of(alone)
+    fit_natively, passes = critic.fit, 0
+
+    def failing(*given: Any, **more: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if ranks.rank == 1 and passes == 2:
+            raise KeyError("the second pass")
+        return fit_natively(*given, **more)
+
+    critic.fit = failing  # type: ignore[method-assign]
+    try:
+        fit()
+    except (RankError, KeyError) as error:
+        found["said"] = f"{type(error).__name__}: {error}"
+    found["passes"], found["left"] = passes, state_of(critic)
+    return found
+
+
+def state_of(critic: Critic) -> list[torch.Tensor]:
+    """Parameters, and Adam's moments and steps."""
+    found = [flat(critic.value_function)]
+    for entry in critic.state_dict().values():
+        found += [entry[name].clone() for name in ("exp_avg", "exp_avg_sq", "step")]
+    return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rank_agents import Training, trained
 from rank_processes import run_ranks
 from structured_cases import Picture, Pictures
@@ -145,6 +146,20 @@ def test_fast_ranks_learn_hybrid_actions_as_one_process_does(ranks: list[Any]) -
     assert close(first, one)
     assert same(first["lengths"], one["lengths"])
     assert first["returns"] == pytest.approx(one["returns"], rel=1e-5, abs=1e-5)
+
+
+def test_a_rank_without_rows_goes_on_with_the_others_critic_and_none_with_half_a_fit() -> None:
+    ranks = run_ranks("rank_agents:uneven_fits", 2)
+    for rank, found in enumerate(ranks):
+        assert found["collectives"] == 3 + 1  # its passes; what the values explained
+        assert found["loss"] == pytest.approx(found["loss alone"], rel=1e-5)
+        assert len(found["fitted"]) == len(found["left"]) > 1
+        for ours, theirs in zip(found["fitted"], found["alone"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert all(map(torch.equal, found["left"], ranks[0]["fitted"]))
+        told = "" if rank == 1 else "RankError: no rank made this step, because of rank 1: "
+        assert found["said"] == f"{told}KeyError: 'the second pass'"
+        assert found["passes"] == 2
 
 
 @pytest.mark.parametrize("name", ["memory", "images", "nested"])

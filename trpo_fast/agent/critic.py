@@ -87,11 +87,19 @@ class Critic:
             raise ValueError("the value function has no parameter of its own to fit")
         self._adam = _Adam(self.parameters, lr=learning_rate, eps=1e-5, fused=True)
 
-    def fit(self, observations: Any, returns: Tensor, rng: np.random.Generator) -> CriticResult:
+    def fit(
+        self,
+        observations: Any,
+        returns: Tensor,
+        rng: np.random.Generator,
+        epochs: int | None = None,
+    ) -> CriticResult:
         """Regress the returns [N] on the observations [N, ...], both as the networks see them.
 
-        `rng` shuffles the rows; the same state of it gives the same bits.
+        `rng` shuffles the rows; the same state of it gives the same bits. `epochs` are the passes
+        of this fit, where they are not the critic's.
         """
+        epochs = self.epochs if epochs is None else epochs
         skipped = 0
         if not (all_finite(returns) and all(map(all_finite, tree_leaves(observations)))):
             usable = torch.isfinite(returns) & finite_in_rows(observations)
@@ -99,9 +107,9 @@ class Critic:
             observations, returns = tree_rows(observations, usable), returns[usable]
         count = len(returns)
         orders: Iterator[Tensor] = (
-            torch.from_numpy(rng.permutation(count)) for _ in range(self.epochs * (count > 0))
+            torch.from_numpy(rng.permutation(count)) for _ in range(epochs * (count > 0))
         )
-        if count * self.epochs <= ORDERS_AHEAD:
+        if count * epochs <= ORDERS_AHEAD:
             # Drawn between the passes they would give the native threads time to fall asleep.
             orders = iter(list(orders))
         native = self._native_fit(observations)

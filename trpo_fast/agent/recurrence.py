@@ -176,13 +176,20 @@ class RecurrentCritic(Critic):
         """Before `fit`: the sequences of its rows, and the memory [S, M] before each."""
         self._rows, self._first = rows, memory
 
-    def fit(self, observations: Any, returns: Tensor, rng: np.random.Generator) -> CriticResult:
+    def fit(
+        self,
+        observations: Any,
+        returns: Tensor,
+        rng: np.random.Generator,
+        epochs: int | None = None,
+    ) -> CriticResult:
         """As of `Critic`; rows that are not finite are left out of the means."""
+        epochs = self.epochs if epochs is None else epochs
         self.path = "generic"
         usable = torch.isfinite(returns)
         skipped, refused, loss = int((~usable).sum()), 0, None
         with one_thread_if_small(self.value_function, len(self._first)):
-            for _ in range(self.epochs if bool(usable.any()) else 0):
+            for _ in range(epochs if bool(usable.any()) else 0):
                 figures = torch.zeros(2, dtype=torch.float64, device=returns.device)
                 for group in self._groups(rng):
                     rows, sequences = self._batch(group, returns.device)

@@ -1,9 +1,9 @@
 """The critic's fit where several ranks share the rows: each fits its own, and they take the mean.
 
-A collective for each minibatch would take longer than the minibatch. Every rank therefore makes
-the passes over its own rows, from the same parameters and moments, and all go on from the mean of
-what they found, weighed by rows: local steps with periodic averaging (McDonald et al. 2010; Stich
-2019), with one period a fit.
+A collective for each minibatch would take longer than the minibatch. Every rank therefore passes
+over its own rows, from the same parameters and moments, and after each pass all go on from the
+mean of what they found, weighed by rows: local steps with periodic averaging (McDonald et al. 2010;
+Stich 2019).
 """
 
 from __future__ import annotations
@@ -65,25 +65,43 @@ def fit_critic(
         fit = critic.fit(observations, targets, rng)
         return CriticFit(fit.loss, fit.skipped_rows, explained_variance(values, returns))
     explained = _explained_by_all(values, returns, shared)
-    own = np.random.Generator(np.random.Philox([int(rng.integers(1 << 63)), shared.ranks.rank]))
+    noise = np.random.Generator(np.random.Philox([int(rng.integers(1 << 63)), shared.ranks.rank]))
+    before = _vector(critic)
+    loss, skipped = None, 0
+    try:
+        for _ in range(critic.epochs):
+            loss, left_out = _pass(critic, observations, targets, noise, shared)
+            skipped = max(skipped, left_out)
+    except BaseException:
+        _set(critic, before)
+        raise
+    return CriticFit(loss, skipped, explained)
+
+
+def _pass(
+    critic: Critic,
+    observations: Any,
+    targets: Tensor,
+    noise: np.random.Generator,
+    shared: SharedTraining,
+) -> tuple[float | None, int]:
+    """Each rank's pass over its own rows, then their mean; the loss, and the rows skipped."""
     start = _vector(critic)
     # The change, then rows, their squared error, those skipped; the last for a rank that failed.
-    total = start.new_zeros(len(start) + 4)
+    # Sent as precisely as the parameters are held: the change is small beside them.
+    dtype = torch.promote_types(critic.parameters[0].dtype, torch.float32)
+    total = start.new_zeros(len(start) + 4, dtype=dtype)
 
     def fit_own() -> None:
-        fit = critic.fit(observations, targets, own)
-        rows = len(returns) - fit.skipped_rows
+        fit = critic.fit(observations, targets, noise, epochs=1)
+        rows = len(targets) - fit.skipped_rows
         total[:-4] = rows * (_vector(critic) - start)
         total[-4:-1] = total.new_tensor([rows, rows * (fit.loss or 0.0), fit.skipped_rows])
 
-    try:
-        shared.ranks.sum_or_end(total, fit_own)
-    except BaseException:
-        _set(critic, start)
-        raise
+    shared.ranks.sum_or_end(total, fit_own)
     rows, error, skipped, _ = total[-4:].tolist()
-    _set(critic, start + total[:-4] / rows if rows else start)
-    return CriticFit(error / rows if rows else None, int(skipped), explained)
+    _set(critic, start + total[:-4].double() / rows if rows else start)
+    return error / rows if rows else None, int(skipped)
 
 
 def _explained_by_all(values: Tensor, returns: Tensor, shared: SharedTraining) -> float | None:

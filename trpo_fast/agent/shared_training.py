@@ -1,8 +1,8 @@
 """One training on several ranks: each steps a share of the environments, all learn the same.
 
 Replicated ("strict"), every rank makes the update of all rows, with the bits of one process. Else
-policy update and statistics are sums over the ranks, and the critic is the mean of what each rank
-fits on its own rows.
+policy update and statistics are sums over the ranks, and the critic is, after each pass, the mean
+of what each rank found on its own rows.
 """
 
 from __future__ import annotations
