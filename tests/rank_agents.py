@@ -190,6 +190,7 @@ def commanded(arguments: list[str]) -> tuple[int, str]:
 def a_critic() -> Critic:
     noise = torch.Generator().manual_seed(0)
     value = ValueFunction(gym.spaces.Box(-1, 1, (3,)), (4,), generator=noise)
+    value.register_buffer("mask", torch.tensor([0.0, -torch.inf]))  # as attention's
     return Critic(value, learning_rate=1e-2, epochs=3, batch_size=8)
 
 
@@ -207,7 +208,7 @@ def uneven_fits(_: Any) -> dict[str, Any]:
 
     before = ranks.collectives
     found = {"loss": fit().loss, "collectives": ranks.collectives - before}
-    found["fitted"] = state_of(critic)
+    found["fitted"], found["mask"] = state_of(critic), critic.value_function.mask.tolist()
     alone, rng_alone = a_critic(), np.random.default_rng(4)
     noise = np.random.Generator(np.random.Philox([int(rng_alone.integers(1 << 63)), 0]))
     found["loss alone"] = alone.fit(rows, rows.sum(-1), noise).loss

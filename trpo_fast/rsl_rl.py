@@ -122,8 +122,8 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
         own = [p for p in self.get_critic().parameters() if id(p) not in held]
         make = resolve_optimizer(configuration.get("optimizer", "adam"))
         # A fused one steps or does not without the host knowing; RMSprop has none.
-        fused = {"fused": True} if "fused" in signature(make).parameters else {}
-        self.optimizer = make(own, lr=learning_rate, **fused)
+        self._fused = {"fused": True} if "fused" in signature(make).parameters else {}
+        self.optimizer = make(own, lr=learning_rate, **self._fused)
         self.learning_rate = learning_rate
         unused = [name for name in UNUSED if name in configuration]
         if unused:
@@ -288,4 +288,6 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
         iteration = bool(super().load(loaded_dict, load_cfg, strict))
         if optimizers:
             self.policy_optimizer.load_state_dict(loaded_dict[POLICY_STATE])
+            for group in self.optimizer.param_groups:  # a file may be older than this choice
+                group.update(self._fused)
         return iteration

@@ -57,6 +57,7 @@ class BoundProblem {
   void bind(std::uintptr_t workspace) {
     const Exclusive only(busy_, kWhat);
     problem_ = std::make_unique<PolicyProblem<T>>(batch_, reinterpret_cast<void*>(workspace));
+    has_gradient_ = false;
   }
 
   double gradient(py::handle g) {
@@ -67,6 +68,7 @@ class BoundProblem {
     T* const to = flat(g, "g");
     double loss = 0;
     polled([&](SignalPoll&) { loss = problem_->gradient(to); });
+    has_gradient_ = true;
     return loss;
   }
 
@@ -168,6 +170,8 @@ class BoundProblem {
   py::tuple evaluate(py::handle theta) {
     const Exclusive only(busy_, kWhat);
     const T* const from = flat(theta, "theta");
+    // It compares with the outputs and log-probabilities that gradient() keeps.
+    if (!has_gradient_) throw py::value_error("gradient() comes before a candidate");
     typename PolicyProblem<T>::Candidate candidate;
     polled([&](SignalPoll&) { candidate = problem_->evaluate(from); });
     return py::make_tuple(candidate.loss, candidate.kl);
@@ -253,6 +257,7 @@ class BoundProblem {
   }
 
   bool has_actions_;
+  bool has_gradient_ = false;  // of the workspace that is bound
   PolicyBatch<T> batch_;
   std::unique_ptr<PolicyProblem<T>> problem_;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;

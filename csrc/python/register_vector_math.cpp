@@ -26,7 +26,7 @@ void activate_flat(int activation, T parameter, py::handle z_arg, py::object slo
   if (!slope_arg.is_none()) {
     const TensorArg s(slope_arg, "slope", 1);
     s.require_size(0, z.size(0));
-    if (s.stride(0) != 1) throw py::value_error("slope must be contiguous");
+    s.require_contiguous();
     slope = s.data<T>();
   }
   dense_kernels().get<T>().activate(Activation(activation), parameter, z.data<T>(), slope,

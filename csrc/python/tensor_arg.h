@@ -48,6 +48,9 @@ class TensorArg {
   }
 
   void require_contiguous() const {
+    for (int d = 0; d < dimensions_; ++d) {
+      if (sizes_[d] == 0) return;  // as torch has it
+    }
     Index expected = 1;
     for (int d = dimensions_ - 1; d >= 0; --d) {
       if (sizes_[d] != 1 && strides_[d] != expected) {

@@ -113,6 +113,21 @@ def test_a_minibatch_that_is_not_finite_is_not_stepped_on(
     assert not torch.equal(flat(alg.critic), before)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_frozen_parameter_of_the_critic_stays(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rsl_rl_critic, "native_fit", lambda *_: None)
+    alg = algorithm(optimizer=optimizer)
+    frozen, *rest = alg.critic.parameters()
+    frozen.requires_grad_(requires_grad=False)
+    fill(alg)
+    before = [p.detach().clone() for p in (frozen, *rest)]
+    alg.update()
+    assert torch.equal(frozen, before[0])
+    assert not all(map(torch.equal, rest, before[1:]))
+
+
 def mirrored(env: Any, obs: Any, actions: Any) -> tuple[Any, Any]:
     both = [None, None]
     if obs is not None:

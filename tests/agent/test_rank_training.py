@@ -8,6 +8,7 @@ a category's share, sets them apart.
 
 from __future__ import annotations
 
+import math
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ def test_a_rank_without_rows_goes_on_with_the_others_critic_and_none_with_half_a
     for rank, found in enumerate(ranks):
         assert found["collectives"] == 3 + 1  # its passes; what the values explained
         assert found["loss"] == pytest.approx(found["loss alone"], rel=1e-5)
+        assert found["mask"] == [0.0, -math.inf]
         assert len(found["fitted"]) == len(found["left"]) > 1
         for ours, theirs in zip(found["fitted"], found["alone"], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

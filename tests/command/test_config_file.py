@@ -106,6 +106,9 @@ def test_a_runs_file_is_no_reason_to_import_a_wrapper(capsys):
     run = ("--config", "a/config.json", "--total-steps", "64")
     assert train(*run, env="CartPole-v1") == 2
     assert f"add --wrapper {name}" in capsys.readouterr().err
+    Path("d.json").write_text(json.dumps({"wrapper": name, "env_kwargs": {}}))  # as tune writes
+    assert train("--config", "d.json", env="CartPole-v1") == 2
+    assert f"add --wrapper {name}" in capsys.readouterr().err
     assert train(*run, "--wrapper", name, env="CartPole-v1") == 0
     assert f"eval runs/CartPole-v1-s0-1 --episodes 20 --wrapper {name}" in capsys.readouterr().out
     assert cli.main(["eval", "a", "--episodes", "1"]) == 2

@@ -61,6 +61,17 @@ def test_another_search_in_the_same_file_is_refused(capsys):
     assert "cannot be used" in capsys.readouterr().err
 
 
+def test_no_other_file_is_overwritten(capsys):
+    Path("mine.toml").write_text("gamma = 0.9")
+    assert tune("--trials", "1", "--out", "mine.toml") == 2
+    assert "ends in .json" in capsys.readouterr().err
+    Path("mine.json").write_text("{}")
+    assert tune("--trials", "1", "--out", "mine.json") == 2
+    assert "name another file" in capsys.readouterr().err
+    assert Path("mine.toml").read_text() == "gamma = 0.9"
+    assert Path("mine.json").read_text() == "{}"
+
+
 def test_without_an_episode_that_ends_there_is_nothing_to_compare(capsys):
     assert tune("--trials", "1", "--total-steps", "64", env="Pendulum-v1") == 2
     assert "raise --total-steps" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import sys
 import time
@@ -195,9 +196,57 @@ class Unclosable(Costly):
         raise AttributeError("'NoneType' object has no attribute 'close'")
 
 
+class Rewarded(Costly):
+    """Rewards that something beside the seed and the actions decides."""
+
+    def reward(self) -> float:
+        raise NotImplementedError
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return (observation, self.reward(), *rest)
+
+
+COUNTED = [0]
+
+
+class Counted(Rewarded):
+    """Rewards by a count that the whole program shares."""
+
+    def reward(self) -> float:
+        COUNTED[0] += 1
+        return float(COUNTED[0] % 7)
+
+
+class DrawnByNumpy(Rewarded):
+    """Rewards from NumPy's global generator."""
+
+    def reward(self) -> float:
+        return np.random.normal()  # noqa: NPY002
+
+
+class DrawnByTorch(Rewarded):
+    """Rewards from torch's."""
+
+    def reward(self) -> float:
+        return float(torch.rand(()))
+
+
+class DrawnAtReset(Costly):
+    """Python's decides where an episode begins."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation + np.float32(random.random()), info
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
+        (Counted, "do not depend on their seeds and actions alone"),
+        (DrawnByNumpy, "they draw from random numbers of the whole program"),
+        (DrawnByTorch, "they draw from random numbers of the whole program"),
+        (DrawnAtReset, "they draw from random numbers of the whole program"),
         (Ticking, "do not depend on their seeds and actions alone"),
         (Growing, "do not depend on their seeds and actions alone"),
         (OfThisProcess, "workers could not be started .*one licence"),
@@ -210,6 +259,20 @@ def test_what_cannot_move_stays(kind: Any, why: str) -> None:
     assert not isinstance(env.current, Workers)
     assert re.search(why, env.choice), env.choice
     heard(env, 3)
+
+
+@pytest.mark.parametrize("kind", [Counted, DrawnByNumpy, DrawnByTorch, DrawnAtReset])
+def test_where_they_stay_they_have_the_numbers_of_sync(kind: Any) -> None:
+    said = []
+    for vectorization in ("sync", "auto"):
+        COUNTED[0] = 0
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+        env = make_vector_env(kind, num_envs=6, seed=5, vectorization=vectorization)
+        said.append(heard(env, 70))
+        env.close()
+    assert_same(*said)
 
 
 def test_what_would_not_come_back_stays_with_the_workers(

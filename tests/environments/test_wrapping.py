@@ -49,7 +49,7 @@ def test_a_function_is_wrapped_as_an_id_is():
     [
         ("TimeAwareObservation", "not module:Class"),
         (f"{TIMED},", "not module:Class"),
-        ("nosuchmodule:X", "cannot be imported: No module named 'nosuchmodule'"),
+        ("nosuchmodule:X", "cannot be imported: ModuleNotFoundError: No module"),
         ("gymnasium.wrappers:Nosuch", "there is none of that name in gymnasium.wrappers"),
         ("math:pi", "it is a float in math"),
     ],
@@ -57,6 +57,13 @@ def test_a_function_is_wrapped_as_an_id_is():
 def test_names_that_cannot_be_used_are_refused_at_once(names, words):
     with pytest.raises(EnvironmentSetupError, match=words):
         wrapped("CartPole-v1", names)
+
+
+def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "broken_wrapper.py").write_text("raise RuntimeError('boom')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EnvironmentSetupError, match="cannot be imported: RuntimeError: boom"):
+        wrapped("CartPole-v1", "broken_wrapper:W")
 
 
 def test_what_is_no_environment_is_named():

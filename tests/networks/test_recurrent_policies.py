@@ -110,12 +110,22 @@ def test_a_padded_replay_is_that_without_padding(cell):
     found = []
     for outputs in (
         module.trunk.replay(obs.float(), sequences)[0],
-        module.trunk.replay_padded(obs.float(), sequences),
+        module.trunk._replay_padded(obs.float(), sequences),
     ):
         loss = (outputs * weights).sum()
         found.append((outputs, *torch.autograd.grad(loss, list(module.trunk.parameters()))))
     for plain, padded in zip(*found, strict=True):
         torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_sequences_are_padded_only_where_that_holds_few_rows_more(monkeypatch):
+    module = RecurrentValueFunction(SPACE, (5,), cell="lstm", cell_size=6)
+    padded = []
+    monkeypatch.setattr(module.trunk, "_replay_padded", lambda *_: padded.append(True))
+    for lengths in ((9, 9, 8), (40, *[1] * 40)):
+        obs, sequences, _, _ = batch(module, 0, lengths)
+        module.trunk.outputs(obs, sequences)
+    assert padded == [True]  # the second would hold 41 x 40 cells for 80 rows
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

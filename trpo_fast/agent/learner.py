@@ -279,7 +279,7 @@ class Learner:
     def _count(self, name: str, amount: int, text: str) -> None:
         """Count something that was survived, and warn of its first time."""
         if not self.counters[name]:
-            warnings.warn(f"{text} (warned of once, counted as {name})", stacklevel=2)
+            warnings.warn(f"{text} (warned of once, counted as {name})", stacklevel=users_level())
         self.counters[name] += amount
 
     def _step_figures(self) -> dict[str, Any]:

@@ -95,7 +95,9 @@ def _pass(
     def fit_own() -> None:
         fit = critic.fit(observations, targets, noise, epochs=1)
         rows = len(targets) - fit.skipped_rows
-        total[:-4] = rows * (_vector(critic) - start)
+        now = _vector(critic)
+        # A mask's infinity has not changed, and infinity less infinity is no number.
+        total[:-4] = rows * torch.where(now == start, 0.0, now - start)
         total[-4:-1] = total.new_tensor([rows, rows * (fit.loss or 0.0), fit.skipped_rows])
 
     shared.ranks.sum_or_end(total, fit_own)

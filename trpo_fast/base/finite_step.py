@@ -18,16 +18,16 @@ def step_if_finite(
 
     Args:
         optimizer: Of ``parameters``, all on one device; others' gradients are not touched.
-        parameters: Those that may move; one that the loss does not depend on stays as it is.
+        parameters: Those that may move; one that the loss does not depend on, or that requires no
+            gradient, stays as it is.
         loss: 0-d.
 
     Returns:
         Whether the step was taken, a 0-d bool on the loss's device.
     """
-    found: list[Tensor | None] = list(
-        torch.autograd.grad(loss, list(parameters), allow_unused=True)
-    )
-    for parameter, gradient in zip(parameters, found, strict=True):
+    moving = [parameter for parameter in parameters if parameter.requires_grad]
+    found: list[Tensor | None] = list(torch.autograd.grad(loss, moving, allow_unused=True))
+    for parameter, gradient in zip(moving, found, strict=True):
         parameter.grad = gradient
     # One number that is finite only if the loss and every gradient are.
     norms = torch._foreach_norm([gradient for gradient in found if gradient is not None])

@@ -49,21 +49,21 @@ def read(path: Path, *, wrapper: str | None = None) -> dict[str, Any]:
 
     Args:
         path: the file.
-        wrapper: what the command line says; without it, a run's file may name none, since a file
-            that somebody else wrote is no reason to import code.
+        wrapper: what the command line says; without it, JSON may name none: programs write it, a
+            run or a search of somebody else's perhaps, and that is no reason to import code.
 
     Raises ConfigError.
     """
     found = _parsed(path)
     if "trpo_fast" in found and isinstance(found.get("options"), Mapping):
         found = _of_a_run(current_options(found["options"]), path)
-        if found.get("wrapper") and wrapper is None:
-            raise ConfigError(
-                f"{path} names the wrapper {found['wrapper']!r}, which imports code: if you trust "
-                f"it, add --wrapper {found['wrapper']}"
-            )
     elif path.suffix == ".json" and isinstance(found.get("env_kwargs"), Mapping):
         found = _of_a_run(found, path)
+    if path.suffix == ".json" and found.get("wrapper") and wrapper is None:
+        raise ConfigError(
+            f"{path} names the wrapper {found['wrapper']!r}, which imports code: if you trust "
+            f"it, add --wrapper {found['wrapper']}"
+        )
     found = {str(name).replace("-", "_"): value for name, value in found.items()}
     for name in found:
         if name not in OPTIONS and name not in OF_RUN:

@@ -149,6 +149,7 @@ def open_study(file: Path, task: Task) -> optuna.Study:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             storage=f"sqlite:///{file}",
             study_name="trpo-fast",
@@ -157,7 +158,8 @@ def open_study(file: Path, task: Task) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(UNPRUNED, WARM_UP),
         )
     except Exception as error:
-        raise ConfigError(f"the study {file} cannot be used: {error}") from error
+        why = str(error.__cause__ or error).partition("\n")[0]  # the rest is SQLAlchemy's own
+        raise ConfigError(f"the study {file} cannot be used: {why}") from error
     # Not one seed for all: a search that goes on would draw again what it drew before.
     study.sampler = optuna.samplers.TPESampler(seed=task.seeds[0] + len(study.trials))
     known, wanted = study.user_attrs.get("task"), task.described()

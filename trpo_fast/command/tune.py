@@ -95,9 +95,15 @@ def _tune(options: argparse.Namespace) -> int:
     mujoco_warnings.show_once(options.env_id)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", options.env_id)
     out = given_path(options.out or f"tune-{name}.json", "--out")
+    if out.suffix != ".json":
+        raise ConfigError(f"--out {out} is written as JSON: give it a name that ends in .json")
     file = given_path(options.study or f"tune-{name}.db", "--study")
     task = _task(options, given)
     study = open_study(file, task)
+    written = study.user_attrs.get("out")
+    if out.exists() and written != str(out.resolve()):
+        raise ConfigError(f"--out {out} is there and not of this search: name another file")
+    study.set_user_attr("out", str(out.resolve()))
     say(
         f"{len(ended(study))} of {options.trials} trials are in {file}; searched: "
         f"{', '.join(task.searched)}"
@@ -158,6 +164,8 @@ def _close(study: optuna.Study, env_id: str, out: Path, task: Task) -> None:
     """What the search came to, and what to do with it."""
     first = study.trials[0]
     trained = f"trpo-fast train {shlex.quote(env_id)} --total-steps {task.steps}"
+    if task.options.get("wrapper"):
+        trained += f" --wrapper {shlex.quote(task.options['wrapper'])}"
     say(f"best: trial {study.best_trial.number}, return {study.best_value:.1f}, in {out}")
     if first.value is not None:
         say(f"      the defaults' (trial 0): {first.value:.1f}")

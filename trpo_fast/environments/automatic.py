@@ -3,14 +3,17 @@
 Workers give the bits of a vector in this process, so when to move can be left to a clock. A step is
 timed in the first steps of the run itself: no environment is made or stepped for it. The running
 episodes, a few steps long by then, are replayed in the workers. The environments stay where they
-were if that does not lead to the same observations and attributes, or if the first steps there are
-no quicker, since other programs use the cores. Where that begins later, the environments come back
-by the same way, and all is timed anew.
+were if that does not lead to the same observations, rewards and attributes, if they draw from the
+program's own random numbers, of which each worker would have a copy, or if the first steps there
+are no quicker, since other programs use the cores. Where that begins later, the environments come
+back by the same way, and all is timed anew.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import pickle
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
@@ -21,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.base.spaces import Space
@@ -45,6 +49,10 @@ LEAST_SAVED = 0.2
 WATCHED = 10.0
 # Seconds that processes have to start and to replay a few steps.
 STARTED = 20.0
+DRAWS = (
+    "they draw from random numbers of the whole program (random, numpy.random or torch), and not "
+    "from the np_random that reset seeds"
+)
 # Of multiprocessing's methods the one for which no script need guard its main part.
 START_METHOD = "fork"
 
@@ -162,14 +170,29 @@ class AutomaticEnvironments:
         """Act everywhere; what the policy acts on next goes to ``out`` [B, O]."""
         if self._window == inf and not self._undecided:
             return self._env.step(actions, out)
+        before = self._drawn()
         began = perf_counter()
         transition = self._env.step(actions, out)
         seconds = perf_counter() - began
+        self._stay_if_drawn(before)
         if self._undecided:
             self._time(seconds, out)
         else:
             self._watch(seconds, out)
         return transition
+
+    def _drawn(self) -> Any:
+        """How far the program's own generators are, while it counts; else None."""
+        if not self._undecided or self._env is not self._local:
+            return None
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the environments' own)
+        return pickle.dumps(states), torch.get_rng_state().numpy().tobytes()
+
+    def _stay_if_drawn(self, before: Any) -> None:
+        """Stay in this process if the environments have moved the program's own generators."""
+        if before is not None and self._drawn() != before:
+            self._undecided, self._window = False, inf
+            self.choice = f"sync: {DRAWS}"
 
     def _time(self, seconds: float, out: Rows) -> None:
         """Decide, once enough steps were timed."""
@@ -268,7 +291,10 @@ class AutomaticEnvironments:
 
     def reset(self, out: Rows, restarts: int = 0) -> Bool | None:
         """Begin an episode everywhere; observations go to ``out`` [B, O]."""
-        return self._env.reset(out, restarts)
+        before = self._drawn()
+        masks = self._env.reset(out, restarts)
+        self._stay_if_drawn(before)
+        return masks
 
     def reset_where(self, where: Bool, out: Rows, masks: Bool | None) -> Bool | None:
         """Abandon the running episodes of ``where`` [B] and begin new ones."""
@@ -280,7 +306,9 @@ class AutomaticEnvironments:
 
     def replay(self, episodes: Sequence[Episode], out: Rows) -> None:
         """Enter the episodes that `running_episodes` gave; their observations go to ``out``."""
+        before = self._drawn()
         self._env.replay(episodes, out)
+        self._stay_if_drawn(before)
 
     def close(self) -> None:
         """Release the environments."""

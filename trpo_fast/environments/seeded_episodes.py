@@ -73,6 +73,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self.index = index
         self.number = first + index
         self.episode = -1
+        self._rewarded = 0.0  # what the running episode's rewards come to, see plain_state
         # Actions of the running episode: packed ones, then the newest one by one.
         self._packed: list[npt.NDArray[Any]] = []
         self._newest: list[npt.NDArray[Any]] = []
@@ -101,6 +102,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         del seed
         self.episode += 1
         self._packed, self._newest = [], []
+        self._rewarded = 0.0
         own_seed = episode_seed(self.seed, self.number, self.episode)
         try:
             observation, info = reset_result(self.env.reset(seed=own_seed, options=options))
@@ -121,9 +123,11 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             if terminated or truncated:
                 # an environment may reuse its observation's memory in the coming reset
                 observation = copy.deepcopy(observation)
+            reward = float(reward)
+            self._rewarded = 0.999 * self._rewarded + reward
             return (
                 observation,
-                float(reward),
+                reward,
                 bool(terminated),
                 bool(truncated),
                 self._mask_info(info),
@@ -187,10 +191,11 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         """The environment's attributes that are numbers or text, and the sizes of its containers.
 
         What an environment keeps from one episode to the next (a count, a difficulty) is lost in a
-        replay; two copies in which it differs can so be told apart.
+        replay; two copies in which it differs can so be told apart. So can those whose rewards come
+        from elsewhere, by the sum of the running episode's, the older ones counting less.
         """
-        return {
-            name: _summary(value) if isinstance(value, _PLAIN) else len(value)
+        return {"rewards": self._rewarded} | {
+            f".{name}": _summary(value) if isinstance(value, _PLAIN) else len(value)
             for name, value in vars(self.env.unwrapped).items()
             if isinstance(value, (*_PLAIN, *_SIZED))
         }

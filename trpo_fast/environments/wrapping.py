@@ -61,8 +61,10 @@ def _load(name: str) -> Callable[[Any], Any]:
         )
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise EnvironmentSetupError(f"the wrapper {name} cannot be imported: {error}") from error
+    except Exception as error:  # the module's code is somebody's own
+        raise EnvironmentSetupError(
+            f"the wrapper {name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not callable(found):
         what = "there is none of that name" if found is None else f"it is a {type(found).__name__}"
         raise EnvironmentSetupError(f"the wrapper {name} cannot be used: {what} in {module}")

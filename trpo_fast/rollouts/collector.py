@@ -286,7 +286,7 @@ class RolloutCollector:
                 f"environment {int(np.flatnonzero(bad)[0])} of {self.env.name} returned NaN or "
                 f"infinity{when}; its episode is dropped. Further ones are counted, not announced.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=users_level(),
             )
         self.dropped_episodes += int(bad.sum())
 
@@ -388,7 +388,7 @@ class RolloutCollector:
                 "observation than recorded: the environment does not depend on its seed and "
                 "actions alone, so this run will differ from an uninterrupted one.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=users_level(),
             )
         self._masks = np.array(state["masks"], bool) if "masks" in state else None
         self._returns = np.array(state["returns"], np.float64)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trpo_fast.base.errors import UserError
+from trpo_fast.base.errors import UserError, users_level
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trpo_fast.runs.files import NO_ROOM, given_path, refusal, remove_leftovers, write_atomically
 from trpo_fast.runs.lock import LockedError, RunLock
@@ -134,7 +134,7 @@ class RunDirectory:
             oldest.unlink(missing_ok=True)
             warnings.warn(
                 f"cannot write to {self.path}: {reason}; {oldest.name} is removed to make room",
-                stacklevel=2,
+                stacklevel=users_level(),
             )
 
     def _before_newest(self) -> list[Path]:
@@ -164,7 +164,7 @@ class RunDirectory:
         names = ", ".join(ABANDONED + file.name for file in newer)
         warnings.warn(
             f"{self.path} goes on from step {num_timesteps}; newer checkpoints are kept as {names}",
-            stacklevel=2,
+            stacklevel=users_level(),
         )
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -178,7 +178,7 @@ class RunDirectory:
                 return path, load_checkpoint(path)
             except CheckpointError as error:
                 failure = error
-                warnings.warn(f"passing over a checkpoint: {error}", stacklevel=2)
+                warnings.warn(f"passing over a checkpoint: {error}", stacklevel=users_level())
         if failure is not None:
             raise failure
         return None

@@ -158,7 +158,7 @@ class RunRecorder:
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 (a picture is no reason to fail a training)
-            warnings.warn(f"no learning curve: {error}", stacklevel=2)
+            warnings.warn(f"no learning curve: {error}", stacklevel=users_level())
 
     def _try(self, output: Output, action: Callable[[], None]) -> None:
         try:

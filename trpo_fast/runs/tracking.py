@@ -134,18 +134,24 @@ def opened(tracker: str, directory: Path, config: Mapping[str, Any]) -> Sink:
     return _TRACKERS[tracker](directory, config)
 
 
-def _known(directory: Path, tracker: str) -> str | None:
-    """What names the run there; None for one that is new, or whose file is damaged."""
+def _names(directory: Path) -> dict[str, str]:
+    """What names the run at each tracker; nothing for a new one, or where the file is damaged."""
     try:
         with open_to_read(directory / FILE) as file:
-            found = json.loads(file.read()).get(tracker)
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if isinstance(found, str) else None
+            found = json.loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    found = found if isinstance(found, dict) else {}
+    return {tracker: name for tracker, name in found.items() if isinstance(name, str)}
+
+
+def _known(directory: Path, tracker: str) -> str | None:
+    return _names(directory).get(tracker)
 
 
 def _remember(directory: Path, tracker: str, name: str) -> None:
-    write_atomically(directory / FILE, (json.dumps({tracker: name}) + "\n").encode())
+    names = _names(directory) | {tracker: name}
+    write_atomically(directory / FILE, (json.dumps(names) + "\n").encode())
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
