@@ -261,11 +261,10 @@ def test_what_cannot_move_stays(kind: Any, why: str) -> None:
     heard(env, 3)
 
 
-@pytest.mark.parametrize("kind", [Counted, DrawnByNumpy, DrawnByTorch, DrawnAtReset])
+@pytest.mark.parametrize("kind", [DrawnByNumpy, DrawnByTorch, DrawnAtReset])
 def test_where_they_stay_they_have_the_numbers_of_sync(kind: Any) -> None:
     said = []
     for vectorization in ("sync", "auto"):
-        COUNTED[0] = 0
         random.seed(1)
         np.random.seed(1)  # noqa: NPY002
         torch.manual_seed(1)
