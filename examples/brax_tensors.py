@@ -1,6 +1,7 @@
 """Brax's environments, which are JAX, with rollouts and training in torch.
 
-``python examples/brax_tensors.py`` learns the inverted pendulum; it needs ``pip install brax``.
+``python examples/brax_tensors.py`` learns the inverted pendulum, after
+``pip install '.[brax]'``.
 Observations, rewards and actions cross by dlpack: the same memory on both sides, on the CPU as on
 a GPU that both libraries use.
 """

@@ -13,7 +13,9 @@ from agent_cases import small
 from scripts import script
 
 pytestmark = [
-    pytest.mark.skipif(find_spec("brax") is None, reason="brax is not installed: pip install brax"),
+    pytest.mark.skipif(
+        find_spec("brax") is None, reason="brax is not installed: pip install '.[brax]'"
+    ),
     # What Brax says of itself, and JAX of Brax.
     pytest.mark.filterwarnings("ignore:Brax System:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
