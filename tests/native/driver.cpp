@@ -28,7 +28,7 @@ namespace {
 template <class T>
 void drive_sampling(const Shape& s, const PolicyBatch<T>& batch) {
   const Index steps = 3, envs = s.rows, rows = steps * envs, A = s.actions;
-  const Index outputs = batch.rows.mask_width;
+  const Index outputs = mask_width_of(batch.head());
   const bool categorical = facts_of(s.head).categories;
   const SamplingPolicy<T> policy{batch.layers, batch.head_kind, batch.actions,        batch.nvec,
                                  batch.parts,  batch.log_std,   batch.log_std_stride, s.threads};
@@ -260,7 +260,7 @@ int main() {
   int i = 0;
   for (const Index rows : {Index(1), Index(95), Index(97), Index(700)}) {
     for (const auto& hidden : networks) {
-      for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
+      for (int kind = 0; kind < kDriven; ++kind, ++i) {
         Shape shape{rows,
                     Index(1 + i % 19),
                     hidden,

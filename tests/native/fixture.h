@@ -68,6 +68,9 @@ struct Shape {
 
 constexpr int kCategorical = 2, kBeta = 5, kJoint = Heads::kCount - 1;
 
+// Heads that the drivers go through. Beta and joint ones are driven from Python alone.
+constexpr int kDriven = kBeta;
+
 // Blocks of categories, or a joint head's parts: one of each kind, in an order that `i` turns.
 void complete(Shape& shape, int i, int most) {
   if (shape.head == kCategorical) shape.actions = 1;
