@@ -213,7 +213,7 @@ int main() {
   int i = 0;
   for (const Index rows : {Index(1), Index(17), Index(200)}) {
     for (const auto& hidden : networks) {
-      for (int kind = 0; kind < kDriven; ++kind, ++i) {
+      for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
         Shape shape{
             rows,       Index(1 + i % 19), hidden,     kind,    1 + i % 5, {}, activations[i % 6],
             i % 2 == 0, i % 3 == 0,        i % 4 == 0, 1 << 20, 1};

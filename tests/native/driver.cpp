@@ -260,7 +260,7 @@ int main() {
   int i = 0;
   for (const Index rows : {Index(1), Index(95), Index(97), Index(700)}) {
     for (const auto& hidden : networks) {
-      for (int kind = 0; kind < kDriven; ++kind, ++i) {
+      for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
         Shape shape{rows,
                     Index(1 + i % 19),
                     hidden,

@@ -68,9 +68,6 @@ struct Shape {
 
 constexpr int kCategorical = 2, kBeta = 5, kJoint = Heads::kCount - 1;
 
-// Heads that the drivers go through. Beta and joint ones are driven from Python alone.
-constexpr int kDriven = kBeta;
-
 // Blocks of categories, or a joint head's parts: one of each kind, in an order that `i` turns.
 void complete(Shape& shape, int i, int most) {
   if (shape.head == kCategorical) shape.actions = 1;
@@ -179,7 +176,7 @@ struct Fixture {
     batch.rows = {{obs.data(), n, s.obs, s.obs + 2, 1},
                   s.weighted ? weights.data() : nullptr,
                   nullptr,
-                  mask_width_of(s.described())};
+                  mask_width_of(batch.head())};
     if (s.masked && facts.categories) {
       mask.assign(std::size_t(n * outputs), 1);
       for (Index row = 0; row < n; ++row) {
