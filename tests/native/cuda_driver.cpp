@@ -131,7 +131,9 @@ class Device {
 // F v by tensor cores in panels, as far as the plan allows; the same bits in another order.
 void drive_tensor_cores(const Fixture<float>& f, const std::vector<float>& v,
                         const std::vector<float>& expected, const UpdateOptions& options) {
-  constexpr double bounds[] = {0, 1.0 / 512, 1.0 / 64, 1.0 / 4096};
+  // For bfloat16 those of docs/precision.md; few numbers round as they happen to, as in its tests.
+  constexpr double bounds[] = {0, 1.0 / 512, 1.0 / 128, 1.0 / 32768};
+  const bool few = f.batch.rows.obs.rows == 1 || f.batch.layers.front().out == 1;
   for (const auto how : {cuda::Products::tf32, cuda::Products::bf16, cuda::Products::bf16x3}) {
     std::vector<float> found[2];
     try {
@@ -143,7 +145,8 @@ void drive_tensor_cores(const Fixture<float>& f, const std::vector<float>& v,
       continue;  // too wide, or too large for the device: tiles serve it
     }
     const double error = distance(found[0], expected);
-    check(error <= bounds[int(how)], "F v by tensor cores", error, bounds[int(how)]);
+    const double bound = (few ? 3 : 1) * bounds[int(how)];
+    check(error <= bound, "F v by tensor cores", error, bound);
     check(found[0] == found[1], "tensor cores in every order", distance(found[1], found[0]), 0);
   }
 }
