@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
+from functools import partial
 
 import pytest
 
-from trpo_fast.runs.interrupts import interrupt_guard
+from trpo_fast.runs.interrupts import UNINTERRUPTED, interrupt_guard
 
 
 def interrupt() -> None:
@@ -56,6 +60,55 @@ def test_a_second_signal_is_not_held_back():
     with pytest.raises(KeyboardInterrupt):
         run()
     assert done == [1]
+
+
+class LinesOf:
+    """Counts the lines that run of a file, and acts before one of them."""
+
+    def __init__(self, file, at=0, act=None):
+        self.file, self.at, self.act, self.count = file, at, act, 0
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(self.before)
+
+    def trace(self, frame, event, _):
+        if frame.f_code.co_filename != self.file:
+            return None
+        if event == "line":
+            self.count += 1
+            if self.count == self.at:
+                self.act()
+        return self.trace
+
+
+def test_shared_memory_is_neither_half_taken_nor_half_given_back():
+    """A signal at each line of Python's own bookkeeping of it."""
+
+    def take_and_give_back():
+        multiprocessing.RawArray("d", 100)
+
+    finished = []
+
+    def struck_at(line):
+        with interrupt_guard():
+            with LinesOf(UNINTERRUPTED, line, partial(os.kill, os.getpid(), signal.SIGINT)):
+                take_and_give_back()
+            finished.append(line)
+            time.sleep(10)  # ended by the signal that was put off
+
+    take_and_give_back()
+    with LinesOf(UNINTERRUPTED) as lines:
+        take_and_give_back()
+    assert lines.count > 20
+    for line in range(1, lines.count + 1):
+        with pytest.raises(KeyboardInterrupt):
+            struck_at(line)
+    assert finished == list(range(1, lines.count + 1))
 
 
 def test_an_error_in_a_shielded_section_is_not_lost():

@@ -7,6 +7,7 @@ must not be cut (writing a row and its checkpoint). The second one is not held b
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.heap
 import os
 import signal
 import threading
@@ -15,6 +16,9 @@ from types import FrameType
 from typing import Any
 
 INTERRUPTED = 130  # the shell's 128 + SIGINT
+# Python's bookkeeping of shared memory, which an exception leaves wrong for all that comes after.
+UNINTERRUPTED = multiprocessing.heap.__file__
+POSTPONED = 0.01  # seconds until a signal that struck there comes again
 
 
 class InterruptGuard:
@@ -44,8 +48,11 @@ class InterruptGuard:
             self._held = False
             raise KeyboardInterrupt
 
-    def handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
+        if _is_in(frame, UNINTERRUPTED):
+            threading.Timer(POSTPONED, os.kill, (os.getpid(), number)).start()
+            return
         self._received += 1
         if self._received > 1 and self._exit_at_second:
             os._exit(INTERRUPTED)
@@ -53,6 +60,12 @@ class InterruptGuard:
             self._held = True
             return
         raise KeyboardInterrupt
+
+
+def _is_in(frame: FrameType | None, file: str) -> bool:
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return frame is not None
 
 
 _active: list[InterruptGuard] = []
