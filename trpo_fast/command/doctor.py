@@ -25,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "mujoco": ("mujoco", "imageio"),
     "box2d": ("Box2D", "pygame"),
     "envpool": ("envpool",),
+    "brax": ("brax",),
     "video": ("moviepy", "pygame"),
     "export": ("onnx", "onnxscript"),
     "sb3": ("stable_baselines3", "sb3_contrib"),
