@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
-import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,17 +26,16 @@ from trpo_fast.agent.evaluation import Evaluation
 from trpo_fast.agent.export import ExportedPolicy, export_policy
 from trpo_fast.agent.iteration import Row, enter_environments, iterate
 from trpo_fast.agent.learner import Learner
+from trpo_fast.agent.loading import checkpoint_path, load_agent
 from trpo_fast.agent.making import Collector
 from trpo_fast.agent.run_on_disk import RunOnDisk
 from trpo_fast.agent.scoring import Scoring
 from trpo_fast.agent.shared_training import SharedTraining
-from trpo_fast.base.modes import made_on_cpu
 from trpo_fast.base.output import remark, say
-from trpo_fast.base.ranks import Ranks
 from trpo_fast.base.time_budget import Clock
 from trpo_fast.environments.tensor_flattening import first_leaf
 from trpo_fast.environments.wrapping import wrapped
-from trpo_fast.runs.checkpoint import load_checkpoint, save_checkpoint
+from trpo_fast.runs.checkpoint import save_checkpoint
 from trpo_fast.runs.directory import RunDirectory
 from trpo_fast.runs.files import given_path
 from trpo_fast.runs.interrupts import interrupt_guard
@@ -356,9 +353,10 @@ class TRPO:
         A name without a suffix gets `.safetensors`. Of several ranks every one calls it, and rank 0
         writes. Raises OSError when the disk refuses.
         """
+        path = checkpoint_path(path)
         agent_state.require_portable(self.training)
         state = agent_state.whole(self.training, agent_state.state_of(self.training))
-        return save_checkpoint(_with_suffix(path), state) if self.writes else _with_suffix(path)
+        return save_checkpoint(path, state) if self.writes else path
 
     def export(self, path: str | Path) -> Path:
         """Write the policy to a file that runs without this package: `.pt2` or `.onnx`.
@@ -406,46 +404,16 @@ class TRPO:
         Reading never runs code. Raises CheckpointError for a file that is damaged, or of another
         environment, shape or architecture: the differences are listed.
         """
-        path = _with_suffix(path)
-        ranks = None if process_group is None else Ranks.of(process_group)
-        with made_on_cpu():
-            read = partial(load_checkpoint, path)
-            state = read() if ranks is None else ranks.from_first(read)
-        source, config, changed = agent_state.recipe(
-            state, path, env, changes, predict_only=predict_only
-        )
-        if not predict_only and "wrapper" not in changes:
-            agent_state.refuse_wrapper(config, path)
-        if predict_only:  # the arguments are for an environment to come
-            config, kept = config.replace(env_kwargs={}, vectorization="sync", wrapper=""), config
-        options = {name: getattr(config, name) for name in OPTIONS}
-        networks: dict[str, Any] = {"policy": policy, "value_function": value_function}
-        agent_state.check_networks(state, networks)
-        named = options.pop("policy")
-        networks["policy"] = named if policy is None else policy
-        dtype = agent_state.saved_dtype(state)
-        agent = cls(
-            source,
+        agent: Self = load_agent(
+            cls,
+            path,
+            env,
+            {"policy": policy, "value_function": value_function},
+            changes,
             run_dir=run_dir,
-            process_group=ranks,
-            _dtype=dtype,
-            **networks,
-            **options,
+            predict_only=predict_only,
+            process_group=process_group,
         )
-        try:
-            agent_state.check_fits(agent.training, state, changed=changed)
-            if agent.shared is not None:
-                state = agent.shared.own(state)
-            agent_state.load_into(agent.training, state, changed=changed)
-        except BaseException:
-            agent.close()
-            raise
-        if predict_only:
-            agent.training.config = kept
-            agent.training.env_id = state["agent"].get("environment")
-            # The running episodes are for an environment to come, too.
-            agent_state.keep_episodes(agent.training, state, changed)
-        agent.run.goes_on(path.parent, Path(os.path.realpath(path)).parent)  # it may be a link
         return agent
 
     def __reduce__(self) -> Any:
@@ -463,11 +431,6 @@ class TRPO:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _with_suffix(path: str | Path) -> Path:
-    path = given_path(path, "the checkpoint's path")
-    return path if path.suffix else path.with_name(path.name + ".safetensors")
 
 
 def _signature() -> inspect.Signature:
