@@ -108,3 +108,18 @@ def test_a_registered_class_of_a_script_is_its_own(as_text: bool) -> None:
         "__main__:Mine" if as_text else of_script(type("Mine", (Walk,), {}))
     )
     assert shared_object(ID, made, {}) == "the class Mine of this script"
+
+
+@pytest.mark.parametrize("source", [functools.partial(gym.make, ID), lambda: gym.make(ID)])
+def test_a_registered_class_of_a_script_is_seen_behind_a_function(source: Any) -> None:
+    made = gym.make(ID)
+    made.unwrapped.spec.entry_point = of_script(type("Mine", (Walk,), {}))
+    assert shared_object(source, made, {}) == "the class Mine of this script"
+
+
+@pytest.mark.parametrize("kind", [gym.Wrapper, gym.ObservationWrapper])
+def test_a_wrapper_of_a_script_is_its_own(kind: Any) -> None:
+    made = of_script(type("Around", (kind,), {}))(gym.make(ID))
+    wrapped = gym.wrappers.RecordEpisodeStatistics(made)
+    source = functools.partial(gym.make, ID)
+    assert shared_object(source, wrapped, {}) == "the class Around of this script"

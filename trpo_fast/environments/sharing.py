@@ -33,14 +33,24 @@ def shared_object(source: Any, made: gym.Env[Any, Any], kwargs: Mapping[str, Any
         found = _shared(value, set(), given=True)
         if found is not None:
             return f"{found} (env_kwargs, {name})"
-    if callable(source):
-        return _shared(source, set())
     spec = made.unwrapped.spec
     entry: Any = None if spec is None else spec.entry_point
     if isinstance(entry, str):
         module, _, name = entry.partition(":")
-        return f"the class {name} of this script" if module == _SCRIPT else None
-    return _shared(entry, set())
+        if module == _SCRIPT:
+            return f"the class {name} of this script"
+    maker = source if callable(source) else None
+    # Behind a function or a wrapper's name may stand an id, and behind that a class of the script.
+    parts = (_shared(part, set()) for part in (maker, entry, *_layers(made)))
+    return next((what for what in parts if what is not None), None)
+
+
+def _layers(made: gym.Env[Any, Any]) -> Iterator[type]:
+    """The classes of an environment and of what is around it."""
+    while isinstance(made, gym.Wrapper):
+        yield type(made)
+        made = made.env
+    yield type(made)
 
 
 def _shared(value: Any, seen: set[int], *, given: bool = False) -> str | None:
