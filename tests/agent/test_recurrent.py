@@ -11,11 +11,12 @@ import torch
 from agent_cases import small, weights
 from gymnasium import spaces
 from structured_cases import Pictures
+from torch.nn.utils import parameters_to_vector
 from toy_environments import BOTH, TERMINATED, TRUNCATED, Scripted
 
 from trpo_fast import TRPO, RecurrentPolicy, RecurrentValueFunction, ValueFunction
 from trpo_fast.agent.config import ConfigError
-from trpo_fast.agent.recurrence import numbered
+from trpo_fast.agent.recurrence import Numbered, RecurrentCritic, numbered
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 SIZES = {"policy": "recurrent", "cell_size": 5}
@@ -265,3 +266,19 @@ def test_rows_of_a_sequence_are_numbered():
     assert rows.env.tolist() == [0, 1, 0, 1]
     memory = rows.first(torch.tensor([[5.0], [7.0]]))
     assert memory.tolist() == [[0], [7], [0], [0]]
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_return_that_is_not_finite_leaves_out_its_row_alone(bad):
+    sequence, step = np.repeat(np.arange(5), 4), np.tile(np.arange(4), 5)
+    rows = Numbered(sequence, step, sequence, np.ones(5, bool), np.arange(5))
+    value = RecurrentValueFunction(spaces.Box(-1, 1, (3,)), (8,), cell_size=4)
+    critic = RecurrentCritic(value, learning_rate=1e-2, epochs=2, batch_size=64)
+    critic.begin(rows, torch.zeros(5, 8))
+    observations, returns = torch.randn(20, 3), torch.randn(20)
+    returns[3] = bad
+    before = parameters_to_vector(value.parameters()).clone()
+    fit = critic.fit(observations, returns, np.random.default_rng(0))
+    assert fit.skipped_rows == 1
+    assert fit.loss is not None
+    assert not torch.equal(before, parameters_to_vector(value.parameters()))

@@ -187,6 +187,8 @@ class RecurrentCritic(Critic):
         epochs = self.epochs if epochs is None else epochs
         self.path = "generic"
         usable = torch.isfinite(returns)
+        # What is left out must be finite, too: 0, its slope, times infinity is no number.
+        targets = returns.where(usable, 0.0)
         skipped, refused, loss = int((~usable).sum()), 0, None
         with one_thread_if_small(self.value_function, len(self._first)):
             for _ in range(epochs if bool(usable.any()) else 0):
@@ -194,7 +196,7 @@ class RecurrentCritic(Critic):
                 for group in self._groups(rng):
                     rows, sequences = self._batch(group, returns.device)
                     values = self.value_function(tree_rows(observations, rows), sequences=sequences)
-                    errors = (values - returns[rows]).square()
+                    errors = (values - targets[rows]).square()
                     errors = errors[usable[rows]] if skipped else errors
                     if len(errors):
                         figures += self._descend(errors)
