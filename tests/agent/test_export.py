@@ -19,6 +19,7 @@ from trpo_fast import TRPO
 from trpo_fast.base.errors import MissingExtraError
 from trpo_fast.base.spaces import leaves
 from trpo_fast.environments.observation_check import pick
+from trpo_fast.networks.distributions import MultiCategorical
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.FallbackWarning")
 
@@ -76,6 +77,17 @@ class Own(nn.Module):
         return torch.distributions.Independent(Normal(3 * self.body(obs), 1.0), 1)
 
 
+class OwnChoices(nn.Module):
+    """Likewise, of the choices of a MultiDiscrete space in a row."""
+
+    def __init__(self, choices: list[int]) -> None:
+        super().__init__()
+        self.body, self.choices = nn.Linear(3, sum(choices)), choices
+
+    def forward(self, obs: torch.Tensor) -> Any:
+        return MultiCategorical(3 * self.body(obs), self.choices)
+
+
 def trained(observation_space: Any, action_space: Any, **options: Any) -> TRPO:
     agent = TRPO(
         lambda: Seen(observation_space, action_space),
@@ -118,6 +130,11 @@ CASES = {
     "unnormalised": (PLAIN, spaces.MultiBinary(3), {"normalize_observations": False}),
     "nested": (NESTED, spaces.MultiDiscrete([3, 2]), {}),
     "a user's": (PLAIN, spaces.Box(-1.0, 1.0, (2,)), {"policy": Own()}),
+    "a user's table of choices": (
+        PLAIN,
+        spaces.MultiDiscrete([[2, 3], [4, 2]], start=[[0, 5], [-1, 2]]),
+        {"policy": OwnChoices([2, 3, 4, 2])},
+    ),
     "images": (spaces.Box(0, 255, (8, 8, 2), np.uint8), spaces.Discrete(3, start=-1), {}),
     "structured": (SHOWN, spaces.MultiDiscrete([3, 2]), {}),
     "unnormalised parts": (SHOWN, spaces.Discrete(2), {"normalize_observations": False}),

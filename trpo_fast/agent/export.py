@@ -103,12 +103,12 @@ class ExportedPolicy(nn.Module):
 
     def _within(self, index: int, actions: Tensor) -> Tensor:
         _, space = self.results[index]
+        shaped = actions.reshape(-1, *(space.shape or ()))
         if isinstance(space, spaces.Box):
-            shaped = actions.reshape(-1, *space.shape)
             low, high = getattr(self, f"low{index}"), getattr(self, f"high{index}")
             return torch.maximum(torch.minimum(shaped, high), low)
         start = torch.as_tensor(np.asarray(getattr(space, "start", 0)))
-        return actions.long() + start
+        return shaped.long() + start
 
 
 def export_policy(policy: ExportedPolicy, path: str | FilePath) -> FilePath:
