@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from trpo_fast import TRPO, cli
 from trpo_fast.runs import tracking
 from trpo_fast.runs.logger import read_progress
-from trpo_fast.runs.tracking import FILE, TrackingError, require
+from trpo_fast.runs.tracking import FILE, Outcome, TrackingError, require
 
 TINY = {"num_envs": 2, "rollout_steps": 32, "hidden_sizes": (4,), "value_hidden_sizes": (4,)}
 
@@ -21,7 +23,7 @@ class Recorded:
     fails = False
 
     def __init__(self, directory, config):
-        self.config, self.rows, self.closed = config, [], False
+        self.config, self.rows, self.ended = config, [], []
         Recorded.made.append(self)
 
     def write(self, step, numbers):
@@ -29,8 +31,8 @@ class Recorded:
             raise OSError("no network")
         self.rows.append((step, numbers))
 
-    def close(self):
-        self.closed = True
+    def close(self, outcome):
+        self.ended.append(outcome)
 
 
 @pytest.fixture
@@ -56,7 +58,59 @@ def test_a_tracker_gets_the_rows_of_the_log(recorded, tmp_path):
             float(row["train/kl_divergence_loss"]), rel=1e-6
         )
     assert found.config["options"]["num_envs"] == 2
-    assert found.closed
+    assert found.ended == [Outcome.FINISHED]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RuntimeError("no luck"), Outcome.FAILED),
+        (KeyboardInterrupt(), Outcome.INTERRUPTED),
+        (SystemExit(1), Outcome.INTERRUPTED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_run_that_did_not_finish_is_told_apart(recorded, tmp_path, error, outcome):
+    def end(local, _):
+        if local["self"].num_timesteps >= 128:
+            raise error
+
+    with TRPO("CartPole-v1", seed=0, run_dir=tmp_path / "r", track="wandb", **TINY) as agent:
+        with pytest.raises(type(error)):
+            agent.learn(192, callback=end, progress_bar=False)
+        agent.learn(64, progress_bar=False)  # and goes on
+    assert [found.ended for found in recorded.made] == [[outcome], [Outcome.FINISHED]]
+    assert [len(found.rows) for found in recorded.made] == [2, 1]
+
+
+def test_one_that_a_callback_stops_has_finished(recorded, tmp_path):
+    with TRPO("CartPole-v1", seed=0, run_dir=tmp_path / "r", track="wandb", **TINY) as agent:
+        agent.learn(192, callback=lambda *_: False, progress_bar=False)
+    assert recorded.made[0].ended == [Outcome.FINISHED]
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_each_tracker_is_told_in_its_own_words(monkeypatch, tmp_path, outcome):
+    """Stand-ins for the two packages, which need not be installed."""
+    told = []
+    run = SimpleNamespace(
+        id="a",
+        define_metric=lambda *_, **__: None,
+        finish=lambda *, exit_code: told.append(exit_code),
+    )
+    wandb = SimpleNamespace(Settings=lambda **_: None, init=lambda **_: run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    (tmp_path / FILE).write_text('{"mlflow": "b"}')  # a record that is there
+    client = SimpleNamespace(set_terminated=lambda name, status: told.append((name, status)))
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda: client))
+    tracking.Wandb(tmp_path, {}).close(outcome)
+    tracking.Mlflow(tmp_path, {}).close(outcome)
+    code, status = {
+        Outcome.FINISHED: (0, "FINISHED"),
+        Outcome.INTERRUPTED: (255, "KILLED"),
+        Outcome.FAILED: (1, "FAILED"),
+    }[outcome]
+    assert told == [code, ("b", "RUNNING"), ("b", status)]
 
 
 def test_one_that_fails_is_switched_off_and_the_training_goes_on(recorded, monkeypatch, tmp_path):
@@ -65,7 +119,7 @@ def test_one_that_fails_is_switched_off_and_the_training_goes_on(recorded, monke
         train(tmp_path / "r")
     assert len(warned) == 1
     assert len(read_progress(tmp_path / "r" / "progress.csv")) == 3
-    assert recorded.made[0].closed
+    assert recorded.made[0].ended == [Outcome.INTERRUPTED]
 
 
 def test_what_is_missing_is_said_before_anything_is_written(monkeypatch, tmp_path):
@@ -86,10 +140,10 @@ def test_wandb_offline_goes_on_in_the_same_run(monkeypatch, tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed: pip install '.[track]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    for _ in range(2):
+    for outcome in (Outcome.FAILED, Outcome.FINISHED):
         sink = tracking.Wandb(tmp_path, {"options": {"max_kl": 0.01}})
         sink.write(64, {"rollout/ep_rew_mean": 1.0, "time/total_timesteps": 64.0})
-        sink.close()
+        sink.close(outcome)
         name = json.loads((tmp_path / FILE).read_text())["wandb"]
         assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))) >= 1
 
@@ -99,17 +153,19 @@ def test_mlflow_keeps_figures_and_options(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/store")
     mlflow.set_tracking_uri(f"file:{tmp_path}/store")
-    for step in (64, 128):
+    client = mlflow.MlflowClient()
+    for step, outcome, status in (
+        (64, Outcome.FAILED, "FAILED"),
+        (128, Outcome.FINISHED, "FINISHED"),
+    ):
         sink = tracking.Mlflow(tmp_path, {"options": {"max_kl": 0.01}})
         sink.write(step, {"rollout/ep_rew_mean": float(step), "train/odd": float("nan")})
-        sink.close()
-    name = json.loads((tmp_path / FILE).read_text())["mlflow"]
-    client = mlflow.MlflowClient()
+        sink.close(outcome)
+        name = json.loads((tmp_path / FILE).read_text())["mlflow"]
+        assert client.get_run(name).info.status == status
     history = client.get_metric_history(name, "rollout/ep_rew_mean")
     assert [(m.step, m.value) for m in history] == [(64, 64.0), (128, 128.0)]
-    run = client.get_run(name)
-    assert run.data.params == {"options.max_kl": "0.01"}
-    assert run.info.status == "FINISHED"
+    assert client.get_run(name).data.params == {"options.max_kl": "0.01"}
 
 
 def test_a_damaged_file_begins_a_new_record(tmp_path):

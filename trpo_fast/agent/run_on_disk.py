@@ -51,9 +51,12 @@ class RunOnDisk:
         self.recorder = recorder = self._open(training, boundary)
         try:
             yield recorder
-        finally:
+        except BaseException as error:
             if recorder is not None:
-                recorder.close()
+                recorder.close(error)
+            raise
+        if recorder is not None:
+            recorder.close()
 
     def _open(self, training: Training, boundary: State) -> RunRecorder | None:
         directory, config = self.directory, training.config

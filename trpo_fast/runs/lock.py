@@ -1,6 +1,6 @@
 """One training a run directory: a lock that the operating system releases, whatever happens.
 
-It is advisory and only of this package's trainings: reading (plot, eval) never asks for it. Where
+It is advisory and only of this package's processes: reading (plot, eval) never asks for it. Where
 there is no flock (Windows, some network file systems) nothing is locked.
 """
 
@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ class RunLock:
             self._file.seek(0)
             self._file.truncate()
             self._file.write(OWNER + f"{os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """A section that one process at a time is in, for each directory; the others wait.
+
+    Raises OSError where the directory cannot be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()

@@ -21,7 +21,7 @@ from trpo_fast.base.errors import UserError, users_level
 from trpo_fast.base.time_budget import COLUMNS as TIME_COLUMNS
 from trpo_fast.runs.files import open_to_change, open_to_read, write_atomically
 from trpo_fast.runs.tensorboard import EventFile
-from trpo_fast.runs.tracking import Sink
+from trpo_fast.runs.tracking import Outcome, Sink
 
 ITERATION = "time/iterations"
 TIMESTEPS = "time/total_timesteps"
@@ -108,12 +108,12 @@ class RunLogger:
             )
         return False
 
-    def close(self) -> None:
-        """Write what is left and close the files."""
+    def close(self, outcome: Outcome = Outcome.FINISHED) -> None:
+        """Write what is left and close the files of a run that ended so."""
         if self._pending:
             self.flush()
         for name, sink in list(self._sinks.items()):
-            self._guard(name, sink.close)
+            self._guard(name, partial(sink.close, outcome))
         self._sinks.clear()
 
     def _append(self, data: bytes) -> None:
@@ -151,7 +151,7 @@ class RunLogger:
         failed = self._sinks.pop(name, None)
         if failed is not None:
             with contextlib.suppress(Exception):
-                failed.close()
+                failed.close(Outcome.INTERRUPTED)  # this record ends before its run does
         warnings.warn(f"{name} switched off: {reason}", stacklevel=users_level())
 
 

@@ -20,7 +20,7 @@ from trpo_fast.runs.files import refusal
 from trpo_fast.runs.lock import RunLock
 from trpo_fast.runs.logger import ITERATION, TIMESTEPS, Row, RunLogger, read_progress, reason_of
 from trpo_fast.runs.plotting import PlotError, plot_runs
-from trpo_fast.runs.tracking import Sink, opened
+from trpo_fast.runs.tracking import Outcome, Sink, opened
 
 State = Mapping[str, Any]
 
@@ -138,9 +138,9 @@ class RunRecorder:
         self._try(Output.LEARNING_CURVE, self._draw)
         self.close()
 
-    def close(self) -> None:
-        """Close the log files, and leave the directory to others."""
-        self._logger.close()
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the log files of a run that ended so, and leave the directory to others."""
+        self._logger.close(Outcome.of(error))
         self._lock.release()
 
     def _save_rolling(self, state: State, num_timesteps: int) -> None:

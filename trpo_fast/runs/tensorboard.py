@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trpo_fast.runs.tracking import Outcome
+
 _count = itertools.count()
 
 
@@ -45,7 +47,7 @@ class EventFile:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
         self._put(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:  # noqa: ARG002 (its files have no place for it)
         """Close the file."""
         self._writer.close()
 

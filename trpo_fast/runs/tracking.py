@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,14 +30,29 @@ class TrackingError(UserError):
     """A tracker that is not installed, or a run without a directory; the text says what to do."""
 
 
+class Outcome(Enum):
+    """How a run came to its end."""
+
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+    @classmethod
+    def of(cls, error: BaseException | None) -> Outcome:
+        """That of a run which ended with an error, or without one."""
+        if error is None:
+            return cls.FINISHED
+        return cls.FAILED if isinstance(error, Exception) else cls.INTERRUPTED
+
+
 class Sink(Protocol):
     """What takes the rows of a run."""
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Take the figures of an update, which ended at ``step``."""
 
-    def close(self) -> None:
-        """Nothing more comes."""
+    def close(self, outcome: Outcome) -> None:
+        """Nothing more comes: the run ended so."""
 
 
 class Wandb:
@@ -68,9 +84,9 @@ class Wandb:
         """Take the figures of an update."""
         self._run.log({_STEP: step, **numbers})
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._run.finish()
+    def close(self, outcome: Outcome) -> None:
+        """Send what is left, and how the run ended: there, all but 0 is a failure."""
+        self._run.finish(exit_code=_WANDB_CODE[outcome])
 
 
 class Mlflow:
@@ -101,11 +117,18 @@ class Mlflow:
         figures = [Metric(k, v, now, step) for k, v in numbers.items() if math.isfinite(v)]
         self._client.log_batch(self._id, metrics=figures)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         """The run is over."""
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, status=_MLFLOW_STATUS[outcome])
 
 
+# 255 is what wandb itself gives for Ctrl-C.
+_WANDB_CODE = {Outcome.FINISHED: 0, Outcome.INTERRUPTED: 255, Outcome.FAILED: 1}
+_MLFLOW_STATUS = {
+    Outcome.FINISHED: "FINISHED",
+    Outcome.INTERRUPTED: "KILLED",
+    Outcome.FAILED: "FAILED",
+}
 _TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Sink]] = {
     "wandb": Wandb,
     "mlflow": Mlflow,
