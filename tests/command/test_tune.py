@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from trpo_fast import cli
 from trpo_fast.agent.config import OPTIONS, Config
@@ -101,12 +103,55 @@ def test_a_trial_that_falls_behind_is_stopped(monkeypatch):
     monkeypatch.setattr(Task, "score", score)
     task = Task("CartPole-v1", {}, ("max_kl",), 100, (1,))
     told: list[str] = []
-    defaults = {"max_kl": 0.01}
-    study = open_study(Path("s.db"), task)
-    search(study, task, 7, defaults, lambda trial: told.append(trial.state.name))
+    study = open_study(Path("s.db"), task, {"max_kl": 0.01})
+    search(study, task, 7, lambda trial: told.append(trial.state.name))
     assert told == ["COMPLETE"] * 5 + ["PRUNED"] * 2
     assert looks == [3, 3]
-    search(study, task, 7, defaults, lambda _: pytest.fail("seven are there"))
+    search(study, task, 7, lambda _: pytest.fail("seven are there"))
+
+
+class Drawn(Task):
+    """Trains nothing: a trial's score is what was drawn."""
+
+    def score(self, trial):
+        return sum(SPACE[name].ask(trial, name) for name in self.searched)
+
+
+def draws(file, trials, meeting=None, seed=1):
+    """What is drawn by a search of so many trials, in the order of their numbers."""
+    task = Drawn("CartPole-v1", {}, ("max_kl", "critic_lr"), 100, (seed,))
+    if meeting is not None:
+        meeting.wait(PATIENCE)
+    study = open_study(Path(file), task, {"max_kl": 0.01, "critic_lr": 1e-3})
+    search(study, task, trials, lambda _: None)
+    return [tuple(trial.params.values()) for trial in study.trials]
+
+
+def test_a_seed_decides_the_draws_wherever_the_search_was_stopped():
+    whole = draws("whole.db", 12)  # from the eleventh on by what the others gave
+    draws("parts.db", 4)
+    assert draws("parts.db", 12) == whole
+    assert len(set(whole)) == 12
+    assert whole[0] == (0.01, 1e-3)
+    other = draws("other.db", 2, seed=2)
+    assert other[0] == whole[0]
+    assert other[1] not in whole
+
+
+@pytest.mark.slow
+def test_processes_that_begin_at_once_share_the_work():
+    context = multiprocessing.get_context("spawn")
+    meeting = context.Barrier(2)
+    both = [context.Process(target=draws, args=("s.db", 6, meeting)) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(PATIENCE)
+    assert [each.exitcode for each in both] == [0, 0]
+    study = optuna.load_study(study_name="trpo-fast", storage="sqlite:///s.db")
+    found = [tuple(trial.params.values()) for trial in study.trials]
+    assert len(found) in (6, 7)  # each begins one where the other's sixth has not ended
+    assert len(set(found)) == len(found)  # the defaults once, too
 
 
 @pytest.mark.parametrize("name", SPACE)

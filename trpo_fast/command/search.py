@@ -13,8 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import ConfigError
+from trpo_fast.runs.lock import alone_in
 
 if TYPE_CHECKING:
     import optuna
@@ -140,32 +143,31 @@ def _look(
             raise optuna.TrialPruned
 
 
-def open_study(file: Path, task: Task) -> optuna.Study:
-    """The study in an SQLite file, made where there is none.
+def open_study(file: Path, task: Task, defaults: Mapping[str, Any]) -> optuna.Study:
+    """The study in an SQLite file, made where there is none; its first trial has the defaults.
+
+    Several processes may begin on one file at once: one makes it, the others find it.
+
+    Args:
+        file: where it is kept.
+        task: what each trial does.
+        defaults: of the options that are searched.
 
     Raises ConfigError for one of another search, or a file that is no study.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            storage=f"sqlite:///{file}",
-            study_name="trpo-fast",
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(UNPRUNED, WARM_UP),
-        )
+        with alone_in(file.parent):
+            study = _made(file)
+            known, wanted = study.user_attrs.get("task"), task.described()
+            if known is None:
+                first = {name: defaults[name] for name in task.searched}
+                study.enqueue_trial({k: _kept(v) for k, v in first.items() if SPACE[k].holds(v)})
+                study.set_user_attr("task", wanted)
     except Exception as error:
         why = str(error.__cause__ or error).partition("\n")[0]  # the rest is SQLAlchemy's own
         raise ConfigError(f"the study {file} cannot be used: {why}") from error
-    # Not one seed for all: a search that goes on would draw again what it drew before.
-    study.sampler = optuna.samplers.TPESampler(seed=task.seeds[0] + len(study.trials))
-    known, wanted = study.user_attrs.get("task"), task.described()
-    if known is None:
-        study.set_user_attr("task", wanted)
-    elif known != wanted:
+    if known not in (None, wanted):
         changed = [f"{k}: {known.get(k)} -> {v}" for k, v in wanted.items() if known.get(k) != v]
         raise ConfigError(
             f"the study {file} is of another search: name another --study, or go back to\n  "
@@ -174,30 +176,48 @@ def open_study(file: Path, task: Task) -> optuna.Study:
     return study
 
 
+def _made(file: Path) -> optuna.Study:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(
+        storage=f"sqlite:///{file}",
+        study_name="trpo-fast",
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(UNPRUNED, WARM_UP),
+    )
+
+
 def search(
     study: optuna.Study,
     task: Task,
     trials: int,
-    defaults: Mapping[str, Any],
     tell: Callable[[optuna.trial.FrozenTrial], None],
 ) -> None:
-    """Make trials until the study has so many that ended; the first one has the defaults.
+    """Make trials until the study has so many that ended.
+
+    What a trial draws follows from the task's first seed, its number and the trials before it.
 
     Args:
         study: where they are kept.
         task: what each of them does.
         trials: how many, those that are there included.
-        defaults: of the options that are searched.
         tell: called with each, once it has ended.
 
     Raises what ends a training, such as EnvironmentFault; that trial counts as failed, and the
     search goes on with another when it is begun again.
     """
-    if not study.trials:
-        first = {name: defaults[name] for name in task.searched}
-        study.enqueue_trial({k: _kept(v) for k, v in first.items() if SPACE[k].holds(v)})
+    import optuna
+
+    def score(trial: optuna.Trial) -> float:
+        # Its number no other process on the study has, and none had before.
+        sources = np.random.SeedSequence((task.seeds[0], trial.number)).generate_state(1)
+        study.sampler = optuna.samplers.TPESampler(seed=int(sources[0]))
+        return task.score(trial)
+
     while len(ended(study)) < trials:
-        study.optimize(task.score, n_trials=1, callbacks=[lambda _, trial: tell(trial)])
+        study.optimize(score, n_trials=1, callbacks=[lambda _, trial: tell(trial)])
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -99,7 +99,8 @@ def _tune(options: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out} is written as JSON: give it a name that ends in .json")
     file = given_path(options.study or f"tune-{name}.db", "--study")
     task = _task(options, given)
-    study = open_study(file, task)
+    defaults = {row: option.default for row, option in OPTIONS.items()}
+    study = open_study(file, task, defaults)
     written = study.user_attrs.get("out")
     if out.exists() and written != str(out.resolve()):
         raise ConfigError(f"--out {out} is there and not of this search: name another file")
@@ -108,9 +109,8 @@ def _tune(options: argparse.Namespace) -> int:
         f"{len(ended(study))} of {options.trials} trials are in {file}; searched: "
         f"{', '.join(task.searched)}"
     )
-    defaults = {row: option.default for row, option in OPTIONS.items()}
     try:
-        search(study, task, options.trials, defaults, lambda trial: _tell(study, trial))
+        search(study, task, options.trials, lambda trial: _tell(study, trial))
     finally:
         found = best_options(study, task)
         if found is not None:
