@@ -7,9 +7,12 @@ of the API without a docstring.
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from typing import Any
 
+from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -21,8 +24,8 @@ project_copyright = author
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-source_suffix = {".md": "markdown"}
-include_patterns = ["docs/*.md", "*.md", "csrc/README.md"]
+source_suffix = {".md": "markdown", ".ipynb": "notebook"}
+include_patterns = ["docs/*.md", "docs/notebooks/*.ipynb", "*.md", "csrc/README.md"]
 exclude_patterns = [".*", "build", "dist", "runs"]
 root_doc = "docs/index"
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -41,6 +44,22 @@ default_role = "code"
 smartquotes = False
 
 _log = logging.getLogger(__name__)
+
+
+class NotebookParser(MystParser):  # type: ignore[misc]
+    """Notebooks, which are kept without outputs, as the pages that their cells make."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        """Fill the document."""
+        cells = json.loads(inputstring)["cells"]
+        super().parse("\n\n".join(map(self._markdown, cells)), document)
+
+    @staticmethod
+    def _markdown(cell: dict[str, Any]) -> str:
+        text = "".join(cell["source"])
+        return f"```python\n{text}\n```" if cell["cell_type"] == "code" else text
 
 
 def _is_bare_attribute(
@@ -64,5 +83,6 @@ def _require_docstring(
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.add_source_parser(NotebookParser)
     app.connect("autodoc-skip-member", _is_bare_attribute)
     app.connect("autodoc-process-docstring", _require_docstring)
