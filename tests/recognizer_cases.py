@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
+    Beta,
     Categorical,
     Distribution,
     Independent,
@@ -236,6 +237,36 @@ class Logits(Body):
         if self.kind == "probs":
             return Categorical(probs=logits.softmax(-1))
         return Categorical(logits=logits)
+
+
+@recognised
+class OneBeta(Body):
+    """1 + softplus of all outputs at once."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(WIDTH, 6), nn.Tanh(), nn.Linear(6, 4))
+        del self.log_std
+
+    def forward(self, obs: Tensor) -> Distribution:
+        alpha, beta = self.concentrations(self.body(obs))
+        return Independent(Beta(alpha, beta), 1)
+
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return (1 + functional.softplus(outputs)).chunk(2, dim=-1)
+
+
+@recognised
+class SplitBeta(OneBeta):
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        alpha, beta = outputs.split(2, 1)
+        return functional.softplus(alpha) + 1.0, nn.Softplus()(beta).add(1)
+
+
+@recognised
+class SlicedBeta(OneBeta):
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        both = functional.softplus(outputs)
+        return both[:, :2] + 1, both[:, 2:] + 1
 
 
 for _kind in ("plain", "log_softmax", "multi", "bernoulli"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from recognizer_cases import ACTIONS, WIDTH, Body, Halves, Logits, Make, Policy
+from recognizer_cases import ACTIONS, WIDTH, Body, Halves, Logits, Make, OneBeta, Policy
 from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
@@ -54,6 +54,36 @@ class Residual(Policy):
     def mean(self, obs: Tensor) -> Tensor:
         hidden = torch.tanh(self.first(obs))
         return self.last(hidden + self.first(obs))
+
+
+@refused("of the Beta, its concentrations are not 1 + softplus of the two halves")
+class SwappedBeta(OneBeta):
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return super().concentrations(outputs)[::-1]
+
+
+@refused("forward applies add to the output of a layer")
+class HigherBeta(OneBeta):
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return (functional.softplus(outputs) + 1.5).chunk(2, 1)
+
+
+@refused("forward applies add to the output of a layer")
+class SteeperBeta(OneBeta):
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return (functional.softplus(outputs, beta=2) + 1).chunk(2, 1)
+
+
+@refused("leaves outputs of its layer unused")
+class NarrowBeta(OneBeta):
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return (functional.softplus(outputs) + 1)[:, :2].chunk(2, 1)
+
+
+@refused("forward applies detach to the output of a layer")
+class DetachedBeta(OneBeta):
+    def concentrations(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return (functional.softplus(outputs.detach()) + 1).chunk(2, 1)
 
 
 @refused("layer 'body.1' is a LayerNorm")

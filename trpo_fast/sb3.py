@@ -232,7 +232,7 @@ class MaskableTRPO(TRPO):
     The environment tells what is allowed by a method ``action_masks()``, or by sb3-contrib's
     ``ActionMasker`` around it: a bool for each choice, of MultiDiscrete actions side by side, of
     MultiBinary ones two a bit (off, on). A forbidden action has probability 0 in the ratio, the KL
-    and the Fisher matrix too. The step takes the generic path.
+    and the Fisher matrix too.
 
     Policies are "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of sb3-contrib's
     ``MaskableActorCriticPolicy``. ``evaluate_policy`` is that of

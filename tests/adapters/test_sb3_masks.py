@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.wrappers import ActionMasker
 from torch import Tensor
 
+from trpo_fast import TRPOOptimizer
+from trpo_fast.adapters.sb3_policies import Acting, Actor
 from trpo_fast.sb3 import TRPO, MaskableTRPO
 
 pytestmark = [
@@ -111,6 +114,53 @@ def test_the_step_is_given_the_masks_of_the_rollout() -> None:
     for column, block in enumerate(chosen):
         assert block.gather(1, given["actions"][:, [column]].long()).all()
     assert not chosen[0][:, 0].any()
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_the_step_is_fused_and_equals_the_generic_one(name: str) -> None:
+    class Hidden(Actor):
+        def forward(self, obs: Any, action_mask: Tensor | None = None) -> Any:
+            return super().forward(obs.neg().neg(), action_mask)
+
+    model = made(Masking(ACTIONS[name]))
+    model.learn(64)
+    rollout = next(model.rollout_buffer.get(batch_size=None))
+    start, moved = model.policy, {}
+    for path, kind in (("fused", Actor), ("generic", Hidden)):
+        policy = copy.deepcopy(start)
+        before = torch.nn.utils.parameters_to_vector(policy.parameters())
+        optimizer = TRPOOptimizer(kind(policy), step_size="damped", preconditioner="none")
+        model._policy_optimizer, model.policy = optimizer, policy
+        assert model._step_policy(rollout).accepted
+        assert optimizer.path == path
+        moved[path] = torch.nn.utils.parameters_to_vector(policy.parameters()) - before
+    difference = (moved["fused"] - moved["generic"]).norm()
+    assert float(difference) < 1e-5 * float(moved["generic"].norm())  # float32
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_acting_is_native_and_draws_what_the_policy_draws(name: str) -> None:
+    env = Masking(ACTIONS[name])
+    model = made(env)
+    policy = model.policy
+    policy.set_training_mode(False)
+    obs, masks = (
+        torch.rand(7, 3),
+        np.stack([(env.reset(), env.action_masks())[1] for _ in range(7)]),
+    )
+    act = Acting(policy, obs)
+    assert act._fused is not None
+    with torch.no_grad():
+        torch.manual_seed(3)
+        expected = policy(obs, action_masks=masks)
+        torch.manual_seed(3)
+        found = act(obs, action_masks=masks)
+        torch.manual_seed(3)
+        next(policy.parameters()).add_(0)  # a callback wrote: recognised again, the masks kept
+        again = act(obs, action_masks=masks)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(again[0], expected[0])
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-5, atol=1e-6)
 
 
 def test_the_ratio_is_one_before_the_step() -> None:

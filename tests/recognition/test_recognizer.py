@@ -151,9 +151,10 @@ class TestShapes:
         assert isinstance(network_of(policy, observations()), Network)
         assert network_of(policy) == UNDECIDED
 
-    def test_a_mask_is_for_mlp_policies(self) -> None:
+    def test_a_forward_that_takes_no_mask_is_refused_one(self) -> None:
         mask = torch.ones(48, 6, dtype=torch.bool)
         found = network_of(made(RECOGNISED["logits_plain"]), observations(), mask)
+        assert "forward raised TypeError" in str(found)
         assert "action_mask" in str(found)
 
 

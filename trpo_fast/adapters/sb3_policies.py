@@ -50,13 +50,10 @@ class Actor(nn.Module):
         """
         policy = self.policy
         if isinstance(policy, MaskableActorCriticPolicy):
-            return _masked(policy.get_distribution(obs), action_mask)
-        stock = type(policy).get_distribution is ActorCriticPolicy.get_distribution
-        if stock and type(policy.action_dist) is MultiCategoricalDistribution:
-            # The blocks' logits before SB3 normalises them, side by side.
-            features = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
-            logits = policy.action_net(policy.mlp_extractor.forward_actor(features))
-            return MultiCategorical(logits, policy.action_dist.action_dims)
+            return _masked(policy, obs, action_mask)
+        blocks = type(policy.action_dist) is MultiCategoricalDistribution
+        if blocks and _is_stock(policy, ActorCriticPolicy):
+            return MultiCategorical(_logits(policy, obs), policy.action_dist.action_dims)
         found = policy.get_distribution(obs)
         if isinstance(found, MultiCategoricalDistribution):
             logits = torch.cat([block.logits for block in found.distribution], dim=1)
@@ -64,12 +61,31 @@ class Actor(nn.Module):
         return joint(found.distribution)
 
 
-def _masked(found: Any, mask: Tensor | None) -> Distribution:
+def _masked(policy: Any, obs: Any, mask: Tensor | None) -> Distribution:
     """sb3-contrib's distribution as one of ours, whose forbidden actions have probability 0."""
+    stock = _is_stock(policy, MaskableActorCriticPolicy)
+    found = policy.action_dist if stock else policy.get_distribution(obs)
     if isinstance(found, MaskableMultiCategoricalDistribution):  # of bits as well: two choices each
-        logits = torch.cat([block.logits for block in found.distributions], dim=1)
+        logits = (
+            _logits(policy, obs)
+            if stock
+            else torch.cat([block.logits for block in found.distributions], dim=1)
+        )
         return MultiCategorical(logits, found.action_dims, mask)
-    return MaskedCategorical(found.distribution.logits, mask)
+    return MaskedCategorical(_logits(policy, obs) if stock else found.distribution.logits, mask)
+
+
+def _is_stock(policy: Any, base: type) -> bool:
+    """Whether a policy makes its distribution as the library's own class does."""
+    names = ("get_distribution", "_get_action_dist_from_latent")
+    return all(getattr(type(policy), name) is getattr(base, name) for name in names)
+
+
+def _logits(policy: Any, obs: Any) -> Tensor:
+    """A stock policy's outputs before SB3 normalises them, ``[N, n]``: all blocks side by side."""
+    features = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
+    logits: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
+    return logits
 
 
 class Values(nn.Module):
@@ -114,19 +130,20 @@ class Acting:
         versions = self._now()
         if versions != self._versions:
             self._versions, self._fused = versions, self._recognise(obs)
-            return self(obs)
-        return self._fused(obs.flatten(1).float())
+            return self(obs, **masks)
+        return self._fused(obs.flatten(1).float(), **masks)
 
     def _now(self) -> list[tuple[int, int]]:
         return [(p._version, p.data_ptr()) for p in self._parameters]
 
-    def _recognise(self, obs: Any) -> Callable[[Tensor], Acted] | None:
+    def _recognise(self, obs: Any) -> Callable[..., Acted] | None:
         """The policy's forward on the recognised networks, or None."""
         policy = self.policy
+        masking = isinstance(policy, MaskableActorCriticPolicy)
+        base = MaskableActorCriticPolicy if masking else ActorCriticPolicy
         stock = (
-            type(policy).forward is ActorCriticPolicy.forward
-            and type(policy)._get_action_dist_from_latent
-            is ActorCriticPolicy._get_action_dist_from_latent
+            type(policy).forward is base.forward
+            and _is_stock(policy, base)
             and isinstance(obs, Tensor)
             and obs.is_cpu
             and obs.is_floating_point()
@@ -147,11 +164,13 @@ class Acting:
 
     def _by_distribution(
         self, outputs: Callable[[Tensor], Tensor], values: Callable[[Tensor], Tensor]
-    ) -> Callable[[Tensor], Acted]:
+    ) -> Callable[..., Acted]:
         policy = self.policy
 
-        def act(obs: Tensor) -> Acted:
+        def act(obs: Tensor, action_masks: Any = None) -> Acted:
             distribution = policy.action_dist.proba_distribution(action_logits=outputs(obs))
+            if action_masks is not None:
+                distribution.apply_masking(action_masks)
             actions = distribution.get_actions()
             log_prob = distribution.log_prob(actions)
             return actions.reshape((-1, *policy.action_space.shape)), values(obs), log_prob

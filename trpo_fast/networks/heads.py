@@ -180,10 +180,11 @@ class _Categories(Head):
         blocks = zip(root.split(sizes, 1), p.split(sizes, 1), signs.split(sizes, 1), strict=True)
         return torch.cat([r - q * (q.sqrt() * s).sum(1, keepdim=True) for r, q, s in blocks], 1)
 
+    def parts(self, at: Outputs) -> tuple[Tensor, ...]:
+        return (_allowed(at.values, at.mask),)
+
     def draw(self, at: Outputs, noise: Tensor) -> Tensor:
-        logits = at.values.double()
-        if at.mask is not None:
-            logits = logits.masked_fill(~at.mask, -torch.inf)
+        logits = _allowed(at.values.double(), at.mask)
         pairs = zip(logits.split(list(self.nvec), dim=-1), noise.unbind(-1), strict=True)
         return torch.stack([_category(block, u) for block, u in pairs], dim=-1)
 
@@ -195,9 +196,13 @@ class _Categories(Head):
 
     def _probabilities(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """``[n, sum(nvec)]``; exactly 0 where the mask forbids."""
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf)
+        logits = _allowed(logits, mask)
         return torch.cat([block.softmax(1) for block in logits.split(list(self.nvec), 1)], 1)
+
+
+def _allowed(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """-inf where the mask forbids."""
+    return logits if mask is None else logits.masked_fill(~mask, -torch.inf)
 
 
 def _category(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -248,7 +253,8 @@ class CategoricalHead(_Categories):
         return MaskedCategorical(at.values, at.mask, validate_args=False)
 
     def parts(self, at: Outputs) -> tuple[Tensor, ...]:
-        return (at.values - at.values.logsumexp(dim=-1, keepdim=True),)
+        logits = _allowed(at.values, at.mask)
+        return (logits - logits.logsumexp(dim=-1, keepdim=True),)
 
 
 @dataclass(frozen=True)

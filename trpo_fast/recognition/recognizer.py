@@ -61,30 +61,52 @@ class _Memory(NamedTuple):
     places: list[Any]  # of the tensors, when they were last seen to be servable
 
 
+class _Batch(NamedTuple):
+    """What ``forward`` is given."""
+
+    obs: Tensor  # [N, ...]
+    mask: Tensor | None  # [N, n] bool
+
+    def at(self, rows: slice | Tensor) -> _Batch:
+        return _Batch(self.obs[rows], None if self.mask is None else self.mask[rows])
+
+    def layout(self) -> tuple[Any, ...]:
+        strides = None if self.mask is None else self.mask.stride()
+        return len(self.obs), self.obs.stride(), strides
+
+    def through(self, module: nn.Module) -> Any:
+        if self.mask is None:
+            return module(self.obs)
+        return module(self.obs, action_mask=self.mask)
+
+
 class Recognizer:
     """Finds and remembers what modules compute.
 
     Args:
         read: From the tracer and what ``forward`` returned to a structure, or a reason.
         observe: The tensors to compare in what ``forward`` returned; None where there are none.
-        compute: The same tensors from the structure, the slots' tensors and some rows.
+        compute: The same tensors from the structure, the slots' tensors, some rows and their mask.
     """
 
     def __init__(
         self,
         read: Callable[[Tracer, Any], Structure | str],
         observe: Callable[[Any], tuple[Tensor, ...] | None],
-        compute: Callable[[Structure, Sequence[Tensor], Tensor], tuple[Tensor, ...]],
+        compute: Callable[[Structure, Sequence[Tensor], Tensor, Tensor | None], tuple[Tensor, ...]],
     ) -> None:
         self._read, self._observe, self._compute = read, observe, compute
         self._memory: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
 
-    def __call__(self, module: nn.Module, obs: Any) -> tuple[Structure, list[Tensor]] | str:
+    def __call__(
+        self, module: nn.Module, obs: Any, mask: Any = None
+    ) -> tuple[Structure, list[Tensor]] | str:
         """The structure and the tensors in its slots, or the reason why there is none.
 
         Args:
             module: The module; its modes and parameters are as before afterwards.
             obs: ``[N, ...]``, the batch at hand.
+            mask: ``[N, n]`` bool, that batch's ``action_mask``; None calls forward without one.
 
         Raises:
             ValueError: forward fails on observations of another shape than it was recognised on.
@@ -98,11 +120,15 @@ class Recognizer:
             return f"the observations are a {type(obs).__name__}, not one tensor"
         if obs.ndim < 2 or len(obs) == 0:
             return f"the observations have shape {tuple(obs.shape)}, not [N, O]"
+        if mask is not None:
+            plain = isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.ndim == 2
+            if not plain or len(mask) != len(obs) or mask.device != obs.device:
+                return "the action_mask is not one tensor [N, n] of bool beside the observations"
         for part in tree.training:  # nn.Module.__setattr__ costs ten times as much
             part.__dict__["training"] = False
         try:
             with own_precision(obs.device):
-                found = self._find(module, tree, obs)
+                found = self._find(module, tree, _Batch(obs, mask))
         except Exception as error:  # noqa: BLE001
             self._check_shape(module, tree, obs, error)
             # The generic path meets the same error, with the module's own traceback.
@@ -123,23 +149,23 @@ class Recognizer:
                 f"obs has shape {tuple(obs.shape)}, expected (N, {sizes}), as before: {error}"
             ) from error
 
-    def _find(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
-        key = _key(tree, obs)
+    def _find(self, module: nn.Module, tree: Tree, batch: _Batch) -> Structure | str:
+        key = _key(tree, batch)
         if isinstance(key, str):
             return key
         memory = self._memory.get(module)
-        if memory is None or memory.key != key or not self._holds(module, memory, tree, obs):
-            found = self._trace(module, tree, obs)
-            again = _key(tree, obs)
+        if memory is None or memory.key != key or not self._holds(module, memory, tree, batch):
+            found = self._trace(module, tree, batch)
+            again = _key(tree, batch)
             if again != key and not isinstance(again, str):  # set up by the first call, perhaps
-                key, found = again, self._trace(module, tree, obs)
+                key, found = again, self._trace(module, tree, batch)
             memory = _Memory(key, found, {}, count(1), [])
             self._memory[module] = memory
-        layout = (len(obs), obs.stride())
+        layout = batch.layout()
         if layout not in memory.layouts and not isinstance(memory.found, str):
-            reason = self._differs(module, memory.found, tree, obs)
-            if reason is None and _key(tree, obs) != key:
-                reason = changed_by_call(module, lambda: module(obs))
+            reason = self._differs(module, memory.found, tree, batch)
+            if reason is None and _key(tree, batch) != key:
+                reason = changed_by_call(module, lambda: batch.through(module))
             memory = memory._replace(found=reason or memory.found)
             memory.layouts[layout] = None
             if len(memory.layouts) > LAYOUTS_KEPT:
@@ -147,7 +173,7 @@ class Recognizer:
             self._memory[module] = memory
         return memory.found
 
-    def _holds(self, module: nn.Module, memory: _Memory, tree: Tree, obs: Tensor) -> bool:
+    def _holds(self, module: nn.Module, memory: _Memory, tree: Tree, batch: _Batch) -> bool:
         found = memory.found
         if isinstance(found, str):
             return True
@@ -162,13 +188,14 @@ class Recognizer:
             memory.places[:] = places
         if next(memory.looks) % CHECKED_EACH:
             return True
-        few = obs[:: max(1, len(obs) // CHECKED_ROWS)][:CHECKED_ROWS]
-        return self._agrees(module, found, tree, few)
+        few = batch.at(slice(None, None, max(1, len(batch.obs) // CHECKED_ROWS)))
+        return self._agrees(module, found, tree, few.at(slice(CHECKED_ROWS)))
 
-    def _trace(self, module: nn.Module, tree: Tree, obs: Tensor) -> Structure | str:
+    def _trace(self, module: nn.Module, tree: Tree, batch: _Batch) -> Structure | str:
         """What forward does with a few rows, in values and gradients."""
-        rows = obs[torch.arange(TRACED_ROWS, device=obs.device) % len(obs)]
-        with kept_generators(obs.device) as drawn, torch.enable_grad():
+        device = batch.obs.device
+        rows = batch.at(torch.arange(TRACED_ROWS, device=device) % len(batch.obs))
+        with kept_generators(device) as drawn, torch.enable_grad():
             found, result = self._watched(module, tree, rows)
             if drawn():
                 return DRAWS
@@ -183,44 +210,47 @@ class Recognizer:
                 return "forward gives other numbers than the layers found in it"
         return found
 
-    def _watched(self, module: nn.Module, tree: Tree, rows: Tensor) -> tuple[Structure | str, Any]:
-        tracer = Tracer(module, rows, tree.tensors)
+    def _watched(self, module: nn.Module, tree: Tree, rows: _Batch) -> tuple[Structure | str, Any]:
+        tracer = Tracer(module, rows.obs, tree.tensors, rows.mask)
         with tracer:
-            result = module(rows)
+            result = rows.through(module)
         return tracer.refusal or self._read(tracer, result), result
 
     @torch.no_grad()
-    def _differs(self, module: nn.Module, found: Structure, tree: Tree, obs: Tensor) -> str | None:
+    def _differs(
+        self, module: nn.Module, found: Structure, tree: Tree, batch: _Batch
+    ) -> str | None:
         """Whether forward does anything else with all the rows than with a few, and what."""
-        with kept_generators(obs.device) as drawn:
-            for rows in obs.split(ROWS_AT_ONCE):
+        with kept_generators(batch.obs.device) as drawn:
+            for start in range(0, len(batch.obs), ROWS_AT_ONCE):
+                rows = batch.at(slice(start, start + ROWS_AT_ONCE))
                 whole, result = self._watched(module, tree, rows)
                 if isinstance(whole, str):
                     return whole
                 given = self._observe(result)
-                if whole != found or not _same(given, self._compute(found, tree.tensors, rows)):
-                    return f"forward does something else with {len(rows)} rows than with a few"
+                if whole != found or not _same(given, self._compute(found, tree.tensors, *rows)):
+                    return f"forward does something else with {len(rows.obs)} rows than with a few"
             return DRAWS if drawn() else None
 
     def _servable(self, found: Structure, tree: Tree) -> str | None:
         return unservable([tree.tensors[slot] for slot in found.slots()])
 
     @torch.no_grad()
-    def _agrees(self, module: nn.Module, found: Structure, tree: Tree, rows: Tensor) -> bool:
+    def _agrees(self, module: nn.Module, found: Structure, tree: Tree, rows: _Batch) -> bool:
         state = torch.get_rng_state()
-        given = self._observe(module(rows))
+        given = self._observe(rows.through(module))
         if not torch.equal(state, torch.get_rng_state()):
             torch.set_rng_state(state)  # a look must not change what is drawn later
-        return _same(given, self._compute(found, tree.tensors, rows))
+        return _same(given, self._compute(found, tree.tensors, *rows))
 
     def _gradients_differ(
-        self, result: Any, found: Structure, tensors: Sequence[Tensor], rows: Tensor
+        self, result: Any, found: Structure, tensors: Sequence[Tensor], rows: _Batch
     ) -> str | None:
         """Whether backward goes other ways than forward: detach, custom functions, hooks."""
         leaves = [tensors[slot] for slot in found.slots() if tensors[slot].requires_grad]
         if not leaves:
             return None
-        sides = (self._observe(result), self._compute(found, tensors, rows))
+        sides = (self._observe(result), self._compute(found, tensors, *rows))
         given, wanted = (_gradients(side, leaves) for side in sides)
         for a, b in zip(given, wanted, strict=True):
             if a is None or b is None or not _close(a, b, GRADIENT_TOLERANCE):
@@ -252,10 +282,14 @@ def _close(a: Tensor, b: Tensor, tolerance: dict[torch.dtype, float]) -> bool:
         return False
     if torch.equal(a, b):
         return True
+    endless = b.isinf()  # the logits of what is forbidden
+    if not torch.equal(a[endless], b[endless]):
+        return False
+    a, b = a.masked_fill(endless, 0), b.masked_fill(endless, 0)
     return bool((a - b).abs().max() <= tolerance[a.dtype] * b.abs().max())
 
 
-def _key(tree: Tree, obs: Tensor) -> tuple[Any, ...] | str:
+def _key(tree: Tree, batch: _Batch) -> tuple[Any, ...] | str:
     """All that ``forward`` can read besides values and the number of rows, or why it is not known.
 
     The first two are what ``Recognizer._check_shape`` compares.
@@ -263,7 +297,9 @@ def _key(tree: Tree, obs: Tensor) -> tuple[Any, ...] | str:
     state = python_state(tree.parts)
     if isinstance(state, str):
         return state
-    return tree.key, obs.shape[1:], obs.dtype, obs.device, state, global_modes()
+    obs, mask = batch
+    width = None if mask is None else mask.shape[1]
+    return tree.key, obs.shape[1:], obs.dtype, obs.device, state, global_modes(), width
 
 
 recognise_policy = Recognizer(policy_structure, distribution_tensors, policy_tensors)
@@ -333,7 +369,8 @@ def network_of(
     """The network of a policy, or the reason, in words, why it is not recognised.
 
     Recognised: ``MlpPolicy``, and any module whose forward is at heart a chain of Linear layers and
-    activations that ends in a known distribution (``recognizer``); without hooks,
+    activations that ends in a known distribution (``recognizer``), whose logits an action mask may
+    lie over; without hooks,
     parametrizations or a replaced forward; with float32 or float64 parameters. The network's
     tensors are the module's own parameters.
 
@@ -355,10 +392,7 @@ def network_of(
 
 
 def _foreign_network(module: nn.Module, obs: Any, action_mask: Tensor | None) -> Network | str:
-    if action_mask is None:
-        found = recognise_policy(module, obs)
-    else:
-        found = "an action_mask is given, which the fused path serves for MlpPolicy alone"
+    found = recognise_policy(module, obs, action_mask)
     if isinstance(found, str):
         return found if found == UNDECIDED else f"{type(module).__name__}: {found}"
     return found[0].network(found[1])

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,16 +15,24 @@ from torch import Tensor
 
 from trpo_fast.networks.activations import SOFTPLUS_THRESHOLD
 from trpo_fast.recognition.values import (
+    Allowed,
     Call,
     Chain,
     Columns,
     Constant,
+    Detached,
     Exp,
-    LogSoftmax,
-    LogSumExp,
+    Forbidden,
+    Logits,
+    Masked,
     Observations,
+    Raised,
     Row,
+    RowNumber,
+    Shifted,
     Slot,
+    Softplus,
+    Stacked,
     Step,
     Transposed,
     Value,
@@ -108,7 +117,11 @@ def _gelu(call: Call) -> Known:
 def _softplus(call: Call) -> Known:
     if call.argument(2, "threshold", SOFTPLUS_THRESHOLD) != SOFTPLUS_THRESHOLD:
         return None
-    return _activated(call, "softplus", call.argument(1, "beta", 1.0))
+    beta, value = call.argument(1, "beta", 1.0), call.known(call.argument(0, "input"))
+    if isinstance(value, Columns):
+        plain = value.chain.steps[-1].activation == "identity" and beta == 1.0
+        return (lambda _: Softplus(value)) if plain else None
+    return _activated(call, "softplus", beta)
 
 
 def _exp(call: Call) -> Known:
@@ -196,13 +209,20 @@ def _part(call: Call) -> Known:
             return None
         if out.shape == tensor.shape:
             return value if offset == 0 else None
-        base = value.chain if isinstance(value, Columns) else value
-        start = value.start if isinstance(value, Columns) else 0
-        if not isinstance(base, Chain) or out.ndim != 2 or out.shape[0] != tensor.shape[0]:
+        of = value.of if isinstance(value, Raised) else value
+        base = of.chain if isinstance(of, Columns) else of
+        start = of.start if isinstance(of, Columns | Allowed) else 0
+        if out.ndim != 2 or out.shape[0] != tensor.shape[0]:
             return None
         if tensor.stride(1) != 1 or offset + out.shape[1] > tensor.shape[1]:
             return None
-        return Columns(base, start + offset, start + offset + out.shape[1])
+        ends = start + offset, start + offset + out.shape[1]
+        if isinstance(base, Allowed):
+            return Allowed(*ends)
+        if not isinstance(base, Chain):
+            return None
+        columns = Columns(base, *ends)
+        return Raised(columns) if isinstance(value, Raised) else columns
 
     return result
 
@@ -212,6 +232,8 @@ def _same_as_operand(neutral: float) -> Rule:
 
     def rule(call: Call) -> Known:
         pairs = list(zip(call.values, call.tensors, strict=True))
+        if neutral == 0 and len(pairs) == 1:
+            return _raised(call)
         if len(pairs) != 2 or "alpha" in call.kwargs:
             return None
         if neutral == 0 and isinstance(pairs[0][0], Chain) and isinstance(pairs[1][0], Slot):
@@ -246,6 +268,31 @@ def _add_bias(call: Call) -> Known:
     return lambda _: Chain((*chain.steps[:-1], step))
 
 
+def _raised(call: Call) -> Known:
+    """1 + softplus of outputs, of all or of a part of them."""
+    value, tensor = call.values[0], call.tensors[0]
+    others = [given for given in call.args if given is not tensor]
+    if call.kwargs or len(others) != 1 or tensor.ndim != 2:
+        return None
+    if not isinstance(others[0], int | float) or others[0] != 1:
+        return None
+    if isinstance(value, Softplus):
+        return lambda _: Raised(value.of)
+    columns = Columns(value, 0, tensor.shape[1]) if isinstance(value, Chain) else value
+    if not isinstance(columns, Columns):
+        return None
+    *before, last = columns.chain.steps
+    if (last.activation, last.parameter) != ("softplus", 1.0):
+        return None
+    plain = Chain((*before, replace(last, activation="identity", parameter=0.0)))
+    return lambda _: Raised(replace(columns, chain=plain))
+
+
+def _stack(call: Call) -> Known:
+    values = tuple(call.values)
+    return (lambda _: Stacked(values)) if call.argument(1, "dim", 0) == -1 else None
+
+
 def _constant(number: float | None, position: int = -1, keyword: str = "") -> Rule:
     def rule(call: Call) -> Known:
         given = number if number is not None else call.argument(position, keyword)
@@ -255,33 +302,68 @@ def _constant(number: float | None, position: int = -1, keyword: str = "") -> Ru
     return rule
 
 
-def _logsumexp(call: Call) -> Known:
+def _row_number(call: Call) -> Known:
+    """``logsumexp`` and ``amax``."""
     value = call.values[0]
-    if not isinstance(value, Chain | Columns | LogSoftmax) or call.tensors[0].ndim != 2:
+    logits = value.of if isinstance(value, Detached) else value
+    if not isinstance(logits, Logits) or call.tensors[0].ndim != 2:
         return None
     if not call.argument(2, "keepdim", False):
         return None
     dim = call.argument(1, "dim")
-    return (lambda _: LogSumExp(value)) if dim in (-1, 1, (-1,), (1,)) else None
+    return (lambda _: RowNumber(logits)) if dim in (-1, 1, (-1,), (1,)) else None
+
+
+def _detach(call: Call) -> Known:
+    value = call.values[0]
+    return (lambda _: Detached(value)) if isinstance(value, Logits) else None
 
 
 def _log_softmax(call: Call) -> Known:
     value = call.values[0]
-    if not isinstance(value, Chain | Columns) or call.argument(1, "dim") not in (-1, 1):
+    if not isinstance(value, Chain | Columns | Masked) or call.argument(1, "dim") not in (-1, 1):
         return None
     if isinstance(value, Chain) and value.squeezed:
         return None
-    return lambda out: LogSoftmax(value) if out.dtype == call.tensors[0].dtype else None
+    return lambda out: Shifted(value) if out.dtype == call.tensors[0].dtype else None
 
 
 def _subtract(call: Call) -> Known:
-    """Logits less their logsumexp, as Categorical normalises them."""
+    """Logits less their logsumexp, as Categorical normalises them, or less the greatest."""
     if len(call.values) != 2 or "alpha" in call.kwargs:
         return None
     left, right = call.values
-    if isinstance(left, Chain | Columns | LogSoftmax) and right == LogSumExp(left):
-        return lambda _: left if isinstance(left, LogSoftmax) else LogSoftmax(left)
+    if isinstance(left, Logits) and right == RowNumber(left):
+        return lambda _: left if isinstance(left, Shifted) else Shifted(left)
     return None
+
+
+def _negated(call: Call) -> Known:
+    value = call.values[0]
+    return (lambda _: Forbidden(value)) if isinstance(value, Allowed) else None
+
+
+def _masked_fill(call: Call) -> Known:
+    where = call.known(call.argument(1, "mask"))
+    by = where.where if isinstance(where, Forbidden) else None
+    return _masked(call, call.argument(0, "input"), by, call.argument(2, "value"))
+
+
+def _where(call: Call) -> Known:
+    by = call.known(call.argument(0, "condition"))
+    return _masked(call, call.argument(1, "input"), by, call.argument(2, "other"))
+
+
+def _masked(call: Call, logits: Any, by: Value | None, filled: Any) -> Known:
+    """Logits where the mask allows, -inf elsewhere."""
+    value, constant = call.known(logits), call.known(filled)
+    number = constant.number if isinstance(constant, Constant) else filled
+    if not isinstance(number, float) or number != -math.inf or logits.ndim != 2:
+        return None
+    if not isinstance(value, Chain | Columns) or not isinstance(by, Allowed):
+        return None
+    found, whole = Masked(value, by), (len(logits), by.stop - by.start)  # no mask is broadcast
+    return lambda out: found if whole == tuple(logits.shape) == out.shape else None
 
 
 def _dropout(call: Call) -> Known:
@@ -319,8 +401,13 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("tensor", "scalar_tensor"), _constant(None, 0, "data")),
     "as_tensor": _cast,
     "exp": _exp,
-    "logsumexp": _logsumexp,
+    **dict.fromkeys(("logsumexp", "amax"), _row_number),
+    "detach": _detach,
+    "stack": _stack,
     "log_softmax": _log_softmax,
+    **dict.fromkeys(("__invert__", "bitwise_not", "logical_not"), _negated),
+    "masked_fill": _masked_fill,
+    "where": _where,
     **dict.fromkeys(("sub", "__sub__", "subtract"), _subtract),
     **dict.fromkeys(("dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
     **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d"), _dropout),

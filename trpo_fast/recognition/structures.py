@@ -5,25 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Beta, Distribution, Independent, Normal
 
 from trpo_fast.base.trees import leaves, named, refilled
 from trpo_fast.networks import network
+from trpo_fast.networks.beta import BetaHead
 from trpo_fast.networks.head import Head
 from trpo_fast.networks.heads import GaussianHead, StateStdGaussianHead, head_of_outputs
 from trpo_fast.networks.joint import JointDistribution
 from trpo_fast.networks.joint_head import JointHead
 from trpo_fast.networks.network import Layer, Network
 from trpo_fast.recognition.tracing import Tracer
-from trpo_fast.recognition.values import Chain, Columns, Constant, Exp, Row, Slot, Step, Unknown
+from trpo_fast.recognition.values import (
+    Allowed,
+    Chain,
+    Columns,
+    Constant,
+    Exp,
+    Masked,
+    Raised,
+    Row,
+    Shifted,
+    Slot,
+    Stacked,
+    Step,
+    Unknown,
+    Value,
+)
 
 KNOWN_HEADS = (
-    "Independent(Normal, 1), Categorical, trpo_fast's MultiCategorical, "
-    "Independent(Bernoulli, 1), and its JointDistribution of these"
+    "Independent(Normal, 1), Independent(Beta, 1), Categorical, trpo_fast's MaskedCategorical and "
+    "MultiCategorical, Independent(Bernoulli, 1), and its JointDistribution of these"
 )
+MASK = "forward does not lay its action_mask, as it is given, over the logits"
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,10 @@ class Structure:
 
 
 def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
-    """The structure of a policy from what its ``forward`` returned, or why there is none."""
+    """The structure of a policy from what its ``forward`` returned, or why there is none.
+
+    Where the tracer has a mask, ``forward`` laid it over the logits as the head would.
+    """
     if not isinstance(result, Distribution):
         return f"forward returns a {type(result).__name__}, not a torch Distribution"
     if type(result) is JointDistribution:
@@ -80,8 +100,10 @@ def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
         inner = result.base_dist
     wrapped = inner is not result
     kind = type(inner)
-    if wrapped and kind is Normal:
-        return _gaussian(tracer, inner)
+    if wrapped and kind in (Normal, Beta):
+        if tracer.masked is not None:
+            return MASK
+        return _gaussian(tracer, inner) if kind is Normal else _beta(tracer, inner)
     # Before the logits are asked for, which makes them.
     from_probs = "probs" in inner.__dict__ and "logits" not in inner.__dict__
     found = head_of_outputs(result)
@@ -98,12 +120,16 @@ def _of_parts(tracer: Tracer, joint: JointDistribution) -> Structure | str:
     heads: list[Head] = []
     chains: list[Chain] = []
     log_std: int | float | None = None
-    end = 0
+    end = masked = 0
     for path, part in leaves(joint.parts):
         found = _part(tracer, part)
         if isinstance(found, str):
             return f"{named('action', path)}: {found}"
-        head, columns, scale = found
+        head, columns, scale, allowed = found
+        own = Allowed(masked, masked + sum(head.nvec)) if tracer.masked and head.nvec else None
+        if allowed != own:
+            return f"{named('action', path)}: {MASK}"
+        masked += sum(head.nvec)
         if columns.start != end or (chains and columns.chain != chains[0]):
             return f"{named('action', path)} is not made of the next outputs of the same layer"
         if scale is not None and log_std is not None:
@@ -117,43 +143,87 @@ def _of_parts(tracer: Tracer, joint: JointDistribution) -> Structure | str:
         return f"the last layer has an activation ({steps[-1].activation})"
     if len(tracer.slot(steps[-1].weight)) != end:
         return "the parts leave outputs of their layer unused"
+    if tracer.masked not in (None, masked):
+        return MASK
     nesting = refilled(joint.parts, iter(range(len(heads))))
     return Structure(steps, JointHead(tuple(heads), nesting), log_std)
 
 
-def _part(tracer: Tracer, part: Distribution) -> tuple[Head, Columns, int | float | None] | str:
-    """A part's head, the outputs it is made of, and its log standard deviation."""
+class _Part(NamedTuple):
+    """A part's head, the outputs it is made of, its log standard deviation and its mask."""
+
+    head: Head
+    columns: Columns
+    log_std: int | float | None = None
+    allowed: Allowed | None = None
+
+
+def _part(tracer: Tracer, part: Distribution) -> _Part | str:
     inner: Any = part
+    if type(part) is Independent and type(inner.base_dist) is Beta:
+        found = _beta_part(tracer, inner.base_dist)
+        single = inner.reinterpreted_batch_ndims == 1
+        return found if single else "a Beta that is not Independent(..., 1)"
     if type(part) is Independent and type(inner.base_dist) is Normal:
         if inner.reinterpreted_batch_ndims != 1:
             return "a Normal that is not Independent(..., 1)"
         return _gaussian_part(tracer, inner.base_dist)
     base = inner.base_dist if type(part) is Independent else inner
     from_probs = "probs" in base.__dict__ and "logits" not in base.__dict__
-    found = head_of_outputs(part)
-    if found is None or from_probs:
-        return f"{type(base).__name__} from probs" if found else f"{type(base).__name__} is unknown"
-    head, outputs = found
-    value = tracer.value(outputs)
-    columns = _columns(getattr(value, "of", value), outputs)
-    return (head, columns, None) if columns is not None else "its logits are not outputs of a layer"
+    of_outputs = head_of_outputs(part)
+    if of_outputs is None or from_probs:
+        return f"{type(base).__name__} {'from probs' if of_outputs else 'is unknown'}"
+    head, outputs = of_outputs
+    value, allowed = _unmasked(tracer.value(outputs))
+    columns = _columns(value, outputs)
+    if columns is None:
+        return "its logits are not outputs of a layer"
+    return _Part(head, columns, None, allowed)
 
 
-def _gaussian_part(
-    tracer: Tracer, normal: Normal
-) -> tuple[Head, Columns, int | float | None] | str:
+def _unmasked(value: Value) -> tuple[Value, Allowed | None]:
+    """What logits were before they were normalised and masked, and the mask's columns."""
+    plain = value.of if isinstance(value, Shifted) else value
+    return (plain.of, plain.by) if isinstance(plain, Masked) else (plain, None)
+
+
+def _beta_part(tracer: Tracer, beta: Beta) -> _Part | str:
+    stacked = tracer.value(beta._dirichlet.concentration)  # alpha and beta side by side
+    values = stacked.of if isinstance(stacked, Stacked) else (stacked,)
+    for value in values:
+        if isinstance(value, Unknown):
+            return value.reason
+    alpha, width = values[0], beta.batch_shape[-1]
+    if len(beta.batch_shape) == 2 and isinstance(alpha, Raised):
+        columns = alpha.of
+        if values[1] == Raised(Columns(columns.chain, columns.stop, columns.stop + width)):
+            return _Part(BetaHead(width), replace(columns, stop=columns.stop + width))
+    return "its concentrations are not 1 + softplus of the two halves, in this order, of a layer"
+
+
+def _beta(tracer: Tracer, beta: Beta) -> Structure | str:
+    found = _beta_part(tracer, beta)
+    if isinstance(found, str):
+        return f"of the Beta, {found}" if found.startswith("its") else found
+    steps, outputs = found.columns.chain.steps, found.head.outputs
+    if (found.columns.start, len(tracer.slot(steps[-1].weight))) != (0, outputs):
+        return "the Beta leaves outputs of its layer unused"
+    return Structure(steps, found.head)
+
+
+def _gaussian_part(tracer: Tracer, normal: Normal) -> _Part | str:
     mean, scale = tracer.value(normal.loc), tracer.value(normal.scale)
     columns = _columns(mean, normal.loc)
     if columns is None:
         return "its mean is not outputs of a layer"
     width = columns.stop - columns.start
     if isinstance(scale, Constant) and scale.number > 0:
-        return GaussianHead(width), columns, math.log(scale.number)
+        return _Part(GaussianHead(width), columns, math.log(scale.number))
     of = scale.of if isinstance(scale, Exp) else None
     if isinstance(of, Slot | Row) and tracer.slot(of.index).numel() == width:
-        return GaussianHead(width), columns, of.index
+        return _Part(GaussianHead(width), columns, of.index)
     if of == Columns(columns.chain, columns.stop, columns.stop + width):
-        return StateStdGaussianHead(width), replace(columns, stop=columns.stop + width), None
+        return _Part(StateStdGaussianHead(width), replace(columns, stop=columns.stop + width))
     return "its standard deviation is not exp of a parameter, or of the outputs after the mean"
 
 
@@ -170,11 +240,14 @@ def _of_outputs(tracer: Tracer, head: Head, outputs: Tensor) -> Structure | str:
     value = tracer.value(outputs)
     if isinstance(value, Unknown):
         return value.reason
-    chain = value if isinstance(value, Chain) else getattr(value, "of", None)
+    chain, allowed = _unmasked(value)
     if not isinstance(chain, Chain) or outputs.ndim != 2 or chain.squeezed:
         return "the logits are not the outputs [N, n] of one layer"
     if chain.steps[-1].activation != "identity":
         return f"the last layer has an activation ({chain.steps[-1].activation})"
+    given = None if tracer.masked is None else Allowed(0, tracer.masked)
+    if allowed != given or (given is not None and not head.nvec):
+        return MASK
     return Structure(chain.steps, head)
 
 
@@ -237,23 +310,26 @@ def distribution_tensors(distribution: Any) -> tuple[Tensor, ...] | None:
         return tuple(tensor for tensors in known for tensor in tensors)
     if type(distribution) is Independent and type(distribution.base_dist) is Normal:
         return distribution.base_dist.loc, distribution.base_dist.scale
+    if type(distribution) is Independent and type(distribution.base_dist) is Beta:
+        return distribution.base_dist.concentration1, distribution.base_dist.concentration0
     found = head_of_outputs(distribution)
     return None if found is None else (found[1],)
 
 
 def policy_tensors(
-    structure: Structure, tensors: Sequence[Tensor], rows: Tensor
+    structure: Structure, tensors: Sequence[Tensor], rows: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, ...]:
     """``distribution_tensors`` of what the structure computes on some rows."""
     net = structure.network(tensors)
     outputs = network.forward(net.layers, _rows_of(net.layers, rows))
-    return net.head.parts(net.at(outputs))
+    return net.head.parts(net.at(outputs, mask))
 
 
 def value_tensors(
-    structure: Structure, tensors: Sequence[Tensor], rows: Tensor
+    structure: Structure, tensors: Sequence[Tensor], rows: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, ...]:
     """The values ``[n]`` that the structure computes on some rows, in a tuple."""
+    assert mask is None  # noqa: S101
     layers = structure.layers(tensors)
     return (network.forward(layers, _rows_of(layers, rows)).reshape(-1),)
 

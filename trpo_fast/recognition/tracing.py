@@ -20,11 +20,14 @@ from torch.overrides import TorchFunctionMode
 
 from trpo_fast.recognition.rules import ACTIVATION_RULES, RULES
 from trpo_fast.recognition.values import (
+    Allowed,
     Call,
     Chain,
     Columns,
     Constant,
+    Detached,
     Exp,
+    Forbidden,
     Observations,
     Row,
     Slot,
@@ -69,13 +72,22 @@ class Tracer(TorchFunctionMode):
         module: Names its parts in reasons.
         obs: The rows that ``forward`` gets.
         tensors: The slots: the module's parameters and buffers.
+        mask: The rows of an action mask that ``forward`` gets, too; or None.
 
     Attributes:
+        masked: Entries of a row's mask, or None.
         refusal: Why nothing that ``forward`` returns can be trusted, or None.
     """
 
-    def __init__(self, module: nn.Module, obs: Tensor, tensors: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        obs: Tensor,
+        tensors: Sequence[Tensor],
+        mask: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.masked = None if mask is None else mask.shape[1]
         self.module, self._slots = module, tensors
         self._differentiable = torch.is_grad_enabled()
         self.refusal: str | None = None
@@ -84,10 +96,13 @@ class Tracer(TorchFunctionMode):
             if id(tensor) not in self._records:
                 self._record(tensor, Slot(index))
         self._record(obs, Observations())
+        if mask is not None:
+            self._record(mask, Allowed(0, mask.shape[1]))
 
     def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor's origin; ``Unknown`` with the reason otherwise."""
-        return self._known(tensor) or _UNFOLLOWED
+        value = self._known(tensor) or _UNFOLLOWED
+        return self._detached(value.of) if isinstance(value, Detached) else value
 
     def __torch_function__(
         self,
@@ -185,6 +200,8 @@ class Tracer(TorchFunctionMode):
         for value in call.values:
             if isinstance(value, Unknown):
                 return value
+            if isinstance(value, Detached):
+                return self._detached(value.of)
         if None in call.values and any(value is not None for value in call.values):
             return _UNFOLLOWED
         module = _calling_module()
@@ -196,6 +213,9 @@ class Tracer(TorchFunctionMode):
             return Unknown(f"layer {name!r} is {article} {kind.__name__}")
         where = "forward" if not name else f"forward of {name!r}"
         return Unknown(f"{where} {self._deed(call)}")
+
+    def _detached(self, value: Value) -> Unknown:
+        return Unknown(f"forward applies detach to {self._thing(value)}")
 
     def _deed(self, call: Call) -> str:
         spoken = _spoken(call.name)
@@ -228,6 +248,8 @@ class Tracer(TorchFunctionMode):
             return "the observations"
         if isinstance(value, Columns):
             return "a part of the output of a layer"
+        if isinstance(value, Allowed | Forbidden):
+            return "the action mask"
         return "a constant" if isinstance(value, Constant) else "the output of a layer"
 
     def slot(self, index: int) -> Tensor:

@@ -41,6 +41,27 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Softplus:
+    """softplus of a part of a chain's output, which as a whole has an activation of its own."""
+
+    of: Columns
+
+
+@dataclass(frozen=True)
+class Raised:
+    """1 + softplus of columns of a chain without a last activation: concentrations of a Beta."""
+
+    of: Columns
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Tensors side by side in a new last dimension."""
+
+    of: tuple[Value | None, ...]
+
+
+@dataclass(frozen=True)
 class Slot:
     """A parameter or buffer, by its number among the module's tensors."""
 
@@ -69,17 +90,47 @@ class Exp:
 
 
 @dataclass(frozen=True)
-class LogSumExp:
-    """The logsumexp of logits over their rows, ``[N, 1]``."""
+class Allowed:
+    """Columns start to stop of the action mask, True where an action is allowed."""
 
-    of: Chain | Columns | LogSoftmax
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
-class LogSoftmax:
-    """Logits less their logsumexp, ``[N, n]``."""
+class Forbidden:
+    """The same, True where an action is not."""
+
+    where: Allowed
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Logits, -inf where an action is forbidden."""
 
     of: Chain | Columns
+    by: Allowed
+
+
+@dataclass(frozen=True)
+class Detached:
+    """Logits without their gradient."""
+
+    of: Logits
+
+
+@dataclass(frozen=True)
+class RowNumber:
+    """A number for each row of logits, ``[N, 1]``: their logsumexp, or the greatest of them."""
+
+    of: Logits
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Logits less such numbers, ``[N, n]``: of the same distribution."""
+
+    of: Chain | Columns | Masked
 
 
 @dataclass(frozen=True)
@@ -96,16 +147,24 @@ class Unknown:
     reason: str
 
 
+Logits = Chain | Columns | Masked | Shifted
 Value = (
     Observations
     | Chain
     | Columns
+    | Softplus
+    | Raised
+    | Stacked
     | Slot
     | Row
     | Transposed
     | Exp
-    | LogSumExp
-    | LogSoftmax
+    | Allowed
+    | Forbidden
+    | Masked
+    | Detached
+    | RowNumber
+    | Shifted
     | Constant
     | Unknown
 )
