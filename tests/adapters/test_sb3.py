@@ -123,7 +123,8 @@ def test_learns_saves_loads_and_goes_on(name: str, tmp_path: Path) -> None:
     assert model.last_result.kl <= model.target_kl
     after = policy_of(model)
     assert any(not torch.equal(after[key], before[key]) for key in after)
-    assert model._policy_optimizer.path == ("generic" if name in GENERIC else "fused")
+    path = "generic" if name in GENERIC else "fused"
+    assert model._policy_optimizer.path == path, model._policy_optimizer.path_reason
     model.save(tmp_path / "ours.zip")
     for kind in (TRPO, Theirs):
         loaded = kind.load(tmp_path / "ours.zip", env=model.get_env())
