@@ -20,7 +20,17 @@ from patience import PATIENCE, wait_until
 from slow_environment import FOREVER
 from toy_environments import Scripted, Walk
 from training_process import runs
-from worker_cases import Doomed, always, ended, heard, kill, shared_names, workers_of
+from worker_cases import (
+    Doomed,
+    actions_for,
+    always,
+    assert_same,
+    ended,
+    heard,
+    kill,
+    shared_names,
+    workers_of,
+)
 
 from trpo_fast.base.errors import EnvironmentFault, EnvironmentSetupError, UnsupportedSpaceError
 from trpo_fast.base.threads import usable_cores
@@ -225,3 +235,37 @@ def test_processes_files_and_memory_are_given_back(closed: bool) -> None:
         assert after[0] <= files
         assert after[1] <= mapped
     assert not multiprocessing.active_children()
+
+
+def in_a_fork(do: Callable[[], Any]) -> Any:
+    """What a forked copy of this program makes of something."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=lambda: theirs.send(do()))
+    process.start()
+    theirs.close()
+    assert ours.poll(PATIENCE)
+    told = ours.recv()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    return told
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("vectorization", ["workers", "async"])
+def test_a_fork_of_the_trainer_has_processes_of_its_own(vectorization: str) -> None:
+    env = make_vector_env(Walk, num_envs=3, seed=5, vectorization=vectorization)
+    heard(env, 9)
+    episodes, actions = env.running_episodes(), actions_for(env, 9)
+
+    def go_on() -> list[Any]:
+        out = np.empty((env.num_envs, env.observation_width), env.observation_dtype)
+        if env.ended:  # as a collector asks before each rollout
+            env.replay(episodes, out)
+        found = [(env.step(action, out).rewards, out.copy()) for action in actions]
+        env.close()
+        return [part for row in found for part in row]
+
+    assert not env.ended
+    assert in_a_fork(env.close) is None
+    assert_same(in_a_fork(go_on), go_on())

@@ -14,6 +14,7 @@ they differ in where the final observation is found:
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,7 @@ class VectorEnvironment:
         self.seed = seed
         self._closed = False
         self._unanswered = False
+        self._maker = os.getpid()
         self.num_envs = int(vector.num_envs)
         self.action_space = own_space(vector.single_action_space)
         check_action_space(self.action_space)
@@ -112,8 +114,11 @@ class VectorEnvironment:
 
     @property
     def ended(self) -> bool:
-        """Whether it was closed, so that episodes must be entered anew before a step."""
-        return self._closed
+        """Whether episodes must be entered anew before a step.
+
+        It was closed, or its processes are those of the program that this one was forked from.
+        """
+        return self._closed or self._elsewhere
 
     @property
     def resumable(self) -> bool:
@@ -333,13 +338,20 @@ class VectorEnvironment:
     def _lost(self) -> bool:
         """Whether there are processes of which no answer can be had, or none that fits."""
         inner = self.vector.unwrapped
-        return isinstance(inner, AsyncVectorEnv) and (inner.closed or self._unanswered)
+        gone = isinstance(inner, AsyncVectorEnv) and (inner.closed or self._unanswered)
+        return gone or self._elsewhere
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether its processes are another program's, of which this one is a fork."""
+        return self._maker != os.getpid() and isinstance(self.vector.unwrapped, AsyncVectorEnv)
 
     def _revive(self) -> None:
         """Make the vector anew where it was closed, or its processes ended or owe answers."""
         if self._remake is not None and (self._lost or self._closed):
             self._end_processes()
             self.vector = self._remake()
+            self._maker = os.getpid()
             self._closed = self._unanswered = False
         elif self._lost:
             raise EnvironmentFault(
@@ -350,7 +362,9 @@ class VectorEnvironment:
 
     def _end_processes(self) -> None:
         inner = self.vector.unwrapped
-        if isinstance(inner, AsyncVectorEnv) and not inner.closed:
+        if self._elsewhere:
+            inner.closed = True  # its own __del__ would end them
+        elif isinstance(inner, AsyncVectorEnv) and not inner.closed:
             end_processes(inner)
 
     def close(self) -> None:
@@ -359,7 +373,7 @@ class VectorEnvironment:
         What an environment raises in close(), or that it does not return, is a warning.
         """
         self._closed = True
-        if self._unanswered:
+        if self._unanswered or self._elsewhere:
             self._end_processes()
         self._unanswered = True  # whatever interrupts it, processes are not asked again
         warn_of_closing(self.name, [closed(self.vector.close)])

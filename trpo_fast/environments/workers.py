@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -113,8 +114,11 @@ class Workers:
 
     @property
     def ended(self) -> bool:
-        """Whether processes were ended, so that episodes must be entered anew before a step."""
-        return not self._workers
+        """Whether episodes must be entered anew before a step.
+
+        The processes were ended, or are those of the program that this one was forked from.
+        """
+        return not self._workers or self._maker != os.getpid()
 
     @property
     def processes(self) -> list[Any]:
@@ -125,6 +129,7 @@ class Workers:
 
     def _begin(self) -> None:
         """Start everything afresh."""
+        self._maker = os.getpid()
         board = self._board = Board(
             Shape(
                 self.num_envs,
@@ -169,7 +174,7 @@ class Workers:
 
     def _revive(self) -> None:
         """Begin anew where a fault ended the processes, or an interrupt left answers unread."""
-        if self._unanswered or not self._workers:
+        if self._unanswered or self.ended:
             self._end()
             self._begin()
 
@@ -179,7 +184,7 @@ class Workers:
         What an environment raises in close(), or that it does not return, is a warning.
         """
         workers, own, told = self._workers, self._own, list[str]()
-        if workers and not self._unanswered:
+        if not (self.ended or self._unanswered):
             self._unanswered = True  # whatever interrupts it, these are not asked again
             for worker in workers:
                 worker.ask(END)
@@ -195,7 +200,10 @@ class Workers:
         warn_of_closing(self.name, told)
 
     def _end(self) -> None:
-        """End the processes, all at once, whatever they are at."""
+        """End the processes, all at once, whatever they are at; those of another are its own."""
+        if self._maker != os.getpid():
+            self._workers, self._own, self._unanswered = [], None, False
+            return
         self._unanswered = True  # an interrupt from here on leaves what cannot be asked
         end([worker.process for worker in self._workers if worker.process is not None])
         for worker in self._workers:
@@ -364,7 +372,7 @@ class Workers:
 
     def running_episodes(self) -> list[Episode]:
         """Number and actions so far of each running episode."""
-        if self._unanswered or not self._workers:
+        if self._unanswered or self.ended:
             raise EnvironmentFault(f"the processes of {self.name} were ended or interrupted.")
         return list(chain(*self._call_all("running_episodes")))
 
