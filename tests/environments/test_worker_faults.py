@@ -71,6 +71,17 @@ def test_a_reset_that_hangs_is_named() -> None:
     assert caught.value.env_index == 1
 
 
+def test_a_limit_that_is_over_before_the_wait_begins_counts() -> None:
+    class Unhurried(Scripted):
+        def reset(self, **given: Any) -> Any:
+            time.sleep(0.3)
+            return super().reset(**given)
+
+    env = workers_of(Unhurried, step_timeout=1e-9)
+    with pytest.raises(EnvironmentFault, match=r"environments? .* did not answer within 1e-09 s"):
+        env.reset(np.empty((3, 3), np.float32))
+
+
 @pytest.mark.parametrize("workers", [1, 3])  # 1: in this process's own share
 @pytest.mark.parametrize("at", [0, 3])
 def test_an_exception_is_that_of_sync(at: int, workers: int) -> None:

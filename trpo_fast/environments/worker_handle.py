@@ -129,7 +129,8 @@ class Worker:
         while True:
             left = silence.SILENCE
             if limit is not None:
-                left = min(left, since + limit - time.monotonic())
+                # not below 0, which is no limit at all to poll
+                left = min(left, max(0.0, since + limit - time.monotonic()))
             try:
                 self._answered.wait(self._look, left)
             except Hung:
