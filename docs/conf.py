@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -35,6 +36,7 @@ html_theme = "furo"
 html_title = f"trpo_fast {release}"
 html_extra_path = ["redirect"]
 html_copy_source = False
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 autodoc_typehints = "description"
