@@ -331,6 +331,7 @@ def test_a_module_and_factory_are_imported(monkeypatch: pytest.MonkeyPatch, tmp_
     made = make_tensor_env("some_simulator:make", num_envs=4, seed=0)
     assert (made.name, made.num_envs, made.resets_late) == ("some_simulator:make", 4, True)
     (tmp_path / "needing_more.py").write_text("import not_installed_anywhere\n")
+    (tmp_path / "half_written.py").write_text("def make(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, error, text in (
         ("CartPole-v1", EnvironmentSetupError, "module:factory, got 'CartPole-v1'"),
@@ -338,6 +339,8 @@ def test_a_module_and_factory_are_imported(monkeypatch: pytest.MonkeyPatch, tmp_
         ("some_simulator:made", UnknownEnvironmentError, "has no 'made'"),
         ("some_simulator:number", EnvironmentSetupError, "is a int; it must be a function"),
         ("needing_more:make", MissingExtraError, "not_installed_anywhere"),
+        ("half_written:make", EnvironmentSetupError, "cannot be imported: SyntaxError"),
+        (".module:make", EnvironmentSetupError, "cannot be imported: TypeError"),
     ):
         with pytest.raises(error, match=text):
             make_tensor_env(name, num_envs=4, seed=0)

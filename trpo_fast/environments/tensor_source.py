@@ -94,6 +94,9 @@ def _imported(name: str) -> Callable[..., Any]:
         raise MissingExtraError(f"{name} needs something that is not installed: {error}") from error
     except ImportError as error:
         raise MissingExtraError(f"{name} cannot be imported: {error}") from error
+    except Exception as error:  # the module's code is somebody's own
+        text = f"{name} cannot be imported: {type(error).__name__}: {error}"
+        raise EnvironmentSetupError(text) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise UnknownEnvironmentError(f"{name}: {module!r} has no {attribute!r}")
