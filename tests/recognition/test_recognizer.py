@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -156,6 +157,29 @@ class TestShapes:
         found = network_of(made(RECOGNISED["logits_plain"]), observations(), mask)
         assert "forward raised TypeError" in str(found)
         assert "action_mask" in str(found)
+
+
+class Littered:
+    """Garbage in a ring, whose finalizer looks at a tensor."""
+
+    memory = torch.zeros(3)
+
+    def __init__(self) -> None:
+        self.ring = self
+
+    def __del__(self) -> None:
+        assert self.memory.nbytes == 12
+
+
+def test_finalizers_that_look_at_tensors_are_not_taken_for_forward() -> None:
+    class Littering(Policy):
+        def mean(self, obs: Tensor) -> Tensor:
+            for _ in range(3 * gc.get_threshold()[0]):
+                Littered()
+            return super().mean(obs)
+
+    assert isinstance(network_of(made(Littering), observations()), Network)
+    assert gc.isenabled()
 
 
 class TestOtherDoors:

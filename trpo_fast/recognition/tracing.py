@@ -8,11 +8,12 @@ functions in ``rules.RULES`` keep a value known; any other makes the fused path 
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,7 @@ class Tracer(TorchFunctionMode):
         self.module, self._slots = module, tensors
         self._differentiable = torch.is_grad_enabled()
         self.refusal: str | None = None
+        self._collects = False
         self._records: dict[int, _Record] = {}
         for index, tensor in enumerate(tensors):
             if id(tensor) not in self._records:
@@ -98,6 +100,18 @@ class Tracer(TorchFunctionMode):
         self._record(obs, Observations())
         if mask is not None:
             self._record(mask, Allowed(0, mask.shape[1]))
+
+    def __enter__(self) -> Self:
+        """Watch; what is garbage waits, since its finalizers may look at tensors of their own."""
+        self._collects = gc.isenabled()
+        gc.disable()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._collects:
+            gc.enable()
 
     def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor's origin; ``Unknown`` with the reason otherwise."""
