@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from toy_environments import TERMINATED, TRUNCATED, Masked, Scripted, Walk
 
+from trpo_fast import TRPO
 from trpo_fast.agent.actor import Actor
 from trpo_fast.agent.evaluation import episode_seed, run_episodes
-from trpo_fast.agent.evaluation_factories import environment_factory
+from trpo_fast.agent.evaluation_factories import _rendering_factory, environment_factory
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.networks.mlp import MlpPolicy
 
@@ -98,3 +99,37 @@ def test_factories_for_every_kind_of_environment():
     assert made[3].length == 3
     with pytest.raises(ValueError, match="pass env="):
         environment_factory(Walk(), {})
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_vector_of_gymnasiums_says_how_one_of_its_environments_is_made(mode, number):
+    limit = {"max_episode_steps": 7}
+    vector = gymnasium.make_vec("CartPole-v1", number, vectorization_mode=mode, **limit)
+    try:
+        env = environment_factory(vector, {})()
+        env.reset(seed=0)
+        assert [env.step(0)[3] for _ in range(7)] == [False] * 6 + [True]
+        env.close()
+        rendering = _rendering_factory(vector, {})()
+        assert rendering.render_mode == "rgb_array"
+        rendering.close()
+    finally:
+        vector.close()
+
+
+def test_the_wrappers_of_a_vector_of_gymnasiums_are_put_around_each():
+    vector = gymnasium.make_vec(
+        "CartPole-v1",
+        2,
+        vectorization_mode="sync",
+        vector_kwargs={"copy": False},
+        wrappers=[gymnasium.wrappers.TimeAwareObservation],
+    )
+    env = environment_factory(vector, {})()
+    assert env.observation_space == vector.single_observation_space
+    assert env.observation_space.shape == (5,)
+    with TRPO(vector, seed=0, rollout_steps=16) as agent:
+        agent.learn(64, progress_bar=False)
+        mean, _ = agent.evaluate(2)
+    assert mean > 1

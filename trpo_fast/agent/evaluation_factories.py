@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -45,7 +46,7 @@ def environment_factory(
     def make() -> gymnasium.Env[Any, Any]:
         try:
             with model_warnings_once(name):
-                made: Any = gymnasium.make(env, **env_kwargs) if named else env(**env_kwargs)
+                made: Any = _by_name(env, env_kwargs) if named else env(**env_kwargs)
         except Exception as error:
             raise setup_error(name, error, env_kwargs) from error
         if not isinstance(made, gymnasium.Env):
@@ -67,6 +68,25 @@ def _spec_of(env: Any) -> EnvSpec:
         )
     found: EnvSpec = spec
     return found
+
+
+def _by_name(env: str | EnvSpec, env_kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+    """What `gymnasium.make` gives; of the spec of a `make_vec`, one of its environments.
+
+    `make_vec` notes its own arguments among those of the environments.
+    """
+    if isinstance(env, str) or "vectorization_mode" not in env.kwargs:
+        return gymnasium.make(env, **env_kwargs)
+    single = copy.copy(env)
+    single.kwargs = kwargs = dict(env.kwargs)
+    for name in ("vectorization_mode", "num_envs", "vector_kwargs"):
+        kwargs.pop(name, None)
+    wrappers = kwargs.pop("wrappers", ())
+    limit = kwargs.pop("max_episode_steps", None)
+    made = gymnasium.make(single, max_episode_steps=limit, **env_kwargs)
+    for wrapper in wrappers:
+        made = wrapper(made)
+    return made
 
 
 def require_another(make_env: Callable[[], Any]) -> None:
@@ -140,7 +160,7 @@ def recording_factory(env: Any, env_kwargs: Mapping[str, Any], directory: Path) 
 def _rendering_factory(env: Any, env_kwargs: Mapping[str, Any]) -> EnvFactory:
     """Environments made with render_mode="rgb_array", unless they choose their own."""
     asked = {**env_kwargs, "render_mode": "rgb_array"}
-    if isinstance(env, gymnasium.Env):
+    if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
         spec = _spec_of(env)
         return environment_factory(spec, {"render_mode": "rgb_array"})
     if isinstance(env, str | EnvSpec) or not callable(env):
