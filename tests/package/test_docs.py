@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from argparse import _SubParsersAction
 from pathlib import Path
 
@@ -17,6 +18,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)")
 
@@ -45,6 +47,37 @@ def test_snippets_run(run_python, page: Path) -> None:
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not broken
+
+
+def _commands() -> list[list[str]]:
+    """The words of each command that the pages tell to type."""
+    blocks = [block for page in PAGES for block in SHELL.findall(page.read_text())]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in found if words]
+
+
+def test_the_command_line_takes_every_command_of_the_pages() -> None:
+    parser, seen = build_parser(), 0
+    for words in _commands():
+        program = next((w for w in ("trpo-fast", "trpo_fast") if w in words), None)
+        if program is not None and "pip" not in words:
+            parser.parse_args(words[words.index(program) + 1 :])
+            seen += 1
+    assert seen >= 20
+
+
+def test_programs_and_targets_of_the_pages_are_there() -> None:
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    seen = set()
+    for words in _commands():
+        given = words[words.index("make") + 1 :] if "make" in words else []
+        named = {word for word in given if word.isidentifier()}
+        assert named <= set(targets), words
+        files = {word for word in words if word.startswith(("benchmarks/", "examples/", "docs/"))}
+        assert all((ROOT / file).exists() for file in files), words
+        seen |= named | files
+    assert len(seen) > 10
 
 
 def test_every_page_is_in_the_index() -> None:
