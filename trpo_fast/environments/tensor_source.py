@@ -15,9 +15,6 @@ from trpo_fast.base.errors import (
 from trpo_fast.environments.make import environment_name, setup_error
 from trpo_fast.environments.tensor_environments import TensorEnvironments
 
-# What a factory is given of the run's options, where it takes a parameter of that name.
-OFFERED = ("num_envs", "seed", "device")
-
 
 def make_tensor_env(
     source: Any,
