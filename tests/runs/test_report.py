@@ -130,6 +130,14 @@ def test_seeds_are_put_together_and_other_options_apart(tmp_path: Path) -> None:
     np.testing.assert_allclose(high, steps / 100 + 3)
 
 
+def test_a_seed_that_two_runs_have_counts_once(tmp_path: Path) -> None:
+    runs = [run(tmp_path / str(number), seed=seed) for number, seed in enumerate((0, 1, 1))]
+    texts = " ".join(Page(write_report(runs, tmp_path / "report.html")).texts)
+    assert "(3 runs, 2 seeds)" in texts
+    same = " ".join(Page(write_report(runs[1:], tmp_path / "same.html")).texts)
+    assert "(2 runs, 1 seed)" in same
+
+
 def test_a_band_ends_where_the_shortest_run_does(tmp_path: Path) -> None:
     runs = [run(tmp_path / str(s), seed=s, rows=rows) for s, rows in enumerate((20, 8))]
     (group,) = grouped(read_runs(runs))

@@ -125,7 +125,7 @@ def _seeds(groups: Sequence[Group]) -> str:
             rows.append((group.name, len(finals), *map(_number, figures_)))
     if not rows:
         return ""
-    head = ("configuration", "seeds", "mean", "interquartile mean", "least", "greatest")
+    head = ("configuration", "runs", "mean", "interquartile mean", "least", "greatest")
     return _section("Final return over seeds", _table(head, rows))
 
 

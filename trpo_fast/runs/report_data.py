@@ -133,6 +133,13 @@ class Group:
         """The id of the environment."""
         return self.runs[0].environment
 
+    @property
+    def extent(self) -> str:
+        """How many there are: "3 seeds", or "3 runs, 2 seeds" where some have the same one."""
+        runs, seeds = len(self.runs), len({str(run.seed) for run in self.runs})
+        said = f"{seeds} seed{'s' * (seeds > 1)}"
+        return said if runs == seeds else f"{runs} runs, {said}"
+
     def band(self, name: str) -> tuple[npt.NDArray[Any], ...]:
         """Steps, and of one column the interquartile mean, the least and the greatest of the runs.
 

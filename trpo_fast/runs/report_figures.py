@@ -23,8 +23,8 @@ WINDOW = 50  # updates of a running mean
 def returns(axis: Any, groups: Sequence[Group]) -> None:
     """Return against steps: the interquartile mean of the seeds, and all between the extremes."""
     for colour, group in zip(colours(len(groups)), groups, strict=True):
-        seeds = f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
-        label = as_label(group.name + seeds)
+        extent = f" ({group.extent})" if len(group.runs) > 1 else ""
+        label = as_label(group.name + extent)
         if len(group.runs) == 1:
             curve(axis, thinned(group.runs[0].column(RETURN)), color=colour, lw=1.8, label=label)
         else:
