@@ -1,6 +1,6 @@
 """One run on Ray Train's workers: each is a rank, as torchrun's processes are.
 
-    pip install 'trpo_fast[ray]'
+    pip install '.[ray]'
     python examples/ray_train.py --workers 4 HalfCheetah-v5 --num-envs 32 --run-dir /shared/run
 
 What follows --workers is what `trpo-fast train` takes. The run directory is rank 0's, on the node
