@@ -76,6 +76,7 @@ def test_a_run_is_trained_again_from_its_config_json():
         ('seeds = "4-1"', "not 1 to 1000 seeds"),
         ("lam =", "c.toml is not TOML"),
         ("lam = 0.5\nlam = 0.6", "c.toml is not TOML"),
+        pytest.param(f"lam = {'[' * 100_000}", "c.toml is not TOML", id="deep"),
     ],
 )
 def test_mistakes_in_a_file_are_named_and_nothing_begins(capsys, text, words):
@@ -93,9 +94,10 @@ def test_what_cannot_be_read_is_named(capsys):
     Path("c.json").write_text("[1]")
     with pytest.raises(ConfigError, match="no table of options, but a list"):
         read(Path("c.json"))
-    Path("c.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="not JSON"):
-        read(Path("c.json"))
+    for text in (b"\xff\xfe", 100_000 * b"["):
+        Path("c.json").write_bytes(text)
+        with pytest.raises(ConfigError, match="not JSON"):
+            read(Path("c.json"))
 
 
 def test_a_runs_file_is_no_reason_to_import_a_wrapper(capsys):

@@ -180,9 +180,10 @@ def test_what_cannot_be_reported_is_said(tmp_path: Path) -> None:
         write_report([good], tmp_path / "r.pdf")
     with pytest.raises(PlotError, match="ends in one of"):
         write_picture([good], tmp_path / "r.html")
-    (good / "config.json").write_text("{")
-    with pytest.raises(ReportError, match=r"config\.json is damaged"):
-        write_report([good], tmp_path / "r.html")
+    for text in ("{", 100_000 * "["):
+        (good / "config.json").write_text(text)
+        with pytest.raises(ReportError, match=r"config\.json is damaged"):
+            write_report([good], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 

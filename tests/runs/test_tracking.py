@@ -169,6 +169,6 @@ def test_mlflow_keeps_figures_and_options(monkeypatch, tmp_path):
 
 
 def test_a_damaged_file_begins_a_new_record(tmp_path):
-    for text in ("{", "[1]", '{"wandb": 3}'):
+    for text in ("{", "[1]", '{"wandb": 3}', 100_000 * "["):
         (tmp_path / FILE).write_text(text)
         assert tracking._known(tmp_path, "wandb") is None

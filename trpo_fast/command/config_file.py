@@ -83,7 +83,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {refusal(error)}") from None
-    except ValueError as error:  # both parsers' errors, and those of text that is none
+    except (ValueError, RecursionError) as error:  # both parsers', of no text, of too deep nests
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise ConfigError(f"{path} is not {kind}: {error}") from None
     if not isinstance(found, dict):

@@ -207,7 +207,7 @@ def _config(file: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise ReportError(f"cannot read {file}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{file} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise ReportError(f"{file} is damaged: it holds no options")

@@ -162,7 +162,7 @@ def _names(directory: Path) -> dict[str, str]:
     try:
         with open_to_read(directory / FILE) as file:
             found = json.loads(file.read())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     found = found if isinstance(found, dict) else {}
     return {tracker: name for tracker, name in found.items() if isinstance(name, str)}
