@@ -19,7 +19,7 @@ import torch
 
 from trpo_fast import TRPO, ValueFunction, cli
 from trpo_fast.agent.config import ConfigError
-from trpo_fast.agent.critic import Critic, explained_variance
+from trpo_fast.agent.critic import Critic
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.shared_critic import CriticFit, fit_critic
 from trpo_fast.agent.shared_training import SharedTraining
@@ -113,7 +113,6 @@ def fit_in_turn(
     valid: list[torch.Tensor],
     critic: Any,
     observations: torch.Tensor,
-    values: torch.Tensor,
     returns: torch.Tensor,
     rng: np.random.Generator,
     _: Any,
@@ -135,7 +134,7 @@ def fit_in_turn(
             errors += fit.loss * part
             own.append((part, each))
         become_mean(critic, own)
-    return CriticFit(errors, 0, explained_variance(values, returns))
+    return CriticFit(errors, 0)
 
 
 def become_mean(critic: Any, own: list[tuple[float, Any]]) -> None:
@@ -204,7 +203,7 @@ def uneven_fits(_: Any) -> dict[str, Any]:
     rng = np.random.default_rng(4)
 
     def fit() -> CriticFit:
-        return fit_critic(critic, own, own[:, 0], own.sum(-1), rng, shared)
+        return fit_critic(critic, own, own.sum(-1), rng, shared)
 
     before = ranks.collectives
     found = {"loss": fit().loss, "collectives": ranks.collectives - before}

@@ -117,6 +117,13 @@ class Config(SharedOptions):
         note="dimension: the bound on the KL of the joint action is max_kl times their count, 6 "
         "for HalfCheetah, 1 for CartPole.",
     )
+    shrink_max_kl: bool = option(
+        True,
+        GROUP,
+        "less of max_kl for a rollout whose advantages vary more than its returns",
+        note="Of constraint=hard: max_kl times (Var(returns) / Var(advantages))^2 where that is "
+        "below 1, since the advantages then are mostly the critic's errors.",
+    )
 
     policy: str = option(
         "auto",

@@ -9,6 +9,7 @@ stepped on, and both are counted.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 
 from trpo_fast import _native
 from trpo_fast.backends.forward import mlp_forward
+from trpo_fast.base.errors import users_level
 from trpo_fast.base.finite_step import step_if_finite
 from trpo_fast.base.tensors import all_finite
 from trpo_fast.base.threads import one_thread_if_small
 from trpo_fast.base.trees import finite_in_rows, first_leaf, tree_leaves, tree_rows
 from trpo_fast.base.uncompiled import LightOptimizer
+from trpo_fast.networks.distributions import mode
 from trpo_fast.recognition.recognizer import layers_of
 
 if TYPE_CHECKING:
@@ -197,6 +200,39 @@ class Critic:
         groups = self._adam.state_dict()["param_groups"]
         entries = {int(index): dict(entry) for index, entry in state.items()}
         self._adam.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def shared_parameters(
+    policy: nn.Module, value: nn.Module, blank: Any, *, said: bool = False
+) -> list[nn.Parameter]:
+    """Parameters of both networks on which the policy's distribution depends.
+
+    The critic must not move them: that would move the policy without asking its trust region. A
+    warning says that they learn from the policy's step alone.
+
+    Args:
+        policy: as the agent has it.
+        value: likewise.
+        blank: a batch of one observation, as they see it.
+        said: no warning, since the user asked for it.
+    """
+    of_policy = {id(p) for p in policy.parameters()}
+    both = [p for p in value.parameters() if id(p) in of_policy and p.requires_grad]
+    if not both:
+        return []
+    distribution = policy(blank)
+    probe = distribution.log_prob(mode(distribution)).sum()
+    gradients = torch.autograd.grad(probe, both, allow_unused=True)
+    used: list[Tensor | None] = list(gradients)
+    shared = [p for p, g in zip(both, used, strict=True) if g is not None]
+    if shared and not said:
+        warnings.warn(
+            f"{len(shared)} parameter tensors of the value function belong to the policy: the "
+            "trust-region step moves them, the critic's fit does not. Separate networks learn "
+            "values better.",
+            stacklevel=users_level(),
+        )
+    return shared
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float | None:

@@ -21,10 +21,11 @@ from torch.distributions import Distribution
 
 from trpo_fast.agent.advantages import normalize_advantages
 from trpo_fast.agent.config import Config, ConfigError
-from trpo_fast.agent.critic import Critic, state_values
+from trpo_fast.agent.critic import Critic, shared_parameters, state_values
 from trpo_fast.agent.policies import make_networks, warn_of_distant_bounds
 from trpo_fast.agent.recurrence import RecurrentCritic, RecurrentLearning
-from trpo_fast.agent.shared_critic import fit_critic, minibatch_rows
+from trpo_fast.agent.region import region_share, scaled_region
+from trpo_fast.agent.shared_critic import explained_by_all, fit_critic, minibatch_rows
 from trpo_fast.agent.shared_training import SharedTraining
 from trpo_fast.base.errors import users_level
 from trpo_fast.base.modes import made_on_cpu
@@ -34,7 +35,6 @@ from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.base.trees import first_leaf, tree_rows
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
-from trpo_fast.networks.distributions import mode
 from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.optimizer.state import number
@@ -48,6 +48,7 @@ from trpo_fast.update.result import FIGURES, TrustRegionResult
 # What `Learner.update` gives for the log, in the order of the columns.
 COLUMNS = (
     *(f"train/{name}" for name in FIGURES),
+    "train/max_kl",
     "train/is_line_search_success",
     "train/kl_divergence_loss",
     "train/policy_objective",
@@ -191,7 +192,12 @@ class Learner:
             scaled = self._scaled(rollout.select(advantages), values)
             scaled = scaled.to(self.device, values.dtype)
             actions = rollout.select(rollout.actions).to(self.device)
-        with budget.phase("update"):
+            before = shown.select(values)
+            targets = shown.select(returns.to(values.dtype))
+            explained = explained_by_all(before, targets, self.shared)
+        shrinks = self.config.shrink_max_kl
+        share = region_share(self.optimizer, explained) if shrinks else 1.0
+        with budget.phase("update"), scaled_region(self.optimizer, share):
             if self.recurrence is not None:
                 self.recurrence.step(self.optimizer, rollout, observations, actions, scaled, masks)
             else:
@@ -202,21 +208,20 @@ class Learner:
                     old_log_prob=None,
                     action_mask=masks,
                 )
-        returns = returns.to(values.dtype)
         with budget.phase("critic"):
             if self.recurrence is not None:
                 self.recurrence.prepare(self.critic)
-            before, targets = shown.select(values), shown.select(returns)
-            fit = fit_critic(self.critic, observations, before, targets, rng, self.shared)
+            fit = fit_critic(self.critic, observations, targets, rng, self.shared)
         if fit.skipped_rows:
             text = "the critic skipped rows that were not finite, or gave such gradients"
             self._count("train/skipped_critic_rows", fit.skipped_rows, text)
         self._learn_statistics(rollout)
         return {
             **self._step_figures(),
+            "train/max_kl": share * self.optimizer.param_groups[0]["max_kl"],
             **self._policy_figures(observations, masks),
             "train/value_loss": fit.loss,
-            "train/explained_variance": fit.explained_variance,
+            "train/explained_variance": explained,
             **self.counters,
         }
 
@@ -375,39 +380,6 @@ def _shown(config: Config, rows: RowFormat) -> Shown | None:
     if isinstance(rows, ObservationPacker):
         return StructuredObservations(rows, clip, normalize=config.normalize_observations)
     return ObservationNormalizer((rows.width,), clip) if config.normalize_observations else None
-
-
-def shared_parameters(
-    policy: nn.Module, value: nn.Module, blank: Any, *, said: bool = False
-) -> list[nn.Parameter]:
-    """Parameters of both networks on which the policy's distribution depends.
-
-    The critic must not move them: that would move the policy without asking its trust region. A
-    warning says that they learn from the policy's step alone.
-
-    Args:
-        policy: as the agent has it.
-        value: likewise.
-        blank: a batch of one observation, as they see it.
-        said: no warning, since the user asked for it.
-    """
-    of_policy = {id(p) for p in policy.parameters()}
-    both = [p for p in value.parameters() if id(p) in of_policy and p.requires_grad]
-    if not both:
-        return []
-    distribution = policy(blank)
-    probe = distribution.log_prob(mode(distribution)).sum()
-    gradients = torch.autograd.grad(probe, both, allow_unused=True)
-    used: list[Tensor | None] = list(gradients)
-    shared = [p for p, g in zip(both, used, strict=True) if g is not None]
-    if shared and not said:
-        warnings.warn(
-            f"{len(shared)} parameter tensors of the value function belong to the policy: the "
-            "trust-region step moves them, the critic's fit does not. Separate networks learn "
-            "values better.",
-            stacklevel=users_level(),
-        )
-    return shared
 
 
 @contextlib.contextmanager

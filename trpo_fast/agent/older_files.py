@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Options that came later, with what was done before they did.
-BEFORE = {"max_kl_per": "action", "step_size": "damped"}
+BEFORE = {"max_kl_per": "action", "step_size": "damped", "shrink_max_kl": False}
 
 
 def current_options(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class CriticFit(NamedTuple):
-    """What one fit did, over the rows of all ranks; the last is of the values before it."""
+    """What one fit did, over the rows of all ranks."""
 
     loss: float | None
     skipped_rows: int
-    explained_variance: float | None
 
 
 def minibatch_rows(wanted: int, shared: SharedTraining | None) -> int:
@@ -42,7 +41,6 @@ def minibatch_rows(wanted: int, shared: SharedTraining | None) -> int:
 def fit_critic(
     critic: Critic,
     observations: Any,
-    values: Tensor,
     returns: Tensor,
     rng: np.random.Generator,
     shared: SharedTraining | None,
@@ -52,7 +50,6 @@ def fit_critic(
     Args:
         critic: on several ranks with the same parameters and moments on each, before and after.
         observations: [N, ...] of this rank, as the networks see them.
-        values: [N], before the fit.
         returns: [N].
         rng: as ``Critic.fit`` takes it; several ranks advance it alike.
         shared: the ranks that share the rows; None where all are here.
@@ -63,8 +60,7 @@ def fit_critic(
     targets = returns.to(critic.parameters[0].device)
     if shared is None or shared.ranks.count == 1:
         fit = critic.fit(observations, targets, rng)
-        return CriticFit(fit.loss, fit.skipped_rows, explained_variance(values, returns))
-    explained = _explained_by_all(values, returns, shared)
+        return CriticFit(fit.loss, fit.skipped_rows)
     noise = np.random.Generator(np.random.Philox([int(rng.integers(1 << 63)), shared.ranks.rank]))
     before = _vector(critic)
     loss, skipped = None, 0
@@ -75,7 +71,7 @@ def fit_critic(
     except BaseException:
         _set(critic, before)
         raise
-    return CriticFit(loss, skipped, explained)
+    return CriticFit(loss, skipped)
 
 
 def _pass(
@@ -106,8 +102,12 @@ def _pass(
     return error / rows if rows else None, int(skipped)
 
 
-def _explained_by_all(values: Tensor, returns: Tensor, shared: SharedTraining) -> float | None:
-    """``explained_variance`` over the finite rows of all ranks."""
+def explained_by_all(
+    values: Tensor, returns: Tensor, shared: SharedTraining | None
+) -> float | None:
+    """``explained_variance`` over the rows of all ranks; of several, their finite ones."""
+    if shared is None or shared.ranks.count == 1:
+        return explained_variance(values, returns)
     rows = torch.stack((returns, returns - values), -1)
     moments = RunningMeanStd((2,))
     moments.update(rows[torch.isfinite(rows).all(-1)].numpy(force=True))

@@ -67,7 +67,7 @@ class Run:
         kls = zip(*column(self.rows, "train/kl"), strict=True)
         bounds = [kl / spent[step] for step, kl in kls if spent.get(step, 0) > 0]
         if bounds:
-            return float(np.median(bounds))
+            return float(max(bounds))  # of rollouts that had the whole of it
         found = self.options.get("max_kl")
         joint = self.options.get("max_kl_per", "action") == "action"
         return float(found) if joint and isinstance(found, int | float) else None
