@@ -12,7 +12,7 @@ from trpo_fast.command.config_file import read
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 TINY = {"num_envs": 2, "rollout_steps": 16, "hidden_sizes": (4,), "value_hidden_sizes": (4,)}
-EARLIER = {"max_kl_per": "action", "step_size": "damped"}
+EARLIER = {"max_kl_per": "action", "step_size": "damped", "shrink_max_kl": False}
 
 
 def as_it_was(state, **changes):

@@ -152,7 +152,7 @@ def test_fast_ranks_learn_hybrid_actions_as_one_process_does(ranks: list[Any]) -
 def test_a_rank_without_rows_goes_on_with_the_others_critic_and_none_with_half_a_fit() -> None:
     ranks = run_ranks("rank_agents:uneven_fits", 2)
     for rank, found in enumerate(ranks):
-        assert found["collectives"] == 3 + 1  # its passes; what the values explained
+        assert found["collectives"] == 3  # its passes
         assert found["loss"] == pytest.approx(found["loss alone"], rel=1e-5)
         assert found["mask"] == [0.0, -math.inf]
         assert len(found["fitted"]) == len(found["left"]) > 1
