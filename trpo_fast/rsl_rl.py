@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from trpo_fast.adapters.common import stepped
 from trpo_fast.base.install import install_line
 from trpo_fast.base.output import say
+from trpo_fast.base.tensors import all_finite
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.update.options import TABLE
 from trpo_fast.update.result import TrustRegionResult
@@ -177,6 +178,11 @@ class TRPO(rsl_rl.algorithms.PPO):  # type: ignore[misc]
     @torch.no_grad()
     def _read_advantages(self) -> None:
         # The runner makes them in inference mode, whose tensors autograd refuses: hence the copy.
+        if not all_finite(self.storage.returns):
+            raise ValueError(
+                "the rollout's returns are not all finite: actor and critic are as before; look at "
+                "the rewards and at the critic's values"
+            )
         advantages = self.storage.advantages.clone()
         if self.normalize_advantage_per_mini_batch:  # there is one
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -244,6 +244,7 @@ class MaskableTRPO(TRPO):
 
     policy_aliases: ClassVar[dict[str, Any]] = MaskablePPO.policy_aliases
     rollout_buffer_class: Any
+    _uses_masks = True
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -271,14 +272,31 @@ class MaskableTRPO(TRPO):
             **self.rollout_buffer_kwargs,
         )
 
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MaskableTRPO",
+        reset_num_timesteps: bool = True,
+        use_masking: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As of ``MaskablePPO``; without ``use_masking`` every action is allowed."""
+        self._uses_masks = use_masking
+        learnt: Self = super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+        return learnt
+
     def _masks(self, env: Any) -> dict[str, Any]:
-        return {"action_masks": get_action_masks(env)}
+        return {"action_masks": get_action_masks(env)} if self._uses_masks else {}
 
     def collect_rollouts(self, env: Any, *arguments: Any, **keywords: Any) -> bool:
         """As of ``TRPO``; ValueError where the environments tell no masks."""
         if self.parity:
             raise ValueError("parity is sb3-contrib's own TRPO, which has no masks: leave it False")
-        if not is_masking_supported(env):
+        if self._uses_masks and not is_masking_supported(env):
             raise ValueError(
                 "the environments have no action_masks(): wrap each in "
                 "sb3_contrib.common.wrappers.ActionMasker(env, mask_fn), or use TRPO without masks"

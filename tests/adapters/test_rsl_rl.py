@@ -140,12 +140,15 @@ def test_time_outs_are_bootstrapped_and_falls_are_not() -> None:
     torch.testing.assert_close(alg.storage.rewards[0].flatten(), wanted)
 
 
-def test_a_rollout_that_is_not_finite_changes_nothing_and_is_dropped() -> None:
+@pytest.mark.parametrize("part", ["obs", "returns"])
+def test_a_rollout_that_is_not_finite_changes_nothing_and_is_dropped(part: str) -> None:
     alg = algorithm()
     fill(alg)
-    alg.storage.observations["policy"][2, 3, 1] = float("nan")
+    kept = alg.storage
+    rows = kept.returns if part == "returns" else kept.observations["policy"]
+    rows[2, 3, 0] = float("nan")
     before = flat(alg.get_policy()).clone(), flat(alg.critic).clone()
-    with pytest.raises(ValueError, match="obs"):
+    with pytest.raises(ValueError, match=part):
         alg.update()
     assert torch.equal(flat(alg.get_policy()), before[0])
     assert torch.equal(flat(alg.critic), before[1])

@@ -200,6 +200,16 @@ def test_values_are_fitted_as_sb3_contrib_would() -> None:
     assert sb3_critic._fit_natively(model, sb3_critic.Values(model.policy), movable) is not None
 
 
+def test_masks_can_be_left_out() -> None:
+    model = made("CartPole-v1")
+    model.learn(64, use_masking=False)
+    assert model.last_result is not None
+    assert model.last_result.accepted
+    assert model.rollout_buffer.action_masks.all()
+    with pytest.raises(ValueError, match=r"have no action_masks\(\)"):
+        model.learn(64)
+
+
 def test_what_cannot_be_masked_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match=r"ActorCriticPolicy takes no masks: use 'MlpPolicy'"):
         made(Masking(ACTIONS["discrete"]), TRPO.policy_aliases["MlpPolicy"])  # type: ignore[arg-type]
