@@ -9,6 +9,7 @@ import torch
 from recognizer_cases import ACTIONS, WIDTH, Body, Halves, Logits, Make, OneBeta, Policy
 from torch import Tensor, nn
 from torch.distributions import (
+    Bernoulli,
     Distribution,
     Independent,
     Laplace,
@@ -54,6 +55,21 @@ class Residual(Policy):
     def mean(self, obs: Tensor) -> Tensor:
         hidden = torch.tanh(self.first(obs))
         return self.last(hidden + self.first(obs))
+
+
+@refused("the logits are not the outputs [N, n] of one layer")
+class ShiftedBits(Logits):
+    """Begins with logits of 0, whose greatest is 0: a shift of bits shows in no number."""
+
+    def __init__(self) -> None:
+        super().__init__("bernoulli")
+        nn.init.zeros_(self.body[2].weight)
+        nn.init.zeros_(self.body[2].bias)
+
+    def forward(self, obs: Tensor) -> Distribution:
+        logits = self.body(obs)
+        shifted = logits - logits.detach().amax(-1, keepdim=True)
+        return Independent(Bernoulli(logits=shifted), 1)
 
 
 @refused("of the Beta, its concentrations are not 1 + softplus of the two halves")

@@ -174,16 +174,19 @@ def _part(tracer: Tracer, part: Distribution) -> _Part | str:
     if of_outputs is None or from_probs:
         return f"{type(base).__name__} {'from probs' if of_outputs else 'is unknown'}"
     head, outputs = of_outputs
-    value, allowed = _unmasked(tracer.value(outputs))
+    value, allowed = _unmasked(tracer.value(outputs), head)
     columns = _columns(value, outputs)
     if columns is None:
         return "its logits are not outputs of a layer"
     return _Part(head, columns, None, allowed)
 
 
-def _unmasked(value: Value) -> tuple[Value, Allowed | None]:
-    """What logits were before they were normalised and masked, and the mask's columns."""
-    plain = value.of if isinstance(value, Shifted) else value
+def _unmasked(value: Value, head: Head) -> tuple[Value, Allowed | None]:
+    """What logits were before they were normalised and masked, and the mask's columns.
+
+    A number that is added to all logits of a row changes nothing for categories, but for bits.
+    """
+    plain = value.of if isinstance(value, Shifted) and head.nvec else value
     return (plain.of, plain.by) if isinstance(plain, Masked) else (plain, None)
 
 
@@ -240,7 +243,7 @@ def _of_outputs(tracer: Tracer, head: Head, outputs: Tensor) -> Structure | str:
     value = tracer.value(outputs)
     if isinstance(value, Unknown):
         return value.reason
-    chain, allowed = _unmasked(value)
+    chain, allowed = _unmasked(value, head)
     if not isinstance(chain, Chain) or outputs.ndim != 2 or chain.squeezed:
         return "the logits are not the outputs [N, n] of one layer"
     if chain.steps[-1].activation != "identity":
