@@ -31,7 +31,8 @@ def region_share(optimizer: TRPOOptimizer, explained_variance: float | None) -> 
         return 1.0
     if explained_variance is None:
         return LEAST
-    return max(LEAST, 1.0 / max(1.0, 1.0 - explained_variance) ** 2)
+    ratio = max(1.0, 1.0 - explained_variance)
+    return max(LEAST, 1.0 / min(ratio, 1.0 / LEAST) ** 2)  # a square may overflow
 
 
 @contextmanager
