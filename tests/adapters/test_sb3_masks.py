@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.wrappers import ActionMasker
 from torch import Tensor
@@ -161,6 +162,31 @@ def test_acting_is_native_and_draws_what_the_policy_draws(name: str) -> None:
     assert torch.equal(found[0], expected[0])
     assert torch.equal(again[0], expected[0])
     torch.testing.assert_close(found[1:], expected[1:], rtol=1e-5, atol=1e-6)
+
+
+class Tempered(MaskableCategoricalDistribution):
+    """Of other logits than the policy's outputs."""
+
+    def proba_distribution(self, action_logits: Tensor) -> Any:
+        return super().proba_distribution(5 * action_logits)
+
+
+@pytest.mark.parametrize("where", ["action_dist", "get_distribution"])
+def test_a_distribution_of_somebody_s_own_is_kept(where: str) -> None:
+    policy = made(Masking(ACTIONS["discrete"])).policy
+    obs, actions = torch.rand(5, 3), torch.arange(5)
+    with torch.no_grad():
+        policy.action_net.weight.mul_(30)
+    plain = policy.get_distribution(obs).log_prob(actions)
+    tempered = Tempered(5)
+    if where == "action_dist":
+        policy.action_dist = tempered
+    else:
+        logits = policy.action_net(policy.mlp_extractor.forward_actor(obs))
+        policy.get_distribution = lambda _: tempered.proba_distribution(logits)
+    expected = policy.get_distribution(obs).log_prob(actions)
+    assert not torch.allclose(plain, expected, atol=0.1)
+    torch.testing.assert_close(Actor(policy)(obs).log_prob(actions), expected)
 
 
 def test_the_ratio_is_one_before_the_step() -> None:

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sb3_contrib.common.maskable.distributions import MaskableMultiCategoricalDistribution
+from sb3_contrib.common.maskable.distributions import (
+    MaskableBernoulliDistribution,
+    MaskableCategoricalDistribution,
+    MaskableMultiCategoricalDistribution,
+)
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
@@ -27,6 +31,12 @@ from trpo_fast.recognition.recognizer import layers_of, network_of
 # Their KL in SB3 is one number an action dimension; the joint action's is the sum.
 BY_DIMENSION = DiagGaussianDistribution | StateDependentNoiseDistribution | BernoulliDistribution
 LOG_2PI = math.log(2 * math.pi)
+# Masked ones whose logits are a stock policy's outputs; a subclass may make others of them.
+OF_OUTPUTS = (
+    MaskableCategoricalDistribution,
+    MaskableMultiCategoricalDistribution,
+    MaskableBernoulliDistribution,
+)
 Acted = tuple[Tensor, Tensor, Tensor]  # actions [B, ...], values [B, 1], log-probabilities [B]
 
 
@@ -63,7 +73,7 @@ class Actor(nn.Module):
 
 def _masked(policy: Any, obs: Any, mask: Tensor | None) -> Distribution:
     """sb3-contrib's distribution as one of ours, whose forbidden actions have probability 0."""
-    stock = _is_stock(policy, MaskableActorCriticPolicy)
+    stock = _is_stock(policy, MaskableActorCriticPolicy) and type(policy.action_dist) in OF_OUTPUTS
     found = policy.action_dist if stock else policy.get_distribution(obs)
     if isinstance(found, MaskableMultiCategoricalDistribution):  # of bits as well: two choices each
         logits = (
@@ -78,7 +88,8 @@ def _masked(policy: Any, obs: Any, mask: Tensor | None) -> Distribution:
 def _is_stock(policy: Any, base: type) -> bool:
     """Whether a policy makes its distribution as the library's own class does."""
     names = ("get_distribution", "_get_action_dist_from_latent")
-    return all(getattr(type(policy), name) is getattr(base, name) for name in names)
+    own = vars(policy)  # where a method may have been replaced in this policy alone
+    return all(getattr(type(policy), n) is getattr(base, n) and n not in own for n in names)
 
 
 def _logits(policy: Any, obs: Any) -> Tensor:
