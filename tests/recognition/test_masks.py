@@ -104,6 +104,12 @@ def test_its_step_equals_the_generic_one(name: str, dtype: torch.dtype) -> None:
     assert float((fused - generic).norm()) < tolerance * float(generic.norm())
 
 
+def replaced(distribution: Distribution) -> Distribution:
+    usual = distribution.log_prob
+    distribution.log_prob = lambda value: 2 * usual(value)  # type: ignore[method-assign]
+    return distribution
+
+
 REFUSED: dict[str, tuple[Made, str]] = {
     "it is left out": (lambda x, _: Categorical(logits=x), "does not lay its action_mask"),
     "a part of it": (
@@ -133,6 +139,14 @@ REFUSED: dict[str, tuple[Made, str]] = {
     "a branch": (
         lambda x, m: MaskedCategorical(x if m.all() else 2 * x, m),
         "reads values of a tensor into Python",
+    ),
+    "a method of its own": (
+        lambda x, m: replaced(MaskedCategorical(x, m)),
+        "forward replaces log_prob of the distribution",
+    ),
+    "in a joint one, a method of its own": (
+        lambda x, m: JointDistribution([replaced(MaskedCategorical(x, m))]),
+        "forward replaces log_prob of the distribution",
     ),
     "bits": (
         lambda x, m: Independent(Bernoulli(logits=x.masked_fill(~m, -torch.inf)), 1),

@@ -93,6 +93,9 @@ def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
     """
     if not isinstance(result, Distribution):
         return f"forward returns a {type(result).__name__}, not a torch Distribution"
+    replaced = _replaced_method(result)
+    if replaced is not None:
+        return f"forward replaces {replaced} of the distribution that it returns"
     if type(result) is JointDistribution:
         return _of_parts(tracer, result)
     inner: Any = result
@@ -113,6 +116,17 @@ def policy_structure(tracer: Tracer, result: Any) -> Structure | str:
         return _of_outputs(tracer, *found)
     name = f"Independent({kind.__name__})" if wrapped else kind.__name__
     return f"forward returns {name}; the fused path knows {KNOWN_HEADS}"
+
+
+def _replaced_method(distribution: Distribution) -> str | None:
+    """What is callable among the attributes of a distribution itself, or of what it is made of."""
+    parts: list[Any] = distribution.leaves if type(distribution) is JointDistribution else []
+    for name, value in vars(distribution).items():
+        if callable(value):
+            return name
+        parts += value if type(value) is list else [value]
+    found = (_replaced_method(part) for part in parts if isinstance(part, Distribution))
+    return next((name for name in found if name is not None), None)
 
 
 def _of_parts(tracer: Tracer, joint: JointDistribution) -> Structure | str:
