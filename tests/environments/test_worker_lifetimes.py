@@ -269,3 +269,30 @@ def test_a_fork_of_the_trainer_has_processes_of_its_own(vectorization: str) -> N
     assert not env.ended
     assert in_a_fork(env.close) is None
     assert_same(in_a_fork(go_on), go_on())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_leaves_alone_the_processes_of_a_vector_that_was_given_whole() -> None:
+    ours, undisturbed = (
+        make_vector_env(gym.vector.AsyncVectorEnv([Walk] * 2), num_envs=2, seed=5) for _ in range(2)
+    )
+    out, same = np.empty((2, 2)), np.empty((2, 2))
+    actions = actions_for(ours, 3)
+    ours.reset(out)
+    undisturbed.reset(same)
+
+    def told() -> list[str]:
+        with pytest.raises(EnvironmentFault) as stepped:
+            ours.step(actions[0], out)
+        with pytest.raises(EnvironmentFault) as begun:
+            ours.reset(out)
+        return [str(stepped.value), str(begun.value)]
+
+    assert all("are another program's" in text for text in in_a_fork(told))
+    for action in actions:
+        assert np.array_equal(
+            ours.step(action, out).rewards, undisturbed.step(action, same).rewards
+        )
+        assert np.array_equal(out, same)
+    ours.close()
+    undisturbed.close()

@@ -307,6 +307,8 @@ class VectorEnvironment:
 
     def _guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the vector environment; whatever it raises leaves as EnvironmentFault."""
+        if self._elsewhere:
+            raise self._beyond_reach()
         self._unanswered = True
         try:
             returned = call(*args, **kwargs)
@@ -354,11 +356,14 @@ class VectorEnvironment:
             self._maker = os.getpid()
             self._closed = self._unanswered = False
         elif self._lost:
-            raise EnvironmentFault(
-                f"the processes of {self.name} were ended or interrupted, and a vector environment "
-                "that was given whole cannot be made again here: save the agent, and load it with "
-                "a new one (env=)."
-            )
+            raise self._beyond_reach()
+
+    def _beyond_reach(self) -> EnvironmentFault:
+        what = "are another program's" if self._elsewhere else "were ended or interrupted"
+        return EnvironmentFault(
+            f"the processes of {self.name} {what}, and a vector environment that was given whole "
+            "cannot be made again here: save the agent, and load it with a new one (env=)."
+        )
 
     def _end_processes(self) -> None:
         inner = self.vector.unwrapped
