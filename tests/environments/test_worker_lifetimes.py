@@ -6,6 +6,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -296,3 +298,40 @@ def test_a_fork_leaves_alone_the_processes_of_a_vector_that_was_given_whole() ->
         assert np.array_equal(out, same)
     ours.close()
     undisturbed.close()
+
+
+FORKING = """
+import os, sys
+import numpy as np
+from trpo_fast.environments.make import make_vector_env
+
+if __name__ == "__main__":
+    env = make_vector_env("CartPole-v1", num_envs=2, seed=5, vectorization=sys.argv[1])
+    out = np.empty((2, 4), np.float32)
+    env.reset(out)
+    pid = os.fork()
+    if not pid:
+        sys.exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    env.step(np.zeros(2, np.int64), out)
+    env.close()
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("vectorization", ["workers", "async"])
+def test_a_fork_that_exits_ends_none_of_the_trainer_s_processes(
+    vectorization: str, tmp_path: Path
+) -> None:
+    """As multiprocessing would, for it finds them among its own children."""
+    script = tmp_path / "forking.py"
+    script.write_text(FORKING)
+    ran = subprocess.run(
+        [sys.executable, str(script), vectorization],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ran.stdout == "went on\n", ran.stderr
+    assert "Traceback" not in ran.stderr

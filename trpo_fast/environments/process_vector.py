@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import select
 import signal
@@ -24,6 +25,7 @@ from trpo_fast.environments.processes import (
     dismiss,
     end,
     end_with_trainer,
+    keep_from_forks,
     made_in_main_thread,
 )
 from trpo_fast.environments.seeded_episodes import SeededEpisodes
@@ -57,6 +59,7 @@ class ProcessEnvironments(AsyncVectorEnv):
         step_timeout: float,
     ) -> None:
         self._name, self._step_timeout, self._silence = name, step_timeout, Silence()
+        self._maker = os.getpid()
         worker = partial(guarded_worker, made_in_main_thread())
         try:
             super().__init__(factories, copy=False, autoreset_mode=mode, worker=worker)
@@ -69,6 +72,12 @@ class ProcessEnvironments(AsyncVectorEnv):
                     f"the processes of {name} could not be started: environment {lost}: {why}"
                 ) from None
             raise
+        keep_from_forks(self.processes)
+
+    def __del__(self) -> None:
+        """End the processes of a vector that was not closed, but in a fork of their program."""
+        if self._maker == os.getpid():
+            super().__del__()
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
         failed = sum(1 for success in successes if not success)

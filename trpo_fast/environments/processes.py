@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.process
 import os
 import select
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -71,6 +73,25 @@ def start_method() -> str:
     """How multiprocessing starts processes here, without settling it for the whole program."""
     chosen = multiprocessing.get_start_method(allow_none=True)
     return chosen or multiprocessing.get_all_start_methods()[0]
+
+
+def keep_from_forks(processes: Sequence[Any]) -> None:
+    """Started here, these are to outlive a fork of this program: its exit would end its children.
+
+    ``os.fork`` copies multiprocessing's list of those.
+    """
+    _KEPT.update(processes)
+
+
+_KEPT: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _disown() -> None:
+    vars(multiprocessing.process)["_children"].difference_update(_KEPT)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
 
 
 def closed(close: Callable[[], Any]) -> str:

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 from trpo_fast.base.errors import EnvironmentFault
 from trpo_fast.environments import silence
 from trpo_fast.environments.board import Bell, Board, Gone, Hung
-from trpo_fast.environments.processes import death, made_in_main_thread
+from trpo_fast.environments.processes import death, keep_from_forks, made_in_main_thread
 from trpo_fast.environments.silence import Silence
 from trpo_fast.environments.watch import NOBODY
 from trpo_fast.environments.worker_process import (
@@ -82,6 +82,7 @@ class Worker:
         finally:
             theirs.close()
         self.process = process
+        keep_from_forks([process])
         self._answered.listen(self.pipe)
 
     def ask(self, request: int) -> None:
