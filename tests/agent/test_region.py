@@ -73,7 +73,15 @@ def an_optimizer(**options: Any) -> TRPOOptimizer:
 
 @pytest.mark.parametrize(
     ("explained", "share"),
-    [(0.9, 1), (0.0, 1), (-1.0, 1 / 4), (-9.0, 1 / 100), (-1e9, LEAST), (-1e200, LEAST), (None, LEAST)],
+    [
+        (0.9, 1),
+        (0.0, 1),
+        (-1.0, 1 / 4),
+        (-9.0, 1 / 100),
+        (-1e9, LEAST),
+        (-1e200, LEAST),
+        (None, LEAST),
+    ],
 )
 def test_the_share_of_the_region_is_the_square_of_how_much_returns_vary_of_advantages(
     explained: float | None, share: float
