@@ -31,18 +31,19 @@ def learnt(agent, steps=128):
 
 
 @pytest.mark.parametrize(
-    ("env", "policy", "kinds"),
+    ("env", "policy", "kinds", "path"),
     [
-        (Picture, "auto", (CnnPolicy, CnnValueFunction)),
-        (Pictures, "auto", (MultiInputPolicy, MultiInputValueFunction)),
-        (Picture, "multi_input", (MultiInputPolicy, MultiInputValueFunction)),
-        ("CartPole-v1", "multi_input", (MultiInputPolicy, MultiInputValueFunction)),
+        (Picture, "auto", (CnnPolicy, CnnValueFunction), "generic"),
+        (Pictures, "auto", (MultiInputPolicy, MultiInputValueFunction), "generic"),
+        (Picture, "multi_input", (MultiInputPolicy, MultiInputValueFunction), "generic"),
+        # One encoder of a flat leaf is a perceptron.
+        ("CartPole-v1", "multi_input", (MultiInputPolicy, MultiInputValueFunction), "fused"),
     ],
 )
-def test_the_networks_are_chosen_by_the_space_or_by_name(env, policy, kinds):
+def test_the_networks_are_chosen_by_the_space_or_by_name(env, policy, kinds, path):
     with learnt(small(env, policy=policy)) as agent:
         assert (type(agent.policy), type(agent.value_function)) == kinds
-        assert agent.optimizer.path == "generic"
+        assert agent.optimizer.path == path
         assert agent.evaluate(2, progress_bar=False) == agent.evaluate(2, progress_bar=False)
 
 
