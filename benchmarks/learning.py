@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from score_statistics import interquartile_mean, interval, profile
+from seconds_to_score import Paces, pace
+from seconds_to_score import read as read_paces
 from seconds_to_score import section as seconds_to_score
 from training_runs import AGENTS, EPISODES, OURS, Run, RunTable, train
 
@@ -165,7 +167,7 @@ environment it was, or what solves the task. [How the defaults were chosen](choo
 {table(tasks, runs)}
 {missing(tasks, runs)}Thin lines in the picture are seeds, thick ones their mean: the return of the
 last 100 training episodes, in which actions are sampled; the score acts by the mode, so it is
-usually higher.
+usually higher. Seconds are steps over the steps of a second, which were measured apart (below).
 {seconds_to_score(AGENTS, runs, paces)}
 ## What the updates spent
 
@@ -181,7 +183,7 @@ def section_of_headline(path: Path) -> str:
     return f"\n{heading}{rest}" if heading else ""
 
 
-def picture(tasks: Sequence[Task], runs: RunTable, out: Path) -> None:
+def picture(tasks: Sequence[Task], runs: RunTable, paces: Paces, out: Path) -> None:
     """A panel an environment, a colour an agent; with peers also against time, and the profile."""
     shown = [t for t in tasks if not t.options and runs.of(t.env, t.steps, t.arm)]
     beside = [a for a in AGENTS if any(runs.of(t.env, t.steps, a) for t in shown)]
@@ -195,7 +197,10 @@ def picture(tasks: Sequence[Task], runs: RunTable, out: Path) -> None:
         axis.set_visible(False)
     for axis, (task, timed) in zip(axes, panels, strict=False):
         for colour, agent in zip(COLOURS, AGENTS, strict=False):
-            curves(axis, runs.of(task.env, task.steps, agent), colour, agent, timed=timed)
+            # Trainings shared a machine: how fast each is was measured apart.
+            speed = pace(paces.get(task.env, []), agent) if timed else 1.0
+            if speed:
+                curves(axis, runs.of(task.env, task.steps, agent), colour, agent, speed)
         if task.goal is not None:
             axis.axhline(task.goal, color="#555555", linewidth=1, linestyle="--")
         axis.set_title(task.env, fontsize=9)
@@ -220,16 +225,15 @@ def normalised(task: Task, runs: Sequence[Run]) -> list[float]:
     return [(run.score - task.floor) / (goal - task.floor) for run in runs]
 
 
-def curves(axis: Any, runs: Sequence[Run], colour: str, label: str, *, timed: bool) -> None:
-    """A thin line a seed and a thick one for their mean."""
+def curves(axis: Any, runs: Sequence[Run], colour: str, label: str, speed: float) -> None:
+    """A thin line a seed and a thick one for their mean, over steps divided by ``speed``."""
     if not runs:
         return
-    scale = mean(run.seconds / run.steps for run in runs) if timed else 1.0
     grid = np.linspace(0.02, 1, 80) * runs[0].steps
     lines = [np.interp(grid, *run.points()) for run in runs]
     for line in lines:
-        axis.plot(grid * scale, line, color=colour, linewidth=0.6, alpha=0.5)
-    axis.plot(grid * scale, np.mean(lines, 0), color=colour, linewidth=1.8, label=label)
+        axis.plot(grid / speed, line, color=colour, linewidth=0.6, alpha=0.5)
+    axis.plot(grid / speed, np.mean(lines, 0), color=colour, linewidth=1.8, label=label)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -256,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     at.parent.mkdir(parents=True, exist_ok=True)
     paces = runs.path.with_name("pace.json")
     at.write_text(page(TASKS, runs, paces) + section_of_headline(at))
-    picture(TASKS, runs, options.out / "docs" / "assets" / "learning.png")
+    picture(TASKS, runs, read_paces(paces), options.out / "docs" / "assets" / "learning.png")
 
 
 if __name__ == "__main__":
