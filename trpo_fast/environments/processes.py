@@ -87,7 +87,8 @@ _KEPT: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _disown() -> None:
-    vars(multiprocessing.process)["_children"].difference_update(_KEPT)
+    # The set is Python's own affair: one that has no such has nothing to be kept from either.
+    getattr(multiprocessing.process, "_children", set()).difference_update(_KEPT)
 
 
 if hasattr(os, "register_at_fork"):
