@@ -331,6 +331,10 @@ ROWS = {
             "All start again from the newest checkpoint, and the run ends with the weights of one "
             "process that nobody disturbed",
         ),
+        "rank_end": Row(
+            "A rank that is done ends while its process group still puts away the last collective",
+            "It leaves the group first, so that no thread of it can abort the process",
+        ),
         "rank_versions": Row(
             "A rank has another version of the package, of its code or of torch",
             "All are refused before the first step, with what differs",

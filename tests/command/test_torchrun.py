@@ -107,6 +107,20 @@ def test_a_run_goes_on_with_the_machines_that_are_left(tmp_path: Path) -> None:
     assert [int(row["time/total_timesteps"]) for row in rows] == [64 * n for n in range(1, 7)]
 
 
+@pytest.mark.slow
+@pytest.mark.reliability("rank_end")
+def test_no_thread_of_the_process_group_is_left_when_the_interpreter_ends(tmp_path: Path) -> None:
+    # Seldom does one abort the process: it must be there, and at work, at the wrong moment.
+    place = json.dumps(str(tmp_path))
+    ended(
+        torchrun(
+            2, tmp_path / "run", 64, "--env-kwargs", f"place={place}", env="rank_threads:Noting-v0"
+        )
+    )
+    for rank in "01":
+        assert "gloo" not in (tmp_path / rank).read_text()
+
+
 def reached(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("localhost", port)) == 0

@@ -76,6 +76,15 @@ class Ranks:
         self._meet()
         Ranks.met = True
 
+    def leave(self) -> None:
+        """Forget the process group; nothing can be shared afterwards.
+
+        A group's threads end with the last reference to it. One that is still putting away a
+        collective's tensors while the interpreter ends asks for Python's lock, and aborts the
+        process, whose work was done.
+        """
+        self.group = None
+
     @classmethod
     def of(cls, group: Any) -> Ranks:
         """Those of a process group, or the ones given."""

@@ -64,13 +64,15 @@ def launched_ranks(options: Mapping[str, Any]) -> Iterator[Ranks | None]:
             f"{where} within {seconds:g} s (rank_timeout): {str(error).splitlines()[0]}"
         ) from error
     try:
-        yield Ranks(dist.group.WORLD)
+        ranks = Ranks(dist.group.WORLD)
+        yield ranks
     except (KeyboardInterrupt, EnvironmentFault, RankError, UserError, Told):
         raise  # told, and then left at once, by cli.main
     except BaseException:  # noqa: BLE001 (printed)
         traceback.print_exc()
         os._exit(1)  # the interpreter would wait for what other ranks have not sent
     dist.destroy_process_group()
+    ranks.leave()
 
 
 def on_first(ranks: Ranks | None, compute: Callable[[], Any]) -> Any:
