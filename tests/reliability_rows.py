@@ -186,7 +186,8 @@ ROWS = {
             "It is refused and no parameter has moved; what only looks alike is served",
         ),
         "distant_bounds": Row(
-            "A Box that the policy's first actions hardly meet: `Box(300, 500)`, +-7000",
+            "A Box that the policy's first actions hardly meet: a bound of 300 without another, or "
+            "`Box(300, 500)`, +-7000 with `scale_actions=False`",
             "A warning names squashing and rescaling when the agent is made",
         ),
     },

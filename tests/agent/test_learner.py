@@ -116,7 +116,7 @@ class Bounded(Walk):
 DISTANT = [
     ([300.0] * 2, [500.0] * 2, r"lie outside the bounds of action 0, \[300, 500\]"),
     ([-1.0, -500.0], [1.0, -300.0], r"lie outside the bounds of action 1"),
-    ([3.0, 3.0], [np.inf, np.inf], r"lie outside the bounds of action 0, \[3, inf\]"),
+    ([-1.0, 3.0], [1.0, np.inf], r"lie outside the bounds of action 1, \[3, inf\]"),
     ([-7000.0] * 2, [7000.0] * 2, r"span under 1% of the bounds of action 0"),
 ]
 
@@ -130,13 +130,16 @@ def test_bounds_that_the_first_actions_hardly_meet_are_warned_of(
     def make():
         return Bounded(low, high)
 
+    kwargs = {"state_dependent_std": state_dependent_std}
+    unbounded = not np.isfinite(high).all()
     with pytest.warns(UserWarning, match=text + r".*distribution='squashed'.*RescaleAction"):
-        small(make, state_dependent_std=state_dependent_std).close()
+        small(make, scale_actions=unbounded, **kwargs).close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        if np.isfinite(high).all():
+        if not unbounded:
             small(make, distribution="squashed").close()
+            small(make, **kwargs).close()
         for near in ([-2.0] * 2, [0.0] * 2, [-np.inf] * 2):
             small(lambda near=near: Bounded(near, [2.0, np.inf])).close()
     # Enough of a spread reaches them.
-    small(make, log_std_init=6.0, state_dependent_std=state_dependent_std).close()
+    small(make, log_std_init=6.0, scale_actions=False, **kwargs).close()

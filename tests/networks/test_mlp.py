@@ -224,6 +224,16 @@ class TestToEnv:
         found = policy.to_env(torch.tensor([[-5.0, -5.0], [9.0, 1.5]]))
         assert found.tolist() == [[-1.0, -5.0], [2.0, 1.5]]
 
+    def test_a_scaled_gaussian_is_in_units_of_two_finite_bounds(self) -> None:
+        low, high = [-1, 0, -np.inf, 2, -3e38], [1, 8, 5, 2, 3e38]
+        policy = policy_of(spaces.Box(np.float32(low), np.float32(high)), scale_actions=True)
+        found = policy.to_env(torch.tensor([[0.25, 0.5, -7, 9, 0.5], [-2, -2, 9, 0, 4]]))
+        assert (
+            found.tolist() == torch.tensor([[0.25, 6, -7, 2, 1.5e38], [-1, 0, 5, 2, 3e38]]).tolist()
+        )
+        assert not policy.plain
+        assert policy_of(spaces.Box(-1, 1, (2,)), scale_actions=True).plain
+
     def test_a_squashed_gaussian_is_rescaled_and_never_leaves_the_box(self) -> None:
         low, high = np.array([-1.0, 0.1], np.float32), np.array([3.0, 0.7], np.float32)
         policy = policy_of(spaces.Box(low, high), distribution="squashed")

@@ -164,9 +164,21 @@ class Config(SharedOptions):
     activation: str = option(
         "tanh", "networks", "activation of both networks: tanh, relu, silu, ...", fixed=True
     )
-    # As in OpenAI's spinningup; see docs/learning-results.md for what it does to HalfCheetah.
-    log_std_init: float = option(
-        -0.5, "networks", "first log standard deviation of a Gaussian policy", fixed=True
+    # docs/choosing-defaults.md: what it is worth.
+    log_std_init: float | None = option(
+        None,
+        "networks",
+        "first log standard deviation of a Gaussian policy (None: -log(n) / 2 for the n numbers of "
+        "an action)",
+        fixed=True,
+        note="None makes the first actions about as long, whatever their numbers: 1, in units of "
+        "the bounds.",
+    )
+    scale_actions: bool = option(
+        True,
+        "networks",
+        "a Gaussian's actions are in units of the Box's bounds, whose middle is 0",
+        fixed=True,
     )
     state_dependent_std: bool = option(
         False, "networks", "let the standard deviation depend on the observation", fixed=True

@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 # Options that came later, with what was done before they did.
-BEFORE = {"max_kl_per": "action", "step_size": "damped", "shrink_max_kl": False}
+BEFORE = {
+    "max_kl_per": "action",
+    "step_size": "damped",
+    "shrink_max_kl": False,
+    "scale_actions": False,
+}
 
 
 def current_options(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +30,7 @@ def current_options(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def current_description(saved: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of its agent (`agent_state.description`)."""
-    found = dict(saved)
+    found = {"scale_actions": False, **saved}
     if isinstance(found.get("squash"), bool):
         found["distribution"] = _distribution(found.pop("squash"))
     return found

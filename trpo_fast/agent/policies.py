@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,13 @@ from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
 from trpo_fast.networks.encoded import EncodedPolicy
-from trpo_fast.networks.mlp import MlpPolicy, ValueFunction, action_leaves, state_log_stds
+from trpo_fast.networks.mlp import (
+    MlpPolicy,
+    ValueFunction,
+    action_leaves,
+    has_units,
+    state_log_stds,
+)
 from trpo_fast.networks.recurrent import (
     RecurrentPolicy,
     RecurrentValueFunction,
@@ -124,7 +131,8 @@ def _policy(
     generator: torch.Generator,
 ) -> nn.Module:
     options: dict[str, Any] = {
-        "log_std_init": config.log_std_init,
+        "log_std_init": first_log_std(config.log_std_init, action_space),
+        "scale_actions": config.scale_actions,
         "state_dependent_std": config.state_dependent_std,
         "distribution": config.distribution,
         "generator": generator,
@@ -137,6 +145,14 @@ def _policy(
         return RecurrentPolicy(observation_space, action_space, sizes, activation, **options)
     kind = MultiInputPolicy if name == "multi_input" else MlpPolicy
     return kind(observation_space, action_space, sizes, activation, **options)
+
+
+def first_log_std(given: float | None, action_space: Space) -> float:
+    """What is given, or that with which the numbers of an action have squares that add up to 1."""
+    if given is not None:
+        return given
+    parts = [part for _, part in action_leaves(action_space) if isinstance(part, spaces.Box)]
+    return math.log(1 / max(sum(part.low.size for part in parts), 1)) / 2
 
 
 def _value_function(
@@ -192,7 +208,7 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     """Warn where the first Gaussian of a policy of ours hardly meets a Box's bounds.
 
     Its actions are then all clipped to one value, or to a corner of the Box: updates are accepted
-    and nothing is learnt.
+    and nothing is learnt. One in units of the bounds meets them wherever both are finite.
     """
     if isinstance(policy, EncodedPolicy):
         policy = policy.actor
@@ -207,7 +223,10 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     first = log_std.detach().double().exp().numpy(force=True)
     widths = np.cumsum([part.low.size for _, part in boxes])
     for (name, part), deviations in zip(boxes, np.split(first, widths[:-1]), strict=True):
-        _warn_of_box("action" if part is space else name, part, 2 * deviations)
+        reach = 2 * deviations
+        if policy.scale_actions:
+            reach = np.where(has_units(part).ravel(), np.inf, reach)
+        _warn_of_box("action" if part is space else name, part, reach)
 
 
 def _warn_of_box(name: str, space: spaces.Box, reach: npt.NDArray[np.float64]) -> None:

@@ -145,6 +145,7 @@ def description(training: Training) -> dict[str, Any]:
         **training.space_texts,
         "activation": training.config.activation,
         "distribution": training.config.distribution,
+        "scale_actions": training.config.scale_actions,
         "normalize_observations": training.config.normalize_observations,
         "normalize_rewards": training.config.normalize_rewards,
         "policy": _shapes(training.learner.policy),

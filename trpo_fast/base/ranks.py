@@ -63,7 +63,7 @@ class Ranks:
                 f"process_group is a {type(group).__name__}; give a torch.distributed process "
                 "group, as torch.distributed.group.WORLD after init_process_group is"
             )
-        self.group = group
+        self.group: dist.ProcessGroup | None = group
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise RankError("this process is not in the process group that it was given")

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import OPTIONS, ConfigError
+from trpo_fast.agent.policies import first_log_std
 from trpo_fast.agent.portable import NotPortable, to_json
 from trpo_fast.base.install import install_line
 from trpo_fast.base.output import say
@@ -98,8 +99,7 @@ def _tune(options: argparse.Namespace) -> int:
     if out.suffix != ".json":
         raise ConfigError(f"--out {out} is written as JSON: give it a name that ends in .json")
     file = given_path(options.study or f"tune-{name}.db", "--study")
-    task = _task(options, given)
-    defaults = {row: option.default for row, option in OPTIONS.items()}
+    task, defaults = _task(options, given)
     study = open_study(file, task, defaults)
     written = study.user_attrs.get("out")
     if out.exists() and written != str(out.resolve()):
@@ -119,10 +119,13 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _task(options: argparse.Namespace, given: dict[str, Any]) -> Task:
+def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
+    """What each trial does, and the defaults in this environment."""
     first = given.pop("seed", DEFAULT_SEED)
     given.pop("track", None)  # a search has no runs that would be looked at one by one
+    defaults = {row: option.default for row, option in OPTIONS.items()}
     with TRPO(options.env_id, **given) as agent:
+        defaults["log_std_init"] = first_log_std(None, agent.action_space)
         choices = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
         gaussian = not isinstance(agent.action_space, choices)
     gaussian = gaussian and given.get("distribution") != "beta"
@@ -131,7 +134,8 @@ def _task(options: argparse.Namespace, given: dict[str, Any]) -> Task:
     if not searched:
         raise ConfigError("all options that could be searched are given: there is nothing to do")
     seeds = tuple(range(first, first + options.seeds_per_trial))
-    return Task(options.env_id, given, searched, options.total_steps or DEFAULT_STEPS, seeds)
+    steps = options.total_steps or DEFAULT_STEPS
+    return Task(options.env_id, given, searched, steps, seeds), defaults
 
 
 def _tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:

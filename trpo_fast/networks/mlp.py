@@ -14,6 +14,7 @@ from numbers import Real
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -122,12 +123,18 @@ class MlpPolicy(nn.Module):
     Beta distribution on (0, 1), which ``to_env`` takes to the bounds. KL and Fisher matrix are
     those of the environment's action, because both are invariant under a bijection.
 
+    ``scale_actions`` has a Gaussian in units of the bounds: 0 is their middle and 1 the upper one,
+    so that its spread, and the damping of its Fisher matrix, mean the same in every Box.
+
     Args:
         observation_space: gymnasium space; its flattened width is the input width O.
         action_space: gymnasium Box, Discrete, MultiDiscrete or MultiBinary, or Tuple or Dict.
         hidden_sizes: Widths of the hidden layers.
         activation: A key of ``trpo_fast.networks.activations.ACTIVATIONS``.
         log_std_init: Initial log standard deviation (Gaussian).
+        scale_actions: ``sample`` and ``log_prob`` of a Gaussian speak of actions in units of the
+            bounds, and ``to_env`` of the Box's own. Numbers without two finite bounds stay as they
+            are.
         state_dependent_std: The log standard deviation is an output, not a parameter (Gaussian).
         distribution: Of Box actions: "gaussian", "squashed" or "beta"; the last two need finite
             bounds.
@@ -150,6 +157,7 @@ class MlpPolicy(nn.Module):
         activation: str = "tanh",
         *,
         log_std_init: float = 0.0,
+        scale_actions: bool = False,
         state_dependent_std: bool = False,
         distribution: str = "gaussian",
         ortho_init: bool = True,
@@ -166,7 +174,7 @@ class MlpPolicy(nn.Module):
             )
         self.head = head
         self.obs_width = observation_width(observation_space)
-        self.distribution = distribution
+        self.distribution, self.scale_actions = distribution, scale_actions
         widths = [self.obs_width, *hidden_widths(hidden_sizes), self.head.outputs]
         self.body = perceptron(
             widths, activation, last_gain=0.01, ortho_init=ortho_init, generator=generator
@@ -181,7 +189,8 @@ class MlpPolicy(nn.Module):
         heads = head.heads if isinstance(head, JointHead) else (head,)
         parts = [part for _, part in action_leaves(action_space)]
         pairs = zip(heads, parts, strict=True)
-        self.ways_out = [WayOut(own, part, distribution == "squashed") for own, part in pairs]
+        squash, scale = distribution == "squashed", scale_actions and distribution == "gaussian"
+        self.ways_out = [WayOut(own, part, squash=squash, scale=scale) for own, part in pairs]
         for index, part in enumerate(parts):
             name = f"_{index}" if isinstance(head, JointHead) else ""
             low, high = _bounds(part)
@@ -191,7 +200,8 @@ class MlpPolicy(nn.Module):
     @property
     def plain(self) -> bool:
         """Whether ``to_env`` does no more than to put actions within the bounds, or shift them."""
-        return self.head.clips_to_env and self.distribution != "squashed"
+        changed = any(way.squash or way.scale for way in self.ways_out)
+        return self.head.clips_to_env and not changed
 
     def forward(self, obs: Tensor, action_mask: Any = None) -> Distribution:
         """The distribution of the actions, batch_shape ``[N]``.
@@ -214,8 +224,8 @@ class MlpPolicy(nn.Module):
         """What ``env.step`` takes, ``[N, *action_space.shape]``, from what ``sample`` gave.
 
         Squashed Gaussian: tanh, then rescaled to the Box. Beta: rescaled to the Box. Plain
-        Gaussian: clipped to the Box. Discrete kinds: shifted by the space's ``start``. Of a nested
-        space: that of each part, nested.
+        Gaussian: rescaled with ``scale_actions``, then clipped to the Box. Discrete kinds: shifted
+        by the space's ``start``. Of a nested space: that of each part, nested.
         """
         if not isinstance(self.head, JointHead):
             return self.ways_out[0](actions, self.action_low, self.action_high)
@@ -241,11 +251,13 @@ class WayOut:
         head: Of the space.
         space: Of one action.
         squash: Whether a Gaussian's actions go through a tanh.
+        scale: Whether they are in units of the bounds.
     """
 
-    def __init__(self, head: Head, space: spaces.Space, squash: bool) -> None:  # type: ignore[type-arg]
+    def __init__(self, head: Head, space: spaces.Space, *, squash: bool, scale: bool) -> None:  # type: ignore[type-arg]
         self.head, self.shape = head, tuple(space.shape or ())
         self.squash = squash and isinstance(space, spaces.Box)
+        self.scale = scale and isinstance(space, spaces.Box) and bool(has_units(space).any())
 
     def __call__(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """``[N, *shape]``, or one action."""
@@ -256,7 +268,23 @@ class WayOut:
             low, high = low.to(actions.dtype), high.to(actions.dtype)
             # tanh may round to +-1 and the affine map past the bound by one ulp.
             actions = low + 0.5 * (torch.tanh(actions) + 1) * (high - low)
+        elif self.scale:
+            actions = _in_box(actions, low.to(actions.dtype), high.to(actions.dtype))
         return self.head.to_env(actions, low, high)
+
+
+def has_units(space: spaces.Box) -> npt.NDArray[np.bool_]:
+    """Where a Box has two finite bounds that are not -1 and 1."""
+    bounded: npt.NDArray[np.bool_] = np.isfinite(space.low) & np.isfinite(space.high)
+    own: npt.NDArray[np.bool_] = (space.low != -1) | (space.high != 1)
+    return bounded & own
+
+
+def _in_box(actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """From units of the bounds, where both are finite."""
+    # Each halved first: the difference of two bounds may be beyond the dtype.
+    scaled = (low / 2 + high / 2) + actions * (high / 2 - low / 2)
+    return torch.where(torch.isfinite(low) & torch.isfinite(high), scaled, actions)
 
 
 def state_log_stds(head: Head) -> list[int]:
