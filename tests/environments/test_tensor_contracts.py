@@ -71,6 +71,7 @@ def test_rows_are_those_of_the_flattener_in_numpy(space: Any) -> None:
         (spaces.Box(-0.3, 0.7, (2,)), {}),
         (spaces.Box(-0.3, 0.7, (2, 2), np.float64), {}),
         (spaces.Box(-0.3, 0.7, (2,)), {"distribution": "squashed"}),
+        (spaces.Box(-0.3, 0.7, (2, 2), np.float64), {"scale_actions": True}),
         (spaces.Discrete(4, start=2), {}),
         (spaces.MultiDiscrete([2, 3], start=[1, 4]), {}),
         (spaces.MultiBinary(3), {}),

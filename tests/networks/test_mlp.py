@@ -231,8 +231,28 @@ class TestToEnv:
         assert (
             found.tolist() == torch.tensor([[0.25, 6, -7, 2, 1.5e38], [-1, 0, 5, 2, 3e38]]).tolist()
         )
-        assert not policy.plain
-        assert policy_of(spaces.Box(-1, 1, (2,)), scale_actions=True).plain
+        assert policy.action_units is not None
+        assert policy_of(spaces.Box(-1, 1, (2,)), scale_actions=True).action_units is None
+
+    @pytest.mark.parametrize(
+        ("box", "actions", "expected"),
+        [
+            (spaces.Box(0, 4, ()), [0.5, -9], [3, 0]),
+            (spaces.Box(3, 3, (1,)), [[7], [-7]], [[3], [3]]),
+            (spaces.Box(0, 4, (1,), np.float16), [[0.5], [9]], [[3], [4]]),
+            (spaces.Box(0, 4, (1, 2), np.float64), [[0.5, 9]], [[[3, 4]]]),
+            # Beyond float32, in which the policy computes: as without bounds.
+            (spaces.Box(-1e300, 1e300, (1,), np.float64), [[0.5], [-7]], [[0.5], [-7]]),
+            (spaces.Box(0, 1e300, (1,), np.float64), [[0.5], [-7]], [[0.5], [0]]),
+        ],
+        ids=str,
+    )
+    def test_units_of_odd_boxes(self, box: spaces.Box, actions: Any, expected: Any) -> None:
+        policy = policy_of(box, scale_actions=True)
+        assert policy.to_env(torch.tensor(actions, dtype=torch.float32)).tolist() == expected
+        assert policy.double().to_env(torch.tensor(actions, dtype=torch.float64)).tolist() == (
+            expected
+        )
 
     def test_a_squashed_gaussian_is_rescaled_and_never_leaves_the_box(self) -> None:
         low, high = np.array([-1.0, 0.1], np.float32), np.array([3.0, 0.7], np.float32)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from toy_environments import Masked, Scripted
 
+from trpo_fast.environments.flattening import action_converter
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.rollouts.normalization import ObservationNormalizer
@@ -93,6 +94,45 @@ def test_actions_are_stored_as_sampled_with_their_log_probabilities(name: str) -
     np.testing.assert_allclose(np.stack(given).reshape(to_env.shape), to_env)
     if "box" in name:
         assert (rollout.actions.abs() > 1).any()
+
+
+UNITS = {
+    "float32": spaces.Box(np.float32([-3, 0.1, -1, 0]), np.float32([5, 0.7, 1, np.inf])),
+    "float64, 2-D": spaces.Box(-0.1, 0.3, (2, 2), np.float64),
+    "float16": spaces.Box(-0.1, 0.3, (3,), np.float16),
+    "0-d": spaces.Box(-0.1, 0.3, (), np.float32),
+}
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("name", UNITS)
+def test_actions_in_units_of_the_bounds_are_the_policys_own_to_the_bit(
+    name: str, native: bool, double: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    class Listening(Scripted):
+        action_space = UNITS[name]
+
+        def step(self, action: Any) -> Any:
+            assert self.action_space.contains(np.asarray(action))
+            given.append(np.array(action))
+            return super().step(action)
+
+    if not native:
+        monkeypatch.setattr("trpo_fast._native.core", None)
+    collector = RolloutCollector(make_vector_env(Listening, num_envs=2, seed=0))
+    policy = policy_for(collector, scale_actions=True)
+    policy = policy.double() if double else policy
+    convert = action_converter(policy, UNITS[name])
+    with monkeypatch.context() as patched:
+        if native:  # a call of torch's for each step would take longer than all the rest
+            patched.setattr(policy, "to_env", None)
+        rollout = collector.collect(policy, None, 20, philox())
+    expected = convert(rollout.actions.flatten(0, 1))
+    assert np.array_equal(np.stack(given), expected)
+    assert (expected == UNITS[name].low).any()
 
 
 def test_a_foreign_policy_is_sampled_in_eval_mode_and_put_back() -> None:

@@ -54,6 +54,7 @@ def normalizer_for(width: int) -> ObservationNormalizer:
         ("CartPole-v1", {}),
         ("Pendulum-v1", {}),
         ("Pendulum-v1", {"distribution": "squashed"}),
+        ("Pendulum-v1", {"scale_actions": True}),
         (Walk, {}),
     ],
 )

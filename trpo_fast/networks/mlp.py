@@ -196,12 +196,26 @@ class MlpPolicy(nn.Module):
             low, high = _bounds(part)
             self.register_buffer(f"action_low{name}", low, persistent=False)
             self.register_buffer(f"action_high{name}", high, persistent=False)
+            if self.ways_out[index].scale:
+                middle, half = map(torch.as_tensor, units(cast("spaces.Box", part)))
+                self.register_buffer(f"action_middle{name}", middle, persistent=False)
+                self.register_buffer(f"action_half{name}", half, persistent=False)
 
     @property
     def plain(self) -> bool:
-        """Whether ``to_env`` does no more than to put actions within the bounds, or shift them."""
-        changed = any(way.squash or way.scale for way in self.ways_out)
-        return self.head.clips_to_env and not changed
+        """Whether ``to_env`` but takes actions from ``action_units`` and clips, or shifts, them."""
+        return self.head.clips_to_env and not any(way.squash for way in self.ways_out)
+
+    @property
+    def action_units(self) -> tuple[Tensor, Tensor] | None:
+        """The middle of a Box's bounds and half their distance, where actions are in units of them.
+
+        Both of its shape; None where they are not, and for a space with parts.
+        """
+        return self._units("") if hasattr(self, "action_half") else None
+
+    def _units(self, name: str) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"action_middle{name}"), getattr(self, f"action_half{name}")
 
     def forward(self, obs: Tensor, action_mask: Any = None) -> Distribution:
         """The distribution of the actions, batch_shape ``[N]``.
@@ -228,16 +242,19 @@ class MlpPolicy(nn.Module):
         by the space's ``start``. Of a nested space: that of each part, nested.
         """
         if not isinstance(self.head, JointHead):
-            return self.ways_out[0](actions, self.action_low, self.action_high)
+            return self._way_out(0, actions, "")
         if isinstance(actions, Tensor):
             actions = self.head.nested(actions)
         found = (
-            way(part, getattr(self, f"action_low_{index}"), getattr(self, f"action_high_{index}"))
-            for index, (way, part) in enumerate(
-                zip(self.ways_out, aligned("action", actions, self.head.nesting), strict=True)
-            )
+            self._way_out(index, part, f"_{index}")
+            for index, part in enumerate(aligned("action", actions, self.head.nesting))
         )
         return refilled(self.head.nesting, found)
+
+    def _way_out(self, index: int, actions: Tensor, name: str) -> Tensor:
+        way = self.ways_out[index]
+        low, high = getattr(self, f"action_low{name}"), getattr(self, f"action_high{name}")
+        return way(actions, low, high, self._units(name) if way.scale else None)
 
     def mode(self, distribution: Distribution) -> Any:
         """The deterministic action of a distribution that ``forward`` gave."""
@@ -259,8 +276,10 @@ class WayOut:
         self.squash = squash and isinstance(space, spaces.Box)
         self.scale = scale and isinstance(space, spaces.Box) and bool(has_units(space).any())
 
-    def __call__(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """``[N, *shape]``, or one action."""
+    def __call__(
+        self, actions: Tensor, low: Tensor, high: Tensor, units: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """``[N, *shape]``, or one action; ``units`` where it is to ``scale``."""
         if self.head.action_shape:
             rows = actions.shape[: 1 if actions.ndim else 0]
             actions = actions.reshape(*rows, *self.shape)
@@ -268,23 +287,33 @@ class WayOut:
             low, high = low.to(actions.dtype), high.to(actions.dtype)
             # tanh may round to +-1 and the affine map past the bound by one ulp.
             actions = low + 0.5 * (torch.tanh(actions) + 1) * (high - low)
-        elif self.scale:
-            actions = _in_box(actions, low.to(actions.dtype), high.to(actions.dtype))
+        elif units is not None:
+            middle, half = (part.to(actions.dtype) for part in units)
+            actions = actions * half + middle
         return self.head.to_env(actions, low, high)
 
 
 def has_units(space: spaces.Box) -> npt.NDArray[np.bool_]:
-    """Where a Box has two finite bounds that are not -1 and 1."""
-    bounded: npt.NDArray[np.bool_] = np.isfinite(space.low) & np.isfinite(space.high)
+    """Where a Box has two bounds that are finite (in float32, too) and not -1 and 1."""
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    bounded: npt.NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high)
     own: npt.NDArray[np.bool_] = (space.low != -1) | (space.high != 1)
     return bounded & own
 
 
-def _in_box(actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """From units of the bounds, where both are finite."""
+def units(space: spaces.Box) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The middle of a Box's bounds and half their distance, 0 and 1 where it ``has_units`` not.
+
+    Of the Box's shape, in float32 or float64.
+    """
+    low, high, own = space.low.astype(np.float64), space.high.astype(np.float64), has_units(space)
+    middle, half = np.zeros(space.shape), np.ones(space.shape)
     # Each halved first: the difference of two bounds may be beyond the dtype.
-    scaled = (low / 2 + high / 2) + actions * (high / 2 - low / 2)
-    return torch.where(torch.isfinite(low) & torch.isfinite(high), scaled, actions)
+    np.add(low / 2, high / 2, out=middle, where=own)
+    np.subtract(high / 2, low / 2, out=half, where=own)
+    dtype = np.result_type(space.low.dtype, np.float32)
+    return middle.astype(dtype), half.astype(dtype)
 
 
 def state_log_stds(head: Head) -> list[int]:

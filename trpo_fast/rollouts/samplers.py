@@ -179,6 +179,7 @@ class NativeSampler(NetworkSampler):
     def _prepare(self) -> None:
         self._native: Any = None
         self._env_actions: Array | None = None
+        self._units: tuple[Array, Array] | None = None  # the policy's `action_units`, [A]
         self.shaped: Array | None = None  # those, [T, B, ...] of the space's shape
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
         head = self._net.head
@@ -202,13 +203,16 @@ class NativeSampler(NetworkSampler):
         actions, recording = self._actions(), self._recording
         raw, normalizer = recording.observations, self._normalizer
         assert not isinstance(normalizer, StructuredObservations)  # noqa: S101 (a perceptron's)
-        bounds = None
+        self._drawn, bounds = actions, None
         if self._env_actions is not None:
             low, high = (
                 np.broadcast_to(bound.numpy().ravel(), actions.shape[-1:]).astype(actions.dtype)
                 for bound in (policy.action_low, policy.action_high)
             )
-            bounds = low, high
+            self._bounds = bounds = low, high
+            if (units := getattr(policy, "action_units", None)) is not None:
+                middle, half = (part.numpy().ravel().astype(actions.dtype) for part in units)
+                self._units, bounds = (middle, half), None
         self._native = NativeSampling(
             self._net,
             observations=raw,
@@ -216,7 +220,7 @@ class NativeSampler(NetworkSampler):
             noise=self._noise,
             masks=recording.masks,
             actions=actions,
-            env_actions=self._env_actions,
+            env_actions=None if bounds is None else self._env_actions,
             bounds=bounds,
         )
 
@@ -225,6 +229,18 @@ class NativeSampler(NetworkSampler):
         if self._native is None:
             self._begin()
         self._native.step(t)
+        if self._units is not None:
+            self._rescale(t)
+
+    def _rescale(self, t: int) -> None:
+        """What `to_env` does to step t, with its bits; a few calls of torch's would take longer."""
+        assert self._units is not None  # noqa: S101
+        assert self._env_actions is not None  # noqa: S101
+        (middle, half), (low, high), given = self._units, self._bounds, self._env_actions[t]
+        np.multiply(self._drawn[t], half, out=given)
+        np.add(given, middle, out=given)
+        np.maximum(given, low, out=given)
+        np.minimum(given, high, out=given)
 
     def __call__(self, t: int) -> Array:
         """Sample step t natively."""
