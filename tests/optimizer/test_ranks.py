@@ -19,6 +19,7 @@ from rank_processes import run_ranks
 
 from trpo_fast import TRPO, TRPOOptimizer
 from trpo_fast._native import kernels
+from trpo_fast.base.errors import RankError
 from trpo_fast.base.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore::trpo_fast.base.errors.FallbackWarning")
@@ -178,6 +179,25 @@ def test_a_rank_without_a_group_is_told_once_that_it_trains_alone(
     monkeypatch.setattr("trpo_fast.base.errors._said", set())
     monkeypatch.setattr(Ranks, "met", True)  # it knows of ranks: this is meant
     assert not warned()
+
+
+def test_who_has_left_its_group_shares_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "met", False)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        ranks = Ranks(dist.group.WORLD)
+        ranks.leave()
+        # Without a group torch would take all processes.
+        for share in (
+            lambda: ranks.sum(torch.zeros(1)),
+            lambda: ranks.gather_objects(1),
+            lambda: ranks.from_first(lambda: 1),
+            lambda: ranks.gather_to_first(1),
+        ):
+            with pytest.raises(RankError, match=r"rank 0 of 1 has left.*process_group"):
+                share()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_ranks_that_round_otherwise_take_the_numbers_of_the_first() -> None:

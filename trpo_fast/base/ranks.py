@@ -77,7 +77,7 @@ class Ranks:
         Ranks.met = True
 
     def leave(self) -> None:
-        """Forget the process group; nothing can be shared afterwards.
+        """Forget the process group; sharing raises RankError afterwards.
 
         A group's threads end with the last reference to it. One that is still putting away a
         collective's tensors while the interpreter ends asks for Python's lock, and aborts the
@@ -245,6 +245,11 @@ class Ranks:
 
     @contextmanager
     def _collective(self, tensor: Tensor) -> Iterator[None]:
+        if self.group is None:  # which torch takes for all processes, whoever was in the group
+            raise RankError(
+                f"rank {self.rank} of {self.count} has left its process group (Ranks.leave): give "
+                "a new optimizer or agent a process_group to go on with other ranks"
+            )
         self.collectives += 1
         self.bytes += tensor.nbytes
         start = perf_counter()
