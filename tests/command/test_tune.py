@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from patience import PATIENCE
 
 from trpo_fast import cli
 from trpo_fast.agent.config import OPTIONS, Config
+from trpo_fast.agent.policies import first_log_std
 from trpo_fast.command.config_file import read
 from trpo_fast.command.search import SPACE, Range, Task, open_study, search
 
@@ -50,6 +55,37 @@ def test_a_search_goes_on_and_writes_what_train_takes(capsys):
     assert cli.main(["train", "CartPole-v1", *again]) == 0
     options = json.loads(Path("r/config.json").read_text())["options"]
     assert options["max_kl"] == study.best_params["max_kl"]
+
+
+class Parts(gym.ActionWrapper):
+    """CartPole with an action of two parts, of which the first counts."""
+
+    def __init__(self, second: spaces.Space) -> None:
+        super().__init__(CartPoleEnv())
+        self.action_space = spaces.Tuple([spaces.Discrete(2), second])
+
+    def action(self, action):
+        return action[0]
+
+
+@pytest.mark.parametrize(
+    ("second", "searched"), [(spaces.Box(0, 9, (2, 2)), {"log_std_init"}), (spaces.Discrete(3), {})]
+)
+def test_the_first_trial_has_the_deviation_of_the_environments_actions(second, searched):
+    gym.register("Parts-v0", lambda: Parts(second), max_episode_steps=50)
+    try:
+        assert tune("--trials", "1", "--gamma", "0.9", env="Parts-v0") == 0
+    finally:
+        del gym.registry["Parts-v0"]
+    study = optuna.load_study(study_name="trpo-fast", storage="sqlite:///tune-Parts-v0.db")
+    first = study.trials[0].params
+    assert set(first) & {"log_std_init"} == set(searched)
+    assert first.get("log_std_init", -math.log(4) / 2) == -math.log(4) / 2
+
+
+@pytest.mark.parametrize("numbers", [1, 17, 400])
+def test_the_default_deviation_can_be_drawn(numbers):
+    assert SPACE["log_std_init"].holds(first_log_std(None, spaces.Box(-1, 1, (numbers,))))
 
 
 def test_another_search_in_the_same_file_is_refused(capsys):
@@ -160,7 +196,7 @@ def test_all_that_is_searched_is_an_option_within_its_limits(name):
     for value in span.choices or (span.low, span.high):
         assert span.holds(value)
         assert getattr(Config.from_options({name: value}), name) == value
-    assert not span.holds(-3.0)
+    assert not span.holds(-9.0)
 
 
 def test_the_mean_over_seeds_is_the_score():

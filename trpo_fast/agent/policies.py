@@ -151,8 +151,14 @@ def first_log_std(given: float | None, action_space: Space) -> float:
     """What is given, or that with which the numbers of an action have squares that add up to 1."""
     if given is not None:
         return given
-    parts = [part for _, part in action_leaves(action_space) if isinstance(part, spaces.Box)]
-    return math.log(1 / max(sum(part.low.size for part in parts), 1)) / 2
+    numbers = sum(part.low.size for _, part in named_boxes(action_space))
+    return math.log(1 / max(numbers, 1)) / 2
+
+
+def named_boxes(action_space: Space) -> list[tuple[str, spaces.Box]]:
+    """The parts of an action that are Boxes, with their names in messages."""
+    parts = action_leaves(action_space)
+    return [(name, part) for name, part in parts if isinstance(part, spaces.Box)]
 
 
 def _value_function(
@@ -212,7 +218,7 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     """
     if isinstance(policy, EncodedPolicy):
         policy = policy.actor
-    boxes = [(name, part) for name, part in action_leaves(space) if isinstance(part, spaces.Box)]
+    boxes = named_boxes(space)
     if not isinstance(policy, MlpPolicy) or policy.distribution != "gaussian" or not boxes:
         return
     learnt = policy.log_std

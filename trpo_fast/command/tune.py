@@ -10,11 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gymnasium import spaces
-
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import OPTIONS, ConfigError
-from trpo_fast.agent.policies import first_log_std
+from trpo_fast.agent.policies import first_log_std, named_boxes
 from trpo_fast.agent.portable import NotPortable, to_json
 from trpo_fast.base.install import install_line
 from trpo_fast.base.output import say
@@ -126,9 +124,8 @@ def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dic
     defaults = {row: option.default for row, option in OPTIONS.items()}
     with TRPO(options.env_id, **given) as agent:
         defaults["log_std_init"] = first_log_std(None, agent.action_space)
-        choices = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-        gaussian = not isinstance(agent.action_space, choices)
-    gaussian = gaussian and given.get("distribution") != "beta"
+        boxes = named_boxes(agent.action_space)
+    gaussian = bool(boxes) and given.get("distribution") != "beta"
     left_out = {*given, *([] if gaussian else ["log_std_init"])}
     searched = tuple(name for name in SPACE if name not in left_out)
     if not searched:
