@@ -188,7 +188,7 @@ ROWS = {
         "distant_bounds": Row(
             "A Box that the policy's first actions hardly meet: a bound of 300 without another, or "
             "`Box(300, 500)`, +-7000 with `scale_actions=False`",
-            "A warning names squashing and rescaling when the agent is made",
+            "A warning says what to do when the agent is made",
         ),
     },
     "The recogniser": {

@@ -132,7 +132,9 @@ def test_bounds_that_the_first_actions_hardly_meet_are_warned_of(
 
     kwargs = {"state_dependent_std": state_dependent_std}
     unbounded = not np.isfinite(high).all()
-    with pytest.warns(UserWarning, match=text + r".*distribution='squashed'.*RescaleAction"):
+    # Neither units nor a squashed Gaussian there are with an infinite bound.
+    advice = "TransformAction" if unbounded else "scale_actions be True.*distribution='squashed'"
+    with pytest.warns(UserWarning, match=f"{text}.*{advice}"):
         small(make, scale_actions=unbounded, **kwargs).close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -141,5 +143,10 @@ def test_bounds_that_the_first_actions_hardly_meet_are_warned_of(
             small(make, **kwargs).close()
         for near in ([-2.0] * 2, [0.0] * 2, [-np.inf] * 2):
             small(lambda near=near: Bounded(near, [2.0, np.inf])).close()
-    # Enough of a spread reaches them.
-    small(make, log_std_init=6.0, scale_actions=False, **kwargs).close()
+        small(make, scale_actions=False, log_std_init=6.0, **kwargs).close()  # enough of a spread
+
+
+@pytest.mark.parametrize("high", [1.0, 7000.0])
+def test_too_little_of_a_spread_is_warned_of_in_units_of_the_bounds(high: float) -> None:
+    with pytest.warns(UserWarning, match=r"span under 1% of the bounds.*Raise log_std_init"):
+        small(lambda: Bounded([-high] * 2, [high] * 2), log_std_init=-7.0).close()

@@ -217,6 +217,13 @@ class TestInitialisation:
         with pytest.raises(ValueError, match=text):
             policy_of(spaces.Discrete(2), **keywords)
 
+    @pytest.mark.parametrize("distribution", ["squashed", "beta"])
+    @pytest.mark.parametrize("bound", [np.inf, 3e38, 1e300])
+    def test_bounds_that_cannot_be_rescaled_to(self, bound: float, distribution: str) -> None:
+        box = spaces.Box(-bound, bound, (2,), np.float64)
+        with pytest.raises(ValueError, match=r"needs finite bounds.* action is Box"):
+            policy_of(box, distribution=distribution)
+
 
 class TestToEnv:
     def test_a_plain_gaussian_is_clipped(self) -> None:

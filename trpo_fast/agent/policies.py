@@ -214,7 +214,7 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     """Warn where the first Gaussian of a policy of ours hardly meets a Box's bounds.
 
     Its actions are then all clipped to one value, or to a corner of the Box: updates are accepted
-    and nothing is learnt. One in units of the bounds meets them wherever both are finite.
+    and nothing is learnt. Or they are next to alike, and nothing is tried.
     """
     if isinstance(policy, EncodedPolicy):
         policy = policy.actor
@@ -229,26 +229,42 @@ def warn_of_distant_bounds(policy: nn.Module, space: spaces.Space[Any]) -> None:
     first = log_std.detach().double().exp().numpy(force=True)
     widths = np.cumsum([part.low.size for _, part in boxes])
     for (name, part), deviations in zip(boxes, np.split(first, widths[:-1]), strict=True):
-        reach = 2 * deviations
-        if policy.scale_actions:
-            reach = np.where(has_units(part).ravel(), np.inf, reach)
-        _warn_of_box("action" if part is space else name, part, reach)
+        scaled = policy.scale_actions & has_units(part).ravel()
+        _warn_of_box("action" if part is space else name, part, 2 * deviations, scaled)
 
 
-def _warn_of_box(name: str, space: spaces.Box, reach: npt.NDArray[np.float64]) -> None:
+def _warn_of_box(
+    name: str,
+    space: spaces.Box,
+    reach: npt.NDArray[np.float64],
+    scaled: npt.NDArray[np.bool_],
+) -> None:
+    """``reach`` is how far actions go, where they are ``scaled`` in units of the bounds."""
     low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
-    outside = (low > reach) | (high < -reach)
-    with np.errstate(invalid="ignore"):
-        narrow = 2 * reach < NARROW_SHARE * (high - low)
-    narrow &= np.isfinite(high - low)
+    least, most = np.where(scaled, -1, low), np.where(scaled, 1, high)
+    outside = (least > reach) | (most < -reach)
+    with np.errstate(invalid="ignore", over="ignore"):
+        narrow = 2 * reach < NARROW_SHARE * (most - least)
+        narrow &= np.isfinite(most - least)
     if not (outside | narrow).any():
         return
     index = int(np.flatnonzero(outside | narrow)[0])
     how = "lie outside" if outside[index] else f"span under {NARROW_SHARE:.0%} of"
+    unit = " in units of the bounds" if scaled[index] else ""
+    if least[index] == -1 and most[index] == 1:
+        advice = "Raise log_std_init"
+    elif has_units(space).flat[index]:
+        advice = (
+            "What is clipped there teaches nothing: let the policy's scale_actions be True, which "
+            "has it in units of the bounds, or use distribution='squashed'"
+        )
+    else:
+        advice = (
+            "What is clipped there teaches nothing: shift and scale actions with "
+            "gymnasium.wrappers.TransformAction"
+        )
     warnings.warn(
-        f"the policy's first actions, within +-{reach[index]:.3g}, {how} the bounds of {name} "
-        f"{index}, [{low[index]:g}, {high[index]:g}]: what is clipped there teaches nothing. Use "
-        "distribution='squashed', which maps actions onto the bounds, or rescale them with "
-        "gymnasium.wrappers.RescaleAction(env, -1, 1)",
+        f"the policy's first actions, within +-{reach[index]:.3g}{unit}, {how} the bounds of "
+        f"{name} {index}, [{low[index]:g}, {high[index]:g}]. {advice}",
         stacklevel=users_level(),
     )

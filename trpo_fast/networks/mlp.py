@@ -295,8 +295,7 @@ class WayOut:
 
 def has_units(space: spaces.Box) -> npt.NDArray[np.bool_]:
     """Where a Box has two bounds that are finite (in float32, too) and not -1 and 1."""
-    with np.errstate(over="ignore"):
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low, high = _float32_bounds(space)
     bounded: npt.NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high)
     own: npt.NDArray[np.bool_] = (space.low != -1) | (space.high != 1)
     return bounded & own
@@ -349,8 +348,19 @@ def _check_boxes(
         what = "state_dependent_std" if state_dependent_std else f"distribution={distribution!r}"
         raise ValueError(f"{what} needs a Box, got {space}")
     for name, box in boxes:
-        if distribution != "gaussian" and not cast("spaces.Box", box).is_bounded():
-            raise ValueError(f"distribution={distribution!r} needs finite bounds, {name} is {box}")
+        low, high = _float32_bounds(cast("spaces.Box", box))
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(high - low).all()
+        if distribution != "gaussian" and not finite:
+            raise ValueError(
+                f"distribution={distribution!r} needs finite bounds, {name} is {box} (finite as "
+                "float32, their difference, too)"
+            )
+
+
+def _float32_bounds(space: spaces.Box) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    with np.errstate(over="ignore"):
+        return space.low.astype(np.float32), space.high.astype(np.float32)
 
 
 def _bounds(space: spaces.Space) -> tuple[Tensor, Tensor]:  # type: ignore[type-arg]
