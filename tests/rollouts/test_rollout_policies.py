@@ -135,6 +135,37 @@ def test_actions_in_units_of_the_bounds_are_the_policys_own_to_the_bit(
     assert (expected == UNITS[name].low).any()
 
 
+class Host(Tensor):
+    """What has been brought from the policy's device."""
+
+
+@pytest.mark.parametrize("recognised", [True, False])
+@pytest.mark.parametrize("space", [*UNITS.values(), SPACES["discrete"]], ids=str)
+def test_actions_are_converted_where_the_policy_is(
+    space: Any, recognised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a device, from which `cpu` brings copies, and where bounds of the host are of no use.
+    class Acting(Scripted):
+        action_space = space
+
+    def to_env(actions: Any) -> Any:
+        given.append(actions)
+        return own(actions)
+
+    monkeypatch.setattr("trpo_fast._native.core", None)
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: tensor.clone().as_subclass(Host))
+    collector = RolloutCollector(make_vector_env(Acting, num_envs=2, seed=0))
+    policy = policy_for(collector)
+    given, own = list[Tensor](), policy.to_env
+    monkeypatch.setattr(policy, "to_env", to_env)
+    if not recognised:
+        monkeypatch.setattr("trpo_fast.rollouts.samplers.network_of", lambda _: "a reason")
+    kept = collector.collect(policy, None, 5, philox()).actions.untyped_storage()
+    place = range(kept.data_ptr(), kept.data_ptr() + kept.nbytes())
+    assert len(given) == 5
+    assert not any(isinstance(actions, Host) or actions.data_ptr() in place for actions in given)
+
+
 def test_a_foreign_policy_is_sampled_in_eval_mode_and_put_back() -> None:
     class Foreign(nn.Module):
         def __init__(self) -> None:

@@ -77,10 +77,10 @@ class Sampler:
         envs = self._recording.rewards.shape[1]
         actions, log_prob = sampled(chosen, envs)
         self._kept.append(log_prob.cpu())
-        actions = tree_map(Tensor.cpu, actions)
-        flat = chosen.flatten(actions) if isinstance(chosen, JointDistribution) else actions
+        host = tree_map(Tensor.cpu, actions)
+        flat = chosen.flatten(host) if isinstance(chosen, JointDistribution) else host
         self._recording.keep_actions(t, flat)
-        return self._to_env(actions)
+        return self._to_env(actions)  # where the policy is: its bounds are there, too
 
     def _chosen(self, t: int, x: Any, given: dict[str, Tensor]) -> Any:
         """The distribution of step t."""
@@ -161,8 +161,9 @@ class NetworkSampler(Sampler):
         kept = self._recording.actions
         assert kept is not None  # noqa: S101
         drawn = self._net.head.draw(self._net.at(outputs, mask), noise)
-        kept[t] = drawn.cpu().view(kept[t].shape)
-        return self._to_env(kept[t])
+        drawn = drawn.view(kept[t].shape)
+        kept[t] = drawn.cpu()
+        return self._to_env(drawn)  # where the policy is: its bounds are there, too
 
     def log_probs(self) -> Tensor:
         """Log-probabilities [T, B] of the actions, in one batch."""
