@@ -16,6 +16,7 @@ from toy_environments import Masked, Scripted
 
 from trpo_fast.environments.flattening import action_converter
 from trpo_fast.environments.make import make_vector_env
+from trpo_fast.networks.mlp import MlpPolicy
 from trpo_fast.rollouts.collector import RolloutCollector
 from trpo_fast.rollouts.normalization import ObservationNormalizer
 
@@ -128,11 +129,31 @@ def test_actions_in_units_of_the_bounds_are_the_policys_own_to_the_bit(
     convert = action_converter(policy, UNITS[name])
     with monkeypatch.context() as patched:
         if native:  # a call of torch's for each step would take longer than all the rest
-            patched.setattr(policy, "to_env", None)
+            patched.setattr(MlpPolicy, "to_env", None)
         rollout = collector.collect(policy, None, 20, philox())
     expected = convert(rollout.actions.flatten(0, 1))
     assert np.array_equal(np.stack(given), expected)
     assert (expected == UNITS[name].low).any()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_to_env_of_the_users_own_is_called(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    class Listening(Scripted):
+        action_space = UNITS["float32"]
+
+        def step(self, action: Any) -> Any:
+            given.append(np.array(action))
+            return super().step(action)
+
+    if not native:
+        monkeypatch.setattr("trpo_fast._native.core", None)
+    collector = RolloutCollector(make_vector_env(Listening, num_envs=2, seed=0))
+    policy = policy_for(collector)
+    monkeypatch.setattr(policy, "to_env", lambda actions: torch.full_like(actions, 0.25))
+    collector.collect(policy, None, 5, philox())
+    assert np.unique(given).tolist() == [0.25]
 
 
 class Host(Tensor):

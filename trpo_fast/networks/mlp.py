@@ -204,7 +204,9 @@ class MlpPolicy(nn.Module):
     @property
     def plain(self) -> bool:
         """Whether ``to_env`` but takes actions from ``action_units`` and clips, or shifts, them."""
-        return self.head.clips_to_env and not any(way.squash for way in self.ways_out)
+        replaced = "to_env" in vars(self)
+        squashed = any(way.squash for way in self.ways_out)
+        return self.head.clips_to_env and not squashed and not replaced
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor] | None:
