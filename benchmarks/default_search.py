@@ -19,21 +19,30 @@ from training_runs import Run, RunTable, train
 
 ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 STEPS = 500_000
-# As it was before there was any of this, then step by step to the defaults, then from the last but
-# one; a region that is smaller for some rollouts (docs/choosing-defaults.md) came later.
-WHOLE: dict[str, Any] = {"shrink_max_kl": False}
+# Step by step from what was there before to the defaults, and beside each step what was tried from
+# there.
+WIDE: dict[str, Any] = {"log_std_init": -0.5, "scale_actions": False}
+WHOLE = WIDE | {"shrink_max_kl": False}
 ARMS: dict[str, dict[str, Any]] = {
     "damped, joint": {"step_size": "damped", "max_kl_per": "action"} | WHOLE,
     "boundary, joint": {"step_size": "boundary", "max_kl_per": "action"} | WHOLE,
     "boundary, per dimension": WHOLE,
     "relative damping 1": {"damping": 1.0, "relative_damping": True} | WHOLE,
     "relative damping 3": {"damping": 3.0, "relative_damping": True} | WHOLE,
-    "lam 0.9": {"lam": 0.9} | WHOLE,
-    "lam 0.97": {"lam": 0.97} | WHOLE,
-    "20 critic passes": {"critic_epochs": 20} | WHOLE,
     "rollout_steps 512": {"rollout_steps": 512} | WHOLE,
     "adaptive damping": {"adaptive_damping": True} | WHOLE,
-    "shrunk": {},
+    "shrunk": WIDE,
+    "shrunk, lam 0.9": {"lam": 0.9} | WIDE,
+    "shrunk, gamma 0.98": {"gamma": 0.98} | WIDE,
+    "shrunk, 20 critic passes": {"critic_epochs": 20} | WIDE,
+    "shrunk, critic of 256-256": {"value_hidden_sizes": (256, 256)} | WIDE,
+    "log_std_init -0.75": {"log_std_init": -0.75},
+    "log_std_init -1": {"log_std_init": -1.0},
+    "log_std_init -1.5": {"log_std_init": -1.5},
+    "length 1": {},
+    "length 1, lam 0.9": {"lam": 0.9},
+    "length 1, lam 0.93": {"lam": 0.93},
+    "length 1, 20 critic passes": {"critic_epochs": 20},
 }
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 
@@ -53,8 +62,11 @@ def table(runs: RunTable) -> str:
 
 
 def cell(runs: Sequence[Run]) -> str:
-    """Scores of the seeds, and the means of their curves in brackets."""
-    return ", ".join(f"{run.score:.0f} ({run.area:.0f})" for run in runs)
+    """Scores of the seeds, from 0 on but where one is named; their curves' means in brackets."""
+    return ", ".join(
+        f"{'' if run.seed == place else f'seed {run.seed}: '}{run.score:.0f} ({run.area:.0f})"
+        for place, run in enumerate(sorted(runs, key=lambda run: run.seed))
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
