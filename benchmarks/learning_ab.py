@@ -37,7 +37,13 @@ class Task(NamedTuple):
 
 TASKS = Task("HalfCheetah-v5", 1_000_000), Task("Hopper-v5", 500_000)
 # The agent's options when this was first run.
-BEFORE: dict[str, Any] = {"step_size": "damped", "max_kl_per": "action"}
+BEFORE: dict[str, Any] = {
+    "step_size": "damped",
+    "max_kl_per": "action",
+    "shrink_max_kl": False,
+    "log_std_init": -0.5,
+    "scale_actions": False,
+}
 ARMS: dict[str, dict[str, Any]] = {
     "plain CG, 10 iterations": {"preconditioner": "none"},
     "K-FAC": {"preconditioner": "kfac", "cg_progress_tol": 0.05},
