@@ -21,28 +21,29 @@ ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 STEPS = 500_000
 # Step by step from what was there before to the defaults, and beside each step what was tried from
 # there.
-WIDE: dict[str, Any] = {"log_std_init": -0.5, "scale_actions": False}
+ABSOLUTE: dict[str, Any] = {"damping": 0.1, "relative_damping": False}
+WIDE = ABSOLUTE | {"log_std_init": -0.5, "scale_actions": False}
 WHOLE = WIDE | {"shrink_max_kl": False}
 ARMS: dict[str, dict[str, Any]] = {
-    "damped, joint": {"step_size": "damped", "max_kl_per": "action"} | WHOLE,
-    "boundary, joint": {"step_size": "boundary", "max_kl_per": "action"} | WHOLE,
+    "damped, joint": WHOLE | {"step_size": "damped", "max_kl_per": "action"},
+    "boundary, joint": WHOLE | {"max_kl_per": "action"},
     "boundary, per dimension": WHOLE,
-    "relative damping 1": {"damping": 1.0, "relative_damping": True} | WHOLE,
-    "relative damping 3": {"damping": 3.0, "relative_damping": True} | WHOLE,
-    "rollout_steps 512": {"rollout_steps": 512} | WHOLE,
-    "adaptive damping": {"adaptive_damping": True} | WHOLE,
+    "relative damping 3": WHOLE | {"damping": 3.0, "relative_damping": True},
+    "rollout_steps 512": WHOLE | {"rollout_steps": 512},
     "shrunk": WIDE,
-    "shrunk, lam 0.9": {"lam": 0.9} | WIDE,
-    "shrunk, gamma 0.98": {"gamma": 0.98} | WIDE,
-    "shrunk, 20 critic passes": {"critic_epochs": 20} | WIDE,
-    "shrunk, critic of 256-256": {"value_hidden_sizes": (256, 256)} | WIDE,
-    "log_std_init -0.75": {"log_std_init": -0.75},
-    "log_std_init -1": {"log_std_init": -1.0},
-    "log_std_init -1.5": {"log_std_init": -1.5},
-    "length 1": {},
-    "length 1, lam 0.9": {"lam": 0.9},
-    "length 1, lam 0.93": {"lam": 0.93},
-    "length 1, 20 critic passes": {"critic_epochs": 20},
+    "shrunk, lam 0.9": WIDE | {"lam": 0.9},
+    "shrunk, gamma 0.98": WIDE | {"gamma": 0.98},
+    "shrunk, 20 critic passes": WIDE | {"critic_epochs": 20},
+    "shrunk, critic of 256-256": WIDE | {"value_hidden_sizes": (256, 256)},
+    "log_std_init -0.75": WIDE | {"log_std_init": -0.75},
+    "log_std_init -1": WIDE | {"log_std_init": -1.0},
+    "log_std_init -1.5": WIDE | {"log_std_init": -1.5},
+    "length 1": ABSOLUTE,
+    "length 1, lam 0.9": ABSOLUTE | {"lam": 0.9},
+    "length 1, lam 0.93": ABSOLUTE | {"lam": 0.93},
+    "length 1, 20 critic passes": ABSOLUTE | {"critic_epochs": 20},
+    "10 mean diagonals": {},
+    "30 mean diagonals": {"damping": 30.0},
 }
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 
