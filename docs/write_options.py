@@ -20,7 +20,7 @@ UPDATE = """These are keywords of `TRPOOptimizer`, stand in its `param_groups[0]
 between steps. All but the next table's are keywords of the agent, `TRPO`, and options of
 `trpo-fast train` as well: `max_kl` is `--max-kl` there.
 """
-OF_AGENT = """Of the agent alone, or with another default there:
+OF_AGENT = """Of the agent alone:
 """
 NAMES = """What other libraries call options, and what is here instead. These names are refused with
 the same words, in Python and on the command line.
@@ -36,7 +36,7 @@ def page() -> str:
     parts = [HEAD, "## The policy's update\n", UPDATE]
     parts += [_table(TABLE[name] for name in OPTIONS if name in TABLE)]
     parts += ["Of the optimizer alone:\n", _table(alone), "## The agent\n", AGENT]
-    own = [row for name, row in OPTIONS.items() if row.group == GROUP and row != TABLE.get(name)]
+    own = [row for name, row in OPTIONS.items() if row.group == GROUP and name not in TABLE]
     parts += [f"### {GROUP.capitalize()}\n", OF_AGENT, _table(own)]
     for group in GROUPS:
         if group != GROUP:

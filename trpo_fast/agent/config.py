@@ -14,12 +14,12 @@ from typing import Any
 
 from trpo_fast.agent.portable import same
 from trpo_fast.base.errors import UserError
-from trpo_fast.base.option import Option, check_fields, option, other_default, table_of
+from trpo_fast.base.option import Option, check_fields, option, table_of
 from trpo_fast.base.synonyms import hint
 from trpo_fast.environments.vectorization import SAME_EPISODES, VECTORIZATIONS, same_episodes
 from trpo_fast.networks.head import BOX_DISTRIBUTIONS
 from trpo_fast.runs.tracking import TRACKERS
-from trpo_fast.update.options import GROUP, TABLE, SharedOptions
+from trpo_fast.update.options import GROUP, SharedOptions
 
 # Of the agent's own policies.
 POLICIES = ("auto", "mlp", "cnn", "multi_input", "recurrent")
@@ -107,9 +107,7 @@ class Config(SharedOptions):
         True, "rollout", "give each batch's advantages mean 0 and deviation 1"
     )
 
-    # docs/choosing-defaults.md: what these are worth.
-    damping: float = other_default(TABLE["damping"], 10.0)
-    relative_damping: bool = other_default(TABLE["relative_damping"], True)
+    # docs/choosing-defaults.md: what it is worth.
     max_kl_per: str = option(
         "dimension",
         GROUP,

@@ -12,7 +12,6 @@ from typing import Any
 # Options that came later, with what was done before they did.
 BEFORE = {
     "max_kl_per": "action",
-    "relative_damping": False,
     "step_size": "damped",
     "shrink_max_kl": False,
     "scale_actions": False,

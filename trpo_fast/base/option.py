@@ -102,11 +102,6 @@ def option(default: Any, group: str, text: str, **more: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def other_default(row: Option, default: Any) -> Any:
-    """A dataclass field with the row of an option that has another default elsewhere."""
-    return field(default=default, metadata={"option": row})
-
-
 def table_of(options: type) -> dict[str, Option]:
     """The rows of a dataclass whose fields ``option`` made, by name."""
     hints = typing.get_type_hints(options)

@@ -61,7 +61,7 @@ def _kept(choice: Any) -> Any:
 # Around the defaults, which are in it: what docs/choosing-defaults.md has found to matter.
 SPACE = {
     "max_kl": Range(0.002, 0.05, log=True),
-    "damping": Range(1.0, 100.0, log=True),
+    "damping": Range(0.01, 1.0, log=True),
     "gamma": Range(choices=(0.95, 0.98, 0.99, 0.995, 0.999)),
     "lam": Range(choices=(0.9, 0.95, 0.97, 0.99)),
     "rollout_steps": Range(choices=(64, 128, 256, 512, 1024)),
