@@ -21,8 +21,7 @@ ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 STEPS = 500_000
 # Step by step from what was there before to the defaults, and beside each step what was tried from
 # there.
-ABSOLUTE: dict[str, Any] = {"damping": 0.1, "relative_damping": False}
-WIDE = ABSOLUTE | {"log_std_init": -0.5, "scale_actions": False}
+WIDE: dict[str, Any] = {"log_std_init": -0.5, "scale_actions": False}
 WHOLE = WIDE | {"shrink_max_kl": False}
 ARMS: dict[str, dict[str, Any]] = {
     "damped, joint": WHOLE | {"step_size": "damped", "max_kl_per": "action"},
@@ -38,12 +37,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "log_std_init -0.75": WIDE | {"log_std_init": -0.75},
     "log_std_init -1": WIDE | {"log_std_init": -1.0},
     "log_std_init -1.5": WIDE | {"log_std_init": -1.5},
-    "length 1": ABSOLUTE,
-    "length 1, lam 0.9": ABSOLUTE | {"lam": 0.9},
-    "length 1, lam 0.93": ABSOLUTE | {"lam": 0.93},
-    "length 1, 20 critic passes": ABSOLUTE | {"critic_epochs": 20},
-    "10 mean diagonals": {},
-    "30 mean diagonals": {"damping": 30.0},
+    "length 1": {},
+    "length 1, lam 0.9": {"lam": 0.9},
+    "length 1, lam 0.93": {"lam": 0.93},
+    "length 1, 20 critic passes": {"critic_epochs": 20},
+    "10 mean diagonals": {"damping": 10.0, "relative_damping": True},
+    "30 mean diagonals": {"damping": 30.0, "relative_damping": True},
 }
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 

@@ -40,8 +40,6 @@ TASKS = Task("HalfCheetah-v5", 1_000_000), Task("Hopper-v5", 500_000)
 BEFORE: dict[str, Any] = {
     "step_size": "damped",
     "max_kl_per": "action",
-    "damping": 0.1,
-    "relative_damping": False,
     "shrink_max_kl": False,
     "log_std_init": -0.5,
     "scale_actions": False,
