@@ -54,6 +54,8 @@ TWO = [
     Steps("cpu-fraction", (20, 20), options={"fisher_fraction": 0.5}),
     Steps("closure-fraction", (20, 20), backend="closure", options={"fisher_fraction": 0.5}),
     Steps("cpu-relative", (13, 27), options={**KFAC, "relative_damping": True}),
+    Steps("cpu-relative-plain", (0, 40), options={"relative_damping": True}),
+    Steps("reference-relative", (13, 27), backend="reference", options={"relative_damping": True}),
     Steps("generic-relative", (13, 27), backend="generic", options={"relative_damping": True}),
     Steps("cpu-new-old", (13, 27), options={"kl_direction": "new_old"}),
     *(

@@ -25,7 +25,7 @@ LEAST_FLOP = 1 << 24
 # Damping below which "auto" leaves it: there the solution itself is no good, having long components
 # that the quadratic model is wrong about, and ten plain iterations do not get to them
 # (docs/choosing-max-kl-and-damping.md).
-LEAST_DAMPING, LEAST_RELATIVE_DAMPING = 1e-2, 1.0
+LEAST_DAMPING, LEAST_RELATIVE_DAMPING = 1e-2, 5e-3
 # What factorising [m, m] costs, in m^3 of the products' flop: as measured for m = 64 and m = 1024.
 EIGEN_FLOP, INVERSE_FLOP = 100, 3
 

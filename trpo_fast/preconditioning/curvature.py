@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -46,10 +45,10 @@ from trpo_fast.preconditioning.preconditioner import (
 )
 from trpo_fast.preconditioning.shared_statistics import SharedStatistics, part_of
 from trpo_fast.update.batch import Batch, batch_rows
-from trpo_fast.update.damping import absolute
+from trpo_fast.update.damping import absolute, curvature_along
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
-from trpo_fast.update.share import Sample, sum_together
+from trpo_fast.update.share import Sample, SharedProblem, sum_together
 from trpo_fast.update.trust_region import Problem
 
 AGE = "preconditioner_age"
@@ -69,22 +68,25 @@ def precondition(
     kind = options.preconditioner
     if kind == "auto":
         kind = "kfac" if problem.gains_known else "none"
-    factors = None
     if options.relative_damping:
-        factors = curvature.factors(network, problem, batch, options.fisher_fraction)
-        # not finite: neither will be the update
-        mean = math.nan if factors is None else mean_diagonal(network, problem.parameters, factors)
-        if batch.share is not None:
-            mean = batch.share.ranks.agreed(mean)
-        options = absolute(options, mean)
+        with _quietly(network, problem):
+            options = absolute(options, _curvature_along_gradient(problem, batch))
     if kind != "none":
         found = curvature.preconditioner(
-            kind, network, problem, batch, options.damping, options.fisher_fraction, factors
+            kind, network, problem, batch, options.damping, options.fisher_fraction
         )
         if batch.share is not None and not batch.share.ranks.everywhere(found is not None):
             found = None
         problem.preconditioner = found
     return options
+
+
+def _curvature_along_gradient(problem: Problem, batch: Batch) -> float:
+    """Over the rows of all ranks."""
+    share = batch.share
+    whole = problem if share is None else SharedProblem(problem, share.ranks, share)
+    g = whole.surrogate_gradient()[1]
+    return curvature_along(g, whole.fisher_product, float if share is None else share.ranks.agreed)
 
 
 class LayerFactors(NamedTuple):
@@ -93,17 +95,6 @@ class LayerFactors(NamedTuple):
     at: Place
     factors: Factors
     pi: Tensor  # [], see ``balance``
-
-
-def mean_diagonal(
-    network: Network, parameters: FlatParameters, factors: Sequence[LayerFactors]
-) -> float:
-    """``tr(F) / P``, by K-FAC: tr(G (x) A) = tr(G) tr(A); log_std's block of F is 2 I."""
-    traces = [layer.factors.A.trace() * layer.factors.G.trace() for layer in factors]
-    total = float(torch.stack(traces).double().sum()) if traces else 0.0
-    if network.log_std is not None and parameters.offset_of(network.log_std) is not None:
-        total += 2 * network.log_std.numel()
-    return total / parameters.count
 
 
 @contextmanager
@@ -140,7 +131,6 @@ class Curvature:
         batch: Batch,
         damping: float,
         fisher_fraction: float = 1.0,
-        factors: Sequence[LayerFactors] | None = None,
     ) -> Preconditioner | None:
         """What the next solve uses; None where the statistics are not finite.
 
@@ -151,13 +141,11 @@ class Curvature:
             batch: The update's rows, checked.
             damping: The solve's.
             fisher_fraction: Share of the rows that the Fisher matrix is made of.
-            factors: What ``factors`` gave for this update, if it was asked.
         """
         with _quietly(network, problem):
             if kind == "diagonal":
                 return self._diagonal(network, problem.parameters, batch, damping)
-        if factors is None:
-            factors = self.factors(network, problem, batch, fisher_fraction)
+        factors = self.factors(network, problem, batch, fisher_fraction)
         if factors is None:
             return None
         with _quietly(network, problem):

@@ -1,45 +1,49 @@
-"""Damping in units of the Fisher matrix's mean diagonal, made absolute for one update."""
+"""Damping in units of the Fisher matrix's curvature along the gradient, made absolute."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from trpo_fast.base.tensors import dot
+from trpo_fast.base.tensors import dot, norm
 from trpo_fast.update.options import Options
 
-PROBES = 4  # their mean is good to about a third, and a tenfold damping is what one may notice
+# The curvature of discrete actions falls with their entropy, down to where float32 has no solution
+# left; 1e-4 is where such policies still spend their region, and far below what others have.
+LEAST = 1e-4
 
 
-def absolute(options: Options, mean_diagonal: float) -> Options:
-    """The options with ``damping`` times that mean; as it is where it makes no number."""
-    damping = options.damping * mean_diagonal
-    if not (math.isfinite(damping) and damping >= 0):
-        damping = options.damping
+def absolute(options: Options, curvature: float) -> Options:
+    """The options with ``damping`` times that curvature, or ``LEAST``; 0 is 0.
+
+    As it is where it makes no number.
+    """
+    damping = options.damping
+    found = damping * curvature
+    if math.isfinite(found) and found >= 0 and damping > 0:
+        damping = max(found, LEAST)
     return replace(options, damping=damping, relative_damping=False)
 
 
-def probed_mean_diagonal(product: Callable[[Tensor], Tensor], like: Tensor) -> float:
-    """An estimate of ``tr(F) / P`` from products alone, the same at every call.
+def curvature_along(
+    g: Tensor, product: Callable[[Tensor], Tensor], agreed: Callable[[float], float] = float
+) -> float:
+    """``g'Fg / g'g``; NaN where ``g`` has no direction.
 
-    E[v'Fv] = tr(F) for random signs v (Hutchinson 1990).
+    Where the gradient is mostly noise, whose covariance has F's shape, this is near
+    ``tr(F^2) / tr(F)``: the mean eigenvalue, each weighted by itself. Unlike ``tr(F) / P`` it does
+    not shrink with parameters of which the rows say nothing.
 
     Args:
+        g: ``[P]``, of any scale.
         product: ``v -> F v`` ``[P]``.
-        like: ``[P]``, of the vectors' dtype and device.
+        agreed: A number that decides -> what whoever else makes the same update takes for it.
     """
-    probes = probe_signs(len(like)).to(like)
-    return sum(dot(v, product(v)) for v in probes) / (len(probes) * len(like))
-
-
-@lru_cache(maxsize=2)
-def probe_signs(count: int) -> Tensor:
-    """Random signs ``[PROBES, P]``, the same at every call; torch's own generator rests."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    bits = torch.randint(0, 2, (PROBES, count), generator=generator, device="cpu")
-    return (2 * bits - 1).to(torch.float32)
+    size = agreed(norm(g))
+    if not (math.isfinite(size) and size > 0):
+        return math.nan
+    unit = (g.double() / size).to(g.dtype)
+    return agreed(dot(unit, product(unit)))

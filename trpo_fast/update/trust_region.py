@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trpo_fast.base.tensors import dot, norm, plus
-from trpo_fast.update.damping import absolute, probed_mean_diagonal
+from trpo_fast.update.damping import absolute, curvature_along
 from trpo_fast.update.line_search import Line, LineSearch
 from trpo_fast.update.options import Options
 from trpo_fast.update.parameters import FlatParameters
@@ -96,7 +96,7 @@ def update(
         return search.rejected(Status.zero_gradient)
 
     if options.relative_damping:
-        options = absolute(options, agreed(probed_mean_diagonal(problem.fisher_product, g)))
+        options = absolute(options, curvature_along(g, problem.fisher_product, agreed))
         search.options = options
     # x solves (F + damping I) x = g / |g|
     g_unit = (g.double() / size).to(g.dtype)

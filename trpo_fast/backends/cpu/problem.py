@@ -152,6 +152,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
         """``trust_region.update``'s steps up to the accepted parameters, in one native call."""
         theta = self.parameters.start
         candidate, work = torch.empty_like(theta), self._update_work()
+        loss, self._loss = self._loss, None  # the gradient is scaled where it stands
         shared = None if self._share is None else SharedBuffers(self._share, theta)
         figures = self._native.update(
             tensor_arg(theta, self._dtype),
@@ -159,7 +160,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
             tensor_arg(work, self._dtype),
             update_options(options, unit, self.preconditioner is not None),
             self._preconditioner(),
-            self._loss,
+            loss,
             None if shared is None else shared.argument,
         )
         if shared is not None:
@@ -171,10 +172,7 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
 
     def surrogate_gradient(self) -> tuple[float, Tensor]:
         """The loss at theta_old, and minus its gradient ``[P]``."""
-        g = torch.empty(self._size, dtype=self._dtype, device="cpu")
-        loss = self._native.gradient(tensor_arg(g, self._dtype))
-        self._prepared = True
-        return loss, g
+        return self._differentiate(), self._update_work()[0].clone()
 
     def solve(self, g: Tensor, options: Options) -> Solution:
         """Conjugate gradients, whole, in one native call."""
@@ -293,11 +291,17 @@ class CpuProblem(KroneckerStatistics, WholeUpdate):
         if self._prepared:
             return
         if self._can_differentiate:
-            g = self._update_work()[0]
-            self._loss = self._native.gradient(tensor_arg(g, self._dtype))
+            self._differentiate()
         else:
             self._native.prepare_fisher()
+            self._prepared = True
+
+    def _differentiate(self) -> float:
+        """The loss; its gradient goes where the update looks for it."""
+        g = self._update_work()[0]
+        loss = self._loss = self._native.gradient(tensor_arg(g, self._dtype))
         self._prepared = True
+        return loss
 
     def _arg(self, tensor: Tensor | None, dtype: torch.dtype) -> TensorArg | None:
         if tensor is None:
