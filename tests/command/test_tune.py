@@ -99,6 +99,22 @@ def test_another_search_in_the_same_file_is_refused(capsys):
     assert "cannot be used" in capsys.readouterr().err
 
 
+def test_a_search_of_other_ranges_is_another(monkeypatch, capsys):
+    assert tune("--trials", "1") == 0
+    monkeypatch.setitem(SPACE, "damping", Range(0.1, 10.0, log=True))
+    assert tune("--trials", "2") == 2
+    error = capsys.readouterr().err
+    assert "name another --study" in error
+    assert "0.01 to 1" in error
+
+
+@pytest.mark.parametrize("given", ["--no-relative-damping", "--relative-damping"])
+def test_damping_is_not_searched_in_units_that_were_chosen(given):
+    assert tune("--trials", "1", given) == 0
+    study = optuna.load_study(study_name="trpo-fast", storage="sqlite:///tune-CartPole-v1.db")
+    assert set(study.trials[0].params) == {"max_kl", "gamma", "lam", "critic_lr"}
+
+
 def test_no_other_file_is_overwritten(capsys):
     Path("mine.toml").write_text("gamma = 0.9")
     assert tune("--trials", "1", "--out", "mine.toml") == 2

@@ -48,6 +48,12 @@ class Range:
         """A value from what a study keeps of it."""
         return next((choice for choice in self.choices if _kept(choice) == kept), kept)
 
+    def described(self) -> str:
+        """As a study remembers it."""
+        if self.choices:
+            return " or ".join(str(_kept(choice)) for choice in self.choices)
+        return f"{self.low:g} to {self.high:g}"
+
     def holds(self, value: Any) -> bool:
         """Whether a value can be drawn."""
         return value in self.choices if self.choices else self.low <= value <= self.high
@@ -95,7 +101,7 @@ class Task:
         return {
             "environment": self.env_id,
             "options": {name: repr(value) for name, value in sorted(self.options.items())},
-            "searched": sorted(self.searched),
+            "searched": {name: SPACE[name].described() for name in sorted(self.searched)},
             "total steps": self.steps,
             "seeds": list(self.seeds),
         }

@@ -127,6 +127,8 @@ def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dic
         boxes = named_boxes(agent.action_space)
     gaussian = bool(boxes) and given.get("distribution") != "beta"
     left_out = {*given, *([] if gaussian else ["log_std_init"])}
+    if "relative_damping" in given:  # its range is in units that may not be meant
+        left_out.add("damping")
     searched = tuple(name for name in SPACE if name not in left_out)
     if not searched:
         raise ConfigError("all options that could be searched are given: there is nothing to do")
