@@ -27,7 +27,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "damped, joint": WHOLE | {"step_size": "damped", "max_kl_per": "action"},
     "boundary, joint": WHOLE | {"max_kl_per": "action"},
     "boundary, per dimension": WHOLE,
-    "relative damping 3": WHOLE | {"damping": 3.0, "relative_damping": True},
     "rollout_steps 512": WHOLE | {"rollout_steps": 512},
     "shrunk": WIDE,
     "shrunk, lam 0.9": WIDE | {"lam": 0.9},
@@ -41,8 +40,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "length 1, lam 0.9": {"lam": 0.9},
     "length 1, lam 0.93": {"lam": 0.93},
     "length 1, 20 critic passes": {"critic_epochs": 20},
-    "10 mean diagonals": {"damping": 10.0, "relative_damping": True},
-    "30 mean diagonals": {"damping": 30.0, "relative_damping": True},
 }
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 

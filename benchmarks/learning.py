@@ -52,8 +52,8 @@ class Task:
         return ", ".join([OURS, *(f"{name}={value}" for name, value in self.options.items())])
 
 
-# What may become the default: docs/choosing-defaults.md.
-RELATIVE: dict[str, Any] = {"relative_damping": True, "damping": 10}
+# Beside the defaults: docs/choosing-defaults.md.
+RELATIVE: dict[str, Any] = {"relative_damping": True, "damping": 0.01}
 DEFAULTS = (
     Task("HalfCheetah-v5", MILLION, 6300, -280),
     Task("Hopper-v5", MILLION, 3450, 18),
@@ -159,12 +159,13 @@ def page(tasks: Sequence[Task], runs: RunTable, paces: Path) -> str:
 
 Made by `OMP_NUM_THREADS=1 python benchmarks/learning.py` ({versions}, {platform.machine()}, CPU
 only), every run as it came. `trpo_fast` is the agent with its defaults, the same for every
-environment; a row that is not says so (damping by ten mean diagonals may become a default). The
-score of a run is the mean return of {EPISODES} episodes after training, acting by the mode of the
-policy; IQM is the interquartile mean over seeds with a bootstrap interval (Agarwal et al. 2021),
-and ± the deviation over seeds. Goals are the better of every published TRPO and PPO result of
-several seeds at a million steps, on whatever version of the environment it was, or what solves the
-task. [How the defaults were chosen](choosing-defaults.md).
+environment; a row that is not says so, the last ones for the
+[damping that came close to be the default](choosing-defaults.md#damping-in-units-of-the-curvature).
+The score of a run is the mean return of {EPISODES} episodes after training, acting by the mode of
+the policy; IQM is the interquartile mean over seeds with a bootstrap interval (Agarwal et al.
+2021), and ± the deviation over seeds. Goals are the better of every published TRPO and PPO result
+of several seeds at a million steps, on whatever version of the environment it was, or what solves
+the task. [How the defaults were chosen](choosing-defaults.md).
 
 ![Learning curves](assets/learning.png)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 
 import numpy as np
@@ -215,7 +216,7 @@ def test_the_search_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 
 def test_a_step_is_measured_on_rows_that_it_has_not_seen(tmp_path, monkeypatch, capsys):
     held_out = script("benchmarks/held_out.py", monkeypatch)
-    monkeypatch.setattr(held_out, "STEPS", {"CartPole-v1": TINY})
+    monkeypatch.setattr(held_out, "CASES", (held_out.Case("CartPole-v1", TINY),))
     monkeypatch.setattr(held_out, "ROLLOUTS", 2)
     for name in ("choosing-defaults.md", "choosing-max-kl-and-damping.md"):
         page = tmp_path / "docs" / name
@@ -223,10 +224,11 @@ def test_a_step_is_measured_on_rows_that_it_has_not_seen(tmp_path, monkeypatch, 
         page.write_text(f"Before.\n{held_out.BEGIN}\nold\n{held_out.END}\nAfter.\n")
     held_out.main(["--out", str(tmp_path)])
     capsys.readouterr()
-    assert "| CartPole-v1 |" in (tmp_path / "docs" / "choosing-defaults.md").read_text()
+    assert "| CartPole-v1, 64-64 |" in (tmp_path / "docs" / "choosing-defaults.md").read_text()
     solves = (tmp_path / "docs" / "choosing-max-kl-and-damping.md").read_text()
     assert solves.count("\n| ") == 1 + len(held_out.ABSOLUTE)
-    rows = (tmp_path / "benchmarks" / "results" / "held_out.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(held_out.DAMPINGS) + len(held_out.ABSOLUTE) * len(held_out.SOLVES)
-    seen = rows[0].split(",").index("seen")
-    assert all(float(row.split(",")[seen]) > 0 for row in rows[1:])
+    with (tmp_path / "benchmarks" / "results" / "held_out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(held_out.DAMPINGS) + len(held_out.ABSOLUTE) * len(held_out.SOLVES)
+    for row in rows:
+        assert all(float(row[figure]) > 0 for figure in ("seen", "curvature", "diagonal"))
