@@ -171,7 +171,11 @@ class JointDistribution(Distribution):
                 f"[..., {sum(self._sizes)}], the numbers of all parts side by side"
             )
         blocks = zip(rows.split(self._sizes, dim=-1), self.leaves, strict=True)
-        shaped = (block.reshape(*rows.shape[:-1], *part.event_shape) for block, part in blocks)
+        # Laid out as an action of its own would be: torch rounds a strided block otherwise.
+        shaped = (
+            block.contiguous().reshape(*rows.shape[:-1], *part.event_shape)
+            for block, part in blocks
+        )
         return refilled(self.parts, shaped)
 
 
