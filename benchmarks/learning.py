@@ -160,7 +160,7 @@ def page(tasks: Sequence[Task], runs: RunTable, paces: Path) -> str:
 Made by `OMP_NUM_THREADS=1 python benchmarks/learning.py` ({versions}, {platform.machine()}, CPU
 only), every run as it came. `trpo_fast` is the agent with its defaults, the same for every
 environment; a row that is not says so, the last ones for the
-[damping that came close to being the default](choosing-defaults.md#damping-in-units-of-the-curvature).
+[damping that was nearly the default](choosing-defaults.md#damping-in-units-of-the-curvature).
 The score of a run is the mean return of {EPISODES} episodes after training, acting by the mode of
 the policy; IQM is the interquartile mean over seeds with a bootstrap interval (Agarwal et al.
 2021), and ± the deviation over seeds. Goals are the better of every published TRPO and PPO result
