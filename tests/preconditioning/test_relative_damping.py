@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -91,8 +92,39 @@ def test_the_gradients_scale_does_not_count(scale: float) -> None:
 
 @pytest.mark.parametrize("g", [[0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]])
 def test_a_gradient_without_direction_has_none(g: list[float]) -> None:
-    found = curvature_along(torch.tensor(g), lambda v: v)
-    assert found != found
+    assert math.isnan(curvature_along(torch.tensor(g), lambda v: v))
+
+
+@every_backend
+def test_frozen_parameters_do_not_count(backend: Backend) -> None:
+    """Neither in g nor in F: the dense matrix without their rows and columns."""
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case)
+    data = make_data(policy, case, rows=60)
+    whole = list(policy.parameters())
+    F = dense_fisher(policy, data)
+    policy.body[0].weight.requires_grad_(False)
+    policy.log_std.requires_grad_(False)
+    kept = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in whole])
+    problem = backend.build(policy, data, Options())
+    g = problem.surrogate_gradient()[1].cpu()
+    assert len(g) == int(kept.sum()) < len(F)
+    exact = float(g @ F[kept][:, kept] @ g / (g @ g))
+    unit = curvature_along(problem.surrogate_gradient()[1], problem.fisher_product)
+    assert unit == pytest.approx(exact, rel=1e-8)
+
+
+@every_backend
+def test_the_gradient_that_an_update_has_scaled_is_not_taken_again(backend: Backend) -> None:
+    """``lr=0`` leaves the parameters, so that the second update is the first again."""
+    case = BY_NAME["gaussian"]
+    policy = make_policy(case)
+    data = make_data(policy, case, rows=60)
+    problem = backend.build(policy, data, Options())
+    norm = float(problem.surrogate_gradient()[1].norm())
+    options = Options(lr=0.0)
+    found = [update(problem, options).gradient_norm for _ in range(2)]
+    assert found == pytest.approx([norm, norm], rel=1e-12)
 
 
 def test_parameters_of_which_the_rows_say_nothing_do_not_count() -> None:
