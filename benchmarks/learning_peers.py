@@ -9,6 +9,7 @@ tuned tasks two ReLU layers of 256.
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,16 @@ def make_peer(agent: str, env: str, seed: int) -> Any:
     return made("MlpPolicy", vector, seed=seed, device="cpu", **keywords)
 
 
-def train_peer(agent: str, env: str, steps: int, seed: int) -> Run:
-    """Train a peer once; the score is by the mode, as ours."""
+def train_peer(agent: str, env: str, steps: int, seed: int, until: float = inf) -> Run:
+    """Train a peer once; the score is by the mode, as ours.
+
+    Args:
+        agent: "sb3-contrib TRPO" or "SB3 PPO".
+        env: an id.
+        steps: for which it is set up, schedules included.
+        seed: of everything random.
+        until: mean return of the last 100 training episodes at which it is stopped.
+    """
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -72,7 +81,7 @@ def train_peer(agent: str, env: str, steps: int, seed: int) -> Run:
 
     class Note(BaseCallback):  # type: ignore[misc]
         def _on_step(self) -> bool:
-            return True
+            return not curve or curve[-1][1] < until
 
         def _on_rollout_end(self) -> None:
             returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]

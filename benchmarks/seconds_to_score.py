@@ -1,12 +1,14 @@
 """Seconds until training reaches a score: the steps that it took, over the steps of a second.
 
     OMP_NUM_THREADS=1 python benchmarks/seconds_to_score.py --turns 3
+    OMP_NUM_THREADS=1 python benchmarks/seconds_to_score.py --train 0 1 2
 
 The steps are from the curves in benchmarks/results/learning.csv (learning.py), whose trainings may
-have shared a machine. How many steps each agent makes a second is measured here, with the settings
-of those trainings, every contender in a process of its own and in turns: that needs a quiet
-machine. Turns are added to those in benchmarks/results/pace.json; learning.py writes the table into
-docs/learning-results.md.
+have shared a machine. Peers take hours for those; `--train` trains the seeds that are missing there
+no longer than to the highest score, and keeps them in benchmarks/results/to_score.csv. How many
+steps each agent makes a second is measured here, with the settings of those trainings, every
+contender in a process of its own and in turns: that needs a quiet machine. Turns are added to those
+in benchmarks/results/pace.json; learning.py writes the table into docs/learning-results.md.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from training_runs import AGENTS, OURS, Run, RunTable
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = {"HalfCheetah-v5": (2000, 4000), "Hopper-v5": (2000,), "Walker2d-v5": (2000,)}
 STEPS = 1_000_000  # of the trainings
+STOPPED = "to_score.csv"  # of those that ended at the highest score, beside pace.json
 # Of each contender's turn, after a first learning that only warms up.
 CHUNK, SECONDS = 2048, 2.0
 # environment -> turns; a turn: agent -> steps per second
@@ -52,14 +55,34 @@ def pace(turns: Sequence[Mapping[str, float]], agent: str) -> float:
     return max((turn[agent] for turn in turns if agent in turn), default=0.0)
 
 
-def table(agents: Sequence[str], runs: RunTable, paces: Paces) -> str:
+def known(env: str, agent: str, whole: RunTable, stopped: RunTable) -> list[Run]:
+    """An agent's run of each seed, the whole one where there is one."""
+    found = {run.seed: run for table in (stopped, whole) for run in table.of(env, STEPS, agent)}
+    return [found[seed] for seed in sorted(found)]
+
+
+def train_missing(seeds: Sequence[int], envs: Sequence[str], whole: RunTable, to: Path) -> None:
+    """Train the peers' missing seeds until the last 100 episodes are worth the highest score."""
+    from learning_peers import train_peer
+
+    for seed in seeds:
+        for env in envs:
+            for agent in AGENTS[1:]:
+                stopped = RunTable(to)  # read anew: another process may train other ones
+                if (env, STEPS, seed, agent) not in stopped and all(
+                    run.seed != seed for run in whole.of(env, STEPS, agent)
+                ):
+                    stopped.add(train_peer(agent, env, STEPS, seed, until=max(SCORES[env])))
+
+
+def table(agents: Sequence[str], runs: RunTable, stopped: RunTable, paces: Paces) -> str:
     """A row for each environment, score and agent that has runs; the first agent is ours."""
     heads = "environment | score | agent | seeds | reached by | steps | steps a second | seconds"
     lines = [f"| {heads} | to ours |", "|---|---:|---|---:|---:|---:|---:|---:|---:|"]
     for env, score in ((env, score) for env, scores in SCORES.items() for score in scores):
         ours = inf
         for agent in agents:
-            taken = [steps_to(score, run) for run in runs.of(env, STEPS, agent)]
+            taken = [steps_to(score, run) for run in known(env, agent, runs, stopped)]
             if not taken:
                 continue
             speed = pace(paces.get(env, []), agent)
@@ -78,14 +101,16 @@ def _number(value: float) -> str:
 
 def section(agents: Sequence[str], runs: RunTable, path: Path) -> str:
     """The table with its explanation, for a page; "" where no agent has runs or a pace."""
-    found = table(agents, runs, read(path)) if path.exists() else ""
+    stopped = RunTable(path.with_name(STOPPED))
+    found = table(agents, runs, stopped, read(path)) if path.exists() else ""
     if not found:
         return ""
     return f"""
 ## Seconds to a score
 
 The score is the mean return of the last 100 training episodes; steps to it are medians over the
-seeds of the runs above ("-": half of them or more did not get there). The trainings may have shared
+seeds of the runs above, and of others that ended at the highest score (`--train`; "-": half of them
+or more did not get there). The trainings may have shared
 a machine, so a second's steps were measured apart, by `OMP_NUM_THREADS=1 python
 benchmarks/seconds_to_score.py` with each agent's settings, from their first steps on, in turns,
 best of them (two cores, AVX-512; ours steps its environments on both, which is its default). "To
@@ -141,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", nargs="+", choices=SCORES, default=list(SCORES), metavar="ENV_ID")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--train", nargs="+", type=int, metavar="SEED", help="and measure nothing")
     parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -149,6 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     path = options.out / "benchmarks" / "results" / "pace.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if options.train:
+        whole = RunTable(path.with_name("learning.csv"))
+        train_missing(options.train, options.only, whole, path.with_name(STOPPED))
+        return
     for env in options.only:
         for _ in range(options.turns):
             turn = {agent: measure(agent, env) for agent in AGENTS}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -142,6 +144,52 @@ def test_seconds_to_a_score(monkeypatch, tmp_path):
     assert (
         row == f"| Hopper-v5 | 2,000 | theirs | 5 | 3 | {steps:.0f} | 2 | {steps / 2:.0f} | 9.18 |"
     )
+
+
+def test_missing_peers_are_trained_to_the_highest_score_alone(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    seconds = script("benchmarks/seconds_to_score.py", monkeypatch)
+    peers = script("benchmarks/learning_peers.py", monkeypatch)
+    asked = []
+
+    def train(agent, env, steps, seed, until):
+        asked.append((agent, seed, until))
+        rest = 0.0, 0.0, 0.0, 1.0, 0.9, 0.9, 1.0
+        return seconds.Run(env, steps, seed, agent, *rest, f"10:0.0 {100 + seed}:{until}.0")
+
+    monkeypatch.setattr(peers, "train_peer", train)
+    monkeypatch.setitem(sys.modules, "learning_peers", peers)
+    results = tmp_path / "benchmarks" / "results"
+    whole = seconds.RunTable(results / "learning.csv")
+    ours, trpo, ppo = seconds.AGENTS
+    rest = 0.0, 0.0, 0.0, 1.0, 0.9, 0.9, 1.0
+    for seed, agent in ((0, ours), (0, ppo), (2, ppo)):
+        run = seconds.Run("HalfCheetah-v5", seconds.STEPS, seed, agent, *rest, "10:0.0 90:4000.0")
+        whole.add(run)
+    words = ["--only", "HalfCheetah-v5", "--train", "0", "1", "--out", str(tmp_path)]
+    seconds.main(words)
+    assert asked == [(trpo, 0, 4000), (trpo, 1, 4000), (ppo, 1, 4000)]
+    seconds.main(words)  # nothing is missing
+    assert len(asked) == 3
+    paces = results / "pace.json"
+    paces.write_text(json.dumps({"HalfCheetah-v5": [{ours: 10, trpo: 1, ppo: 1}]}))
+    rows = seconds.section(seconds.AGENTS, whole, paces).splitlines()[-3:]
+    assert rows[0] == "| HalfCheetah-v5 | 4,000 | trpo_fast | 1 | 1 | 90 | 10 | 9 | 1 |"
+    assert rows[1] == f"| HalfCheetah-v5 | 4,000 | {trpo} | 2 | 2 | 100 | 1 | 100 | 11.2 |"
+    # Whole runs count before those that were stopped: 90, 101 and 90 steps.
+    assert rows[2] == f"| HalfCheetah-v5 | 4,000 | {ppo} | 3 | 3 | 90 | 1 | 90 | 10 |"
+
+
+def test_a_peer_stops_at_a_score(monkeypatch):
+    pytest.importorskip("sb3_contrib")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    peers = script("benchmarks/learning_peers.py", monkeypatch)
+    monkeypatch.setitem(peers.TRPO_ZOO, "n_steps", 128)
+    run = peers.train_peer("sb3-contrib TRPO", "CartPole-v1", 20_000, 0, until=20.0)
+    steps, returns = run.points()
+    assert returns[-1] >= 20 > returns[:-1].max(initial=0)
+    assert steps[-1] < 10_000
+    assert run.steps == 20_000
 
 
 def test_paces_are_measured_in_turns(monkeypatch, tmp_path):
