@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from agent_cases import small, weights
+from tensor_environments import TensorCartPole
 from torch import nn
 from toy_environments import Scripted, Walk
 
@@ -30,6 +31,45 @@ def test_advantages_are_normalised_at_any_scale(scale):
     assert ok
     assert abs(float(scaled.mean())) < 1e-5
     assert float(scaled.std(correction=0)) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "tensor"])
+def test_value_lam_is_the_critics_targets_alone(monkeypatch, vectorization):
+    """The policy steps along advantages of ``lam``, the critic is fitted to others' returns."""
+    from trpo_fast.agent import learner as module
+
+    options: dict = {"vectorization": vectorization, "normalize_advantages": False}
+    options["shrink_max_kl"] = False  # by the critic's explained variance, so by its targets
+    make = TensorCartPole if vectorization == "tensor" else "CartPole-v1"
+    fitted, stepped = {}, {}
+    fit = module.fit_critic
+
+    def learnt(value_lam, lam=0.5):
+        def spy(critic, observations, targets, *rest):
+            fitted.setdefault((value_lam, lam), targets.clone())
+            return fit(critic, observations, targets, *rest)
+
+        monkeypatch.setattr(module, "fit_critic", spy)
+        with small(make, **options, lam=lam, value_lam=value_lam) as agent:
+            step = agent.optimizer.step
+
+            def advantages(**rows):
+                stepped.setdefault((value_lam, lam), rows["advantages"].clone())
+                return step(**rows)
+
+            agent.optimizer.step = advantages
+            agent.learn(64, progress_bar=False)
+            return [p.detach().clone() for p in agent.policy.parameters()]
+
+    one, other = learnt(None), learnt(1.0)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)  # the first update's policy
+    learnt(None, lam=1.0)
+    learnt(0.5)
+    torch.testing.assert_close(stepped[1.0, 0.5], stepped[None, 0.5], rtol=0, atol=0)
+    torch.testing.assert_close(fitted[1.0, 0.5], fitted[None, 1.0], rtol=0, atol=0)
+    torch.testing.assert_close(fitted[0.5, 0.5], fitted[None, 0.5], rtol=0, atol=0)
+    assert not torch.equal(fitted[1.0, 0.5], fitted[None, 0.5])
+    assert not torch.equal(stepped[None, 1.0], stepped[None, 0.5])
 
 
 def test_equal_advantages_warn_once_and_are_counted():

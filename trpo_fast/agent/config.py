@@ -94,6 +94,14 @@ class Config(SharedOptions):
     lam: float = option(
         0.95, "rollout", "lambda of generalised advantage estimation", minimum=0.0, maximum=1.0
     )
+    # docs/choosing-defaults.md: what it is worth.
+    value_lam: float | None = option(
+        None,
+        "rollout",
+        "lambda of the returns that the value function is fitted to (None: lam)",
+        minimum=0.0,
+        maximum=1.0,
+    )
     normalize_observations: bool = option(
         True, "rollout", "scale observations by their running mean and deviation", fixed=True
     )

@@ -174,16 +174,23 @@ class Learner:
         if self.return_scaler is not None:
             rewards = self.return_scaler(rewards)
         with budget.phase("gae"):
-            advantages, returns = compute_gae(
-                rewards,
-                values,
-                rollout.terminated,
-                rollout.truncated,
-                last_values,
-                final_values=final_values,
-                gamma=self.config.gamma,
-                lam=self.config.lam,
-            )
+
+            def estimated(lam: float) -> tuple[Any, Any]:
+                return compute_gae(
+                    rewards,
+                    values,
+                    rollout.terminated,
+                    rollout.truncated,
+                    last_values,
+                    final_values=final_values,
+                    gamma=self.config.gamma,
+                    lam=lam,
+                )
+
+            lam, value_lam = self.config.lam, self.config.value_lam
+            advantages, returns = estimated(lam)
+            if value_lam is not None and value_lam != lam:
+                returns = estimated(value_lam)[1]
         with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
             observations = shown.select(shown.observations)
             masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)

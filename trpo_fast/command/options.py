@@ -70,7 +70,9 @@ def _keywords(option: Option) -> dict[str, Any]:
         return {"choices": option.choices}
     if kind is str:
         return {"type": str, "metavar": "NAME"}
-    return {"type": whole, "metavar": "N"} if kind is int else {"type": _real, "metavar": "X"}
+    if kind is int:
+        return {"type": whole, "metavar": "N"}
+    return {"type": _real_or_none if option.optional else _real, "metavar": "X"}
 
 
 def _words(value: Any) -> str:
@@ -115,6 +117,10 @@ def _real(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _real_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else _real(text)
 
 
 def _pair(text: str) -> tuple[str, Any]:
