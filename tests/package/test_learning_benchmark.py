@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from scripts import ROOT, script
 
 TINY = 256
@@ -280,3 +281,40 @@ def test_a_step_is_measured_on_rows_that_it_has_not_seen(tmp_path, monkeypatch, 
     assert len(rows) == len(held_out.DAMPINGS) + len(held_out.ABSOLUTE) * len(held_out.SOLVES)
     for row in rows:
         assert all(float(row[figure]) > 0 for figure in ("seen", "curvature", "diagonal"))
+
+
+def test_a_step_is_judged_by_rollouts_of_which_neither_it_nor_its_critic_knows(
+    tmp_path, monkeypatch, capsys
+):
+    noise = script("benchmarks/advantage_noise.py", monkeypatch)
+    monkeypatch.setattr(noise, "CASES", {"Pendulum-v1": 2048})
+    for name, count in (("STEPS", 2), ("FITTED", 3), ("JUDGES", 4), ("PASSES", 4)):
+        monkeypatch.setattr(noise, name, count)
+    page = tmp_path / "docs" / "choosing-defaults.md"
+    page.parent.mkdir()
+    page.write_text(f"Before.\n{noise.BEGIN}\nold\n{noise.END}\nAfter.\n")
+    noise.main(["--out", str(tmp_path)])
+    capsys.readouterr()
+    text = page.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("\nAfter.\n")
+    assert text.count("| Pendulum-v1, 2,048 steps |") == 2
+    with (tmp_path / "benchmarks" / "results" / "advantage_noise.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["lam"]) for row in rows] == [*noise.LAMBDAS] * 2
+    assert all(float(row["seen"]) > 0 for row in rows)
+    assert all(float(row["error"]) > 0 for row in rows)
+
+
+def test_a_fitted_critic_explains_rollouts_that_it_has_not_seen(monkeypatch):
+    noise = script("benchmarks/advantage_noise.py", monkeypatch)
+    agent, samples = noise.collected("Pendulum-v1", 2048, 6)
+    assert len(samples) == 6
+    values = noise.fitted(samples[:5], lambda obs: obs.new_zeros(len(obs)), 0.9)
+    unseen = samples[5]
+    returns = unseen.estimate(values, 0.9, 1.0)[1]
+    errors = returns - values(unseen.rows[0])
+    assert float(errors.var() / returns.var()) < 0.5
+    # The policy of all samples is the one that the agent has.
+    obs, actions = unseen.rows
+    assert torch.isfinite(agent.policy(obs).log_prob(actions)).all()
