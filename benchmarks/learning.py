@@ -5,7 +5,9 @@
 trains what is missing in benchmarks/results/learning.csv and writes docs/learning-results.md and
 the picture docs/assets/learning.png. ``--agents`` also names the peers, which are trained with
 rl-zoo3's settings for each task (learning_peers.py); ``--only`` chooses environments, ``--draw``
-trains none. One thread spares a busy machine; wall-clock times count within one run on a quiet one.
+trains none, ``--alternatives`` trains what was nearly the default, whose table is in
+docs/choosing-defaults.md. One thread spares a busy machine; wall-clock times count within one run
+on a quiet one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import geometric_mean, mean, pstdev
 from typing import Any
 
 import numpy as np
@@ -52,9 +54,13 @@ class Task:
         return ", ".join([OURS, *(f"{name}={value}" for name, value in self.options.items())])
 
 
-# Beside the defaults: docs/choosing-defaults.md.
-RELATIVE: dict[str, Any] = {"relative_damping": True, "damping": 0.01}
-DEFAULTS = (
+# What was nearly the default.
+ALTERNATIVES: tuple[dict[str, Any], ...] = (
+    {"relative_damping": True, "damping": 0.01},
+    {"lam": 0.9, "value_lam": 0.95},
+)
+BEGIN, END = "<!-- alternatives: begin -->", "<!-- alternatives: end -->"
+TASKS = (
     Task("HalfCheetah-v5", MILLION, 6300, -280),
     Task("Hopper-v5", MILLION, 3450, 18),
     Task("Walker2d-v5", MILLION, 4500, 2),
@@ -73,7 +79,6 @@ DEFAULTS = (
     Task("LunarLander-v3", MILLION, 200, -180),
     Task("BipedalWalker-v3", MILLION, 200, -100),
 )
-TASKS = (*DEFAULTS, *(replace(task, options=task.options | RELATIVE) for task in DEFAULTS))
 
 
 def arms_of(task: Task) -> tuple[str, ...]:
@@ -109,10 +114,10 @@ def table(tasks: Sequence[Task], runs: RunTable) -> str:
             found = runs.of(task.env, task.steps, arm)
             if not found:
                 continue
-            scores = [run.score for run in found]
-            middle = f"{interquartile_mean(scores):.5g}"
-            if len(scores) > 2:
-                low, high = interval([scores])
+            each = [run.score for run in found]
+            middle = f"{interquartile_mean(each):.5g}"
+            if len(each) > 2:
+                low, high = interval([each])
                 middle += f" ({low:.5g} to {high:.5g})"
             goal = "" if task.goal is None else f"{task.goal:g}"
             cells = (
@@ -120,14 +125,55 @@ def table(tasks: Sequence[Task], runs: RunTable) -> str:
                 f"{task.steps:,}",
                 arm,
                 str(len(found)),
-                ", ".join(f"{score:.5g}" for score in scores),
-                f"{mean(scores):.5g} ± {pstdev(scores):.3g}",
+                scores(found),
+                f"{mean(each):.5g} ± {pstdev(each):.3g}",
                 middle,
                 goal,
                 verdict(task, found),
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def changed(task: Task, options: dict[str, Any]) -> Task:
+    """The task with an alternative's options."""
+    return replace(task, options=task.options | options)
+
+
+def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
+    """A row a task: scores, and of an alternative also its area's share of the defaults'.
+
+    Areas count from a random policy's return on; the last row has the geometric mean of the shares,
+    of which one below 0 is left out.
+    """
+    names = [", ".join(f"{k}={v}" for k, v in options.items()) for options in ALTERNATIVES]
+    lines = [
+        "| environment | steps | defaults | " + " | ".join(f"`{name}`" for name in names) + " |",
+        "|---|---:|---|" + "---|" * len(names),
+    ]
+    shares: list[list[float]] = [[] for _ in ALTERNATIVES]
+
+    def area(found: Sequence[Run], task: Task) -> float:
+        return mean(run.area for run in found) - task.floor
+
+    for task in tasks:
+        ours = runs.of(task.env, task.steps, task.arm)
+        others = [runs.of(task.env, task.steps, changed(task, o).arm) for o in ALTERNATIVES]
+        if not ours or not any(others):
+            continue
+        cells = [scores(ours)]
+        for found, kept in zip(others, shares, strict=True):
+            share = area(found, task) / area(ours, task) if found else 0.0
+            kept += [share] if share > 0 else []
+            cells.append(f"{scores(found)} ({share:.2f})" if found else "")
+        name = ", ".join([task.env, *(f"{k}={v}" for k, v in task.options.items())])
+        lines.append(f"| {name} | {task.steps:,} | {' | '.join(cells)} |")
+    means = [f"({geometric_mean(kept):.2f} over {len(kept)})" if kept else "" for kept in shares]
+    return "\n".join([*lines, f"| all | | | {' | '.join(means)} |"])
+
+
+def scores(runs: Sequence[Run]) -> str:
+    return ", ".join(f"{run.score:.5g}" for run in runs)
 
 
 def missing(tasks: Sequence[Task], runs: RunTable) -> str:
@@ -159,13 +205,11 @@ def page(tasks: Sequence[Task], runs: RunTable, paces: Path) -> str:
 
 Made by `OMP_NUM_THREADS=1 python benchmarks/learning.py` ({versions}, {platform.machine()}, CPU
 only), every run as it came. `trpo_fast` is the agent with its defaults, the same for every
-environment; a row that is not says so, the last ones for the
-[damping that was nearly the default](choosing-defaults.md#damping-in-units-of-the-curvature).
-The score of a run is the mean return of {EPISODES} episodes after training, acting by the mode of
-the policy; IQM is the interquartile mean over seeds with a bootstrap interval (Agarwal et al.
-2021), and ± the deviation over seeds. Goals are the better of every published TRPO and PPO result
-of several seeds at a million steps, on whatever version of the environment it was, or what solves
-the task. [How the defaults were chosen](choosing-defaults.md).
+environment; a row that is not says so. The score of a run is the mean return of {EPISODES} episodes
+after training, acting by the mode of the policy; IQM is the interquartile mean over seeds with a
+bootstrap interval (Agarwal et al. 2021), and ± the deviation over seeds. Goals are the better of
+every published TRPO and PPO result of several seeds at a million steps, on whatever version of the
+environment it was, or what solves the task. [How the defaults were chosen](choosing-defaults.md).
 
 ![Learning curves](assets/learning.png)
 
@@ -194,6 +238,8 @@ def picture(tasks: Sequence[Task], runs: RunTable, paces: Paces, out: Path) -> N
     beside = [a for a in AGENTS if any(runs.of(t.env, t.steps, a) for t in shown)]
     compared = [t for t in shown if len(beside) > 1 and runs.of(t.env, t.steps, beside[1])]
     panels = [(t, False) for t in shown] + [(t, True) for t in compared]
+    if not panels:
+        return
     count = len(panels) + bool(compared)
     columns = min(count, 4)
     rows = -(-count // columns)
@@ -248,12 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--agents", nargs="+", choices=AGENTS, default=[OURS], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="S", default=[0])
     parser.add_argument("--draw", action="store_true", help="page and picture of what is there")
+    parser.add_argument("--alternatives", action="store_true", help="these, not the defaults")
     parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
     options = parser.parse_args(arguments)
     runs = RunTable(options.out / "benchmarks" / "results" / "learning.csv")
+    wished = [changed(t, o) for o in ALTERNATIVES for t in TASKS] if options.alternatives else TASKS
     if not options.draw:
         for seed in options.seeds:
-            for task in TASKS:
+            for task in wished:
                 if options.only is not None and task.env not in options.only:
                     continue
                 for arm in arms_of(task):
@@ -265,6 +313,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     at.parent.mkdir(parents=True, exist_ok=True)
     paces = runs.path.with_name("pace.json")
     at.write_text(page(TASKS, runs, paces) + section_of_headline(at))
+    choice = at.with_name("choosing-defaults.md")
+    if choice.exists():
+        before, rest = choice.read_text().split(BEGIN)
+        found = table_of_alternatives(TASKS, runs)
+        choice.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.split(END)[1]}")
     picture(TASKS, runs, read_paces(paces), options.out / "docs" / "assets" / "learning.png")
 
 

@@ -66,6 +66,50 @@ def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "docs" / "learning-results.md").read_text() == page
 
 
+def test_alternatives_stand_beside_the_defaults(learning, tmp_path, monkeypatch, capsys):
+    tasks = (
+        learning.Task("CartPole-v1", TINY, 1, 10),
+        learning.Task("CartPole-v1", TINY, 1, 10, {"gamma": 0.9}),
+        learning.Task("Later-v0", TINY, 1, 0),
+    )
+    first, second = {"lam": 0.5}, {"damping": 0.5}
+    monkeypatch.setattr(learning, "TASKS", tasks[:2])
+    monkeypatch.setattr(learning, "ALTERNATIVES", (first, second))
+    page = tmp_path / "docs" / "choosing-defaults.md"
+    page.parent.mkdir()
+    page.write_text(f"Before.\n{learning.BEGIN}\nold\n{learning.END}\nAfter.\n")
+    learning.main(["--alternatives", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.count("CartPole-v1") == 4
+    assert page.read_text().count("\n|") == 3  # nothing to stand beside
+    runs = learning.RunTable(tmp_path / "benchmarks" / "results" / "learning.csv")
+    arms = [run.arm for run in runs.runs]
+    ours = learning.OURS
+    assert arms == [
+        f"{ours}, lam=0.5",
+        f"{ours}, gamma=0.9, lam=0.5",
+        f"{ours}, damping=0.5",
+        f"{ours}, gamma=0.9, damping=0.5",
+    ]
+    table = learning.RunTable(tmp_path / "runs.csv")
+    rest = 0.0, 0.96, 0.99, 1.0, "5:1.0"
+    for seed, arm, score, area in (
+        (0, "", 400.0, 110.0),
+        (1, "", 500.0, 210.0),
+        (0, ", lam=0.5", 450.0, 310.0),
+        (0, ", damping=0.5", 9.0, 0.0),
+        (0, ", gamma=0.9", 30.0, 20.0),
+        (0, ", gamma=0.9, lam=0.5", 20.0, 15.0),
+    ):
+        run = learning.Run("CartPole-v1", TINY, seed, f"{ours}{arm}", score, 1.0, area, *rest)
+        table.add(run)
+    text = learning.table_of_alternatives(tasks, table).splitlines()
+    assert text[0] == "| environment | steps | defaults | `lam=0.5` | `damping=0.5` |"
+    assert text[2] == "| CartPole-v1 | 256 | 400, 500 | 450 (2.00) | 9 (-0.07) |"
+    assert text[3] == "| CartPole-v1, gamma=0.9 | 256 | 30 | 20 (0.50) |  |"
+    assert text[4] == "| all | | | (1.00 over 2) |  |"
+    assert len(text) == 5
+
+
 def test_policies_of_every_kind_are_trained_once(tmp_path, monkeypatch, capsys, few_episodes):
     policies = script("benchmarks/policies_learning.py", monkeypatch)
     assert {t.page for t in policies.TASKS} == {"images-and-memory", "hybrid-actions"}
