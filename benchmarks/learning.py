@@ -143,8 +143,8 @@ def changed(task: Task, options: dict[str, Any]) -> Task:
 def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
     """A row a task: scores, and of an alternative also its area's share of the defaults'.
 
-    Areas count from a random policy's return on; the last row has the geometric mean of the shares,
-    of which one below 0 is left out.
+    Areas are those of the seeds that both have, and count from a random policy's return on; the
+    last row has the geometric mean of the shares, of which one below 0 is left out.
     """
     names = [", ".join(f"{k}={v}" for k, v in options.items()) for options in ALTERNATIVES]
     lines = [
@@ -153,8 +153,15 @@ def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
     ]
     shares: list[list[float]] = [[] for _ in ALTERNATIVES]
 
-    def area(found: Sequence[Run], task: Task) -> float:
-        return mean(run.area for run in found) - task.floor
+    def share_of(ours: Sequence[Run], found: Sequence[Run], task: Task) -> float:
+        both = {run.seed for run in ours} & {run.seed for run in found}
+        if not both:
+            return 0.0
+        of_found, of_ours = (
+            mean(run.area for run in runs if run.seed in both) - task.floor
+            for runs in (found, ours)
+        )
+        return of_found / of_ours
 
     for task in tasks:
         ours = runs.of(task.env, task.steps, task.arm)
@@ -163,7 +170,7 @@ def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
             continue
         cells = [scores(ours)]
         for found, kept in zip(others, shares, strict=True):
-            share = area(found, task) / area(ours, task) if found else 0.0
+            share = share_of(ours, found, task)
             kept += [share] if share > 0 else []
             cells.append(f"{scores(found)} ({share:.2f})" if found else "")
         name = ", ".join([task.env, *(f"{k}={v}" for k, v in task.options.items())])

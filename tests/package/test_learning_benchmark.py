@@ -104,9 +104,9 @@ def test_alternatives_stand_beside_the_defaults(learning, tmp_path, monkeypatch,
         table.add(run)
     text = learning.table_of_alternatives(tasks, table).splitlines()
     assert text[0] == "| environment | steps | defaults | `lam=0.5` | `damping=0.5` |"
-    assert text[2] == "| CartPole-v1 | 256 | 400, 500 | 450 (2.00) | 9 (-0.07) |"
+    assert text[2] == "| CartPole-v1 | 256 | 400, 500 | 450 (3.00) | 9 (-0.10) |"
     assert text[3] == "| CartPole-v1, gamma=0.9 | 256 | 30 | 20 (0.50) |  |"
-    assert text[4] == "| all | | | (1.00 over 2) |  |"
+    assert text[4] == "| all | | | (1.22 over 2) |  |"
     assert len(text) == 5
 
 
