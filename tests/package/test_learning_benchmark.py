@@ -342,18 +342,27 @@ def test_a_step_is_judged_by_rollouts_of_which_neither_it_nor_its_critic_knows(
     text = page.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("\nAfter.\n")
-    assert text.count("| Pendulum-v1, 2,048 steps |") == 2
+    critics = ["its own", *noise.CRITICS, "of this policy"]
+    assert text.count("| Pendulum-v1, 2,048 steps |") == len(critics)
     with (tmp_path / "benchmarks" / "results" / "advantage_noise.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["lam"]) for row in rows] == [*noise.LAMBDAS] * 2
+    assert [float(row["lam"]) for row in rows] == [*noise.LAMBDAS] * len(critics)
     assert all(float(row["seen"]) > 0 for row in rows)
     assert all(float(row["error"]) > 0 for row in rows)
 
 
 def test_a_fitted_critic_explains_rollouts_that_it_has_not_seen(monkeypatch):
     noise = script("benchmarks/advantage_noise.py", monkeypatch)
-    agent, samples = noise.collected("Pendulum-v1", 2048, 6)
+    agent, critics, samples = noise.collected("Pendulum-v1", 4096, 6)
     assert len(samples) == 6
+    assert agent.progress.num_updates == 8
+    first = critics[0].value_function
+    moved = [
+        not torch.equal(one, other)
+        for critic in critics[1:]
+        for one, other in zip(critic.value_function.parameters(), first.parameters(), strict=True)
+    ]
+    assert all(moved)
     values = noise.fitted(samples[:5], lambda obs: obs.new_zeros(len(obs)), 0.9)
     unseen = samples[5]
     returns = unseen.estimate(values, 0.9, 1.0)[1]
