@@ -207,16 +207,16 @@ def measured(env: str, steps: int) -> Iterator[Figures]:
 
 
 def table(found: Sequence[Figures]) -> str:
-    """A row an environment and critic: judged improvement by lambda, and seen in brackets."""
-    heads = ("policy", "critic", *(f"lambda {lam:g}" for lam in LAMBDAS))
-    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---|" * len(LAMBDAS)]
-    for env, critic in dict.fromkeys((f.env, f.critic) for f in found):
+    """A row a policy and lambda, a column a critic: judged improvement, and seen in brackets."""
+    critics = list(dict.fromkeys(f.critic for f in found))
+    lines = [f"| policy | lambda | {' | '.join(critics)} |", "|---|---:|" + "---|" * len(critics)]
+    for env, lam in dict.fromkeys((f.env, f.lam) for f in found):
         cells = " | ".join(
             f"{f.judged:.4f} ± {f.error:.4f} ({f.seen:.2f})"
             for f in found
-            if (f.env, f.critic) == (env, critic)
+            if (f.env, f.lam) == (env, lam)
         )
-        lines.append(f"| {env}, {CASES[env]:,} steps | {critic} | {cells} |")
+        lines.append(f"| {env}, {CASES[env]:,} steps | {lam:g} | {cells} |")
     return "\n".join(lines)
 
 

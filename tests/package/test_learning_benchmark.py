@@ -343,7 +343,7 @@ def test_a_step_is_judged_by_rollouts_of_which_neither_it_nor_its_critic_knows(
     assert text.startswith("Before.\n")
     assert text.endswith("\nAfter.\n")
     critics = ["its own", *noise.CRITICS, "of this policy"]
-    assert text.count("| Pendulum-v1, 2,048 steps |") == len(critics)
+    assert text.count("| Pendulum-v1, 2,048 steps |") == len(noise.LAMBDAS)
     with (tmp_path / "benchmarks" / "results" / "advantage_noise.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["lam"]) for row in rows] == [*noise.LAMBDAS] * len(critics)
