@@ -144,7 +144,7 @@ def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
     """A row a task: scores, and of an alternative also its area's share of the defaults'.
 
     Areas are those of the seeds that both have, and count from a random policy's return on; the
-    last row has the geometric mean of the shares, of which one below 0 is left out.
+    last row has the geometric mean of the shares that are above 0.
     """
     names = [", ".join(f"{k}={v}" for k, v in options.items()) for options in ALTERNATIVES]
     lines = [
@@ -153,15 +153,15 @@ def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
     ]
     shares: list[list[float]] = [[] for _ in ALTERNATIVES]
 
-    def share_of(ours: Sequence[Run], found: Sequence[Run], task: Task) -> float:
+    def share_of(ours: Sequence[Run], found: Sequence[Run], task: Task) -> float | None:
         both = {run.seed for run in ours} & {run.seed for run in found}
         if not both:
-            return 0.0
+            return None
         of_found, of_ours = (
             mean(run.area for run in runs if run.seed in both) - task.floor
             for runs in (found, ours)
         )
-        return of_found / of_ours
+        return of_found / of_ours if of_ours > 0 else None
 
     for task in tasks:
         ours = runs.of(task.env, task.steps, task.arm)
@@ -171,8 +171,8 @@ def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
         cells = [scores(ours)]
         for found, kept in zip(others, shares, strict=True):
             share = share_of(ours, found, task)
-            kept += [share] if share > 0 else []
-            cells.append(f"{scores(found)} ({share:.2f})" if found else "")
+            kept += [share] if share is not None and share > 0 else []
+            cells.append(scores(found) + ("" if share is None else f" ({share:.2f})"))
         name = ", ".join([task.env, *(f"{k}={v}" for k, v in task.options.items())])
         lines.append(f"| {name} | {task.steps:,} | {' | '.join(cells)} |")
     means = [f"({geometric_mean(kept):.2f} over {len(kept)})" if kept else "" for kept in shares]

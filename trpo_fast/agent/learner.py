@@ -189,8 +189,9 @@ class Learner:
 
             lam, value_lam = self.config.lam, self.config.value_lam
             advantages, returns = estimated(lam)
+            fitted = returns
             if value_lam is not None and value_lam != lam:
-                returns = estimated(value_lam)[1]
+                fitted = estimated(value_lam)[1]
         with one_thread(rollout.observations.numel() <= SMALL_ARRAY):
             observations = shown.select(shown.observations)
             masks = None if rollout.action_masks is None else rollout.select(rollout.action_masks)
@@ -200,8 +201,11 @@ class Learner:
             scaled = scaled.to(self.device, values.dtype)
             actions = rollout.select(rollout.actions).to(self.device)
             before = shown.select(values)
-            targets = shown.select(returns.to(values.dtype))
-            explained = explained_by_all(before, targets, self.shared)
+            # Of the step's own advantages: how much of the region it has depends on that.
+            explained = explained_by_all(
+                before, shown.select(returns.to(values.dtype)), self.shared
+            )
+            targets = shown.select(fitted.to(values.dtype))
         shrinks = self.config.shrink_max_kl
         share = region_share(self.optimizer, explained) if shrinks else 1.0
         with budget.phase("update"), scaled_region(self.optimizer, share):
