@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from learning import ROOT
-from training_runs import Run, RunTable, train
+from training_runs import Run, RunTable, put_between, train
 
 ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 STEPS = 500_000
@@ -83,9 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for env in options.only:
                     if (env, options.steps, seed, arm) not in runs:
                         runs.add(train(env, options.steps, seed, arm, ARMS[arm]))
-    page = options.out / "docs" / "choosing-defaults.md"
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{table(runs)}\n{END}{rest.split(END)[1]}")
+    put_between((BEGIN, END), options.out / "docs" / "choosing-defaults.md", table(runs))
 
 
 if __name__ == "__main__":

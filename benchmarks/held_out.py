@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from learning import ROOT
 from torch import Tensor, nn
+from training_runs import put_between
 
 from trpo_fast import TRPO, TRPOOptimizer, fisher_vector_product
 from trpo_fast.update.damping import curvature_along
@@ -182,12 +183,6 @@ def table_of_solves(found: Sequence[Figures]) -> str:
     return "\n".join(lines)
 
 
-def put(page: Path, text: str) -> None:
-    """The text between the page's two marks."""
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every damping on every policy."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -212,8 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for f in found:
             figures = (f.seen, f.unseen, f.share, f.iterations, f.curvature, f.diagonal)
             writer.writerow([f.case, f.solve, f.damping, *(f"{value:.5g}" for value in figures)])
-    put(options.out / "docs" / "choosing-defaults.md", table(found))
-    put(options.out / "docs" / "choosing-max-kl-and-damping.md", table_of_solves(found))
+    docs = options.out / "docs"
+    put_between((BEGIN, END), docs / "choosing-defaults.md", table(found))
+    put_between((BEGIN, END), docs / "choosing-max-kl-and-damping.md", table_of_solves(found))
 
 
 if __name__ == "__main__":

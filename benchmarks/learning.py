@@ -26,7 +26,7 @@ from score_statistics import interquartile_mean, interval, profile
 from seconds_to_score import Paces, pace
 from seconds_to_score import read as read_paces
 from seconds_to_score import section as seconds_to_score
-from training_runs import AGENTS, EPISODES, OURS, Run, RunTable, train
+from training_runs import AGENTS, EPISODES, OURS, Run, RunTable, put_between, train
 
 from trpo_fast.runs.plotting import COLOURS, new_figure, save_figure
 
@@ -322,9 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     at.write_text(page(TASKS, runs, paces) + section_of_headline(at))
     choice = at.with_name("choosing-defaults.md")
     if choice.exists():
-        before, rest = choice.read_text().split(BEGIN)
-        found = table_of_alternatives(TASKS, runs)
-        choice.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.split(END)[1]}")
+        put_between((BEGIN, END), choice, table_of_alternatives(TASKS, runs))
     picture(TASKS, runs, read_paces(paces), options.out / "docs" / "assets" / "learning.png")
 
 

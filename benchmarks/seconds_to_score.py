@@ -69,9 +69,8 @@ def train_missing(seeds: Sequence[int], envs: Sequence[str], whole: RunTable, to
         for env in envs:
             for agent in AGENTS[1:]:
                 stopped = RunTable(to)  # read anew: another process may train other ones
-                if (env, STEPS, seed, agent) not in stopped and all(
-                    run.seed != seed for run in whole.of(env, STEPS, agent)
-                ):
+                key = (env, STEPS, seed, agent)
+                if key not in stopped and key not in whole:
                     stopped.add(train_peer(agent, env, STEPS, seed, until=max(SCORES[env])))
 
 

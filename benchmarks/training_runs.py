@@ -151,3 +151,10 @@ def _short(value: Any) -> Any:
 def _read(row: Mapping[str, str]) -> Run:
     kinds = {"env": str, "steps": int, "seed": int, "arm": str, "curve": str}
     return Run(**{f.name: kinds.get(f.name, float)(row[f.name]) for f in fields(Run)})
+
+
+def put_between(marks: tuple[str, str], page: Path, text: str) -> None:
+    """Replace what is between a page's two marks."""
+    begin, end = marks
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")

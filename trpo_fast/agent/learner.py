@@ -201,11 +201,11 @@ class Learner:
             scaled = scaled.to(self.device, values.dtype)
             actions = rollout.select(rollout.actions).to(self.device)
             before = shown.select(values)
+            own = targets = shown.select(returns.to(values.dtype))
+            if fitted is not returns:
+                targets = shown.select(fitted.to(values.dtype))
             # Of the step's own advantages: how much of the region it has depends on that.
-            explained = explained_by_all(
-                before, shown.select(returns.to(values.dtype)), self.shared
-            )
-            targets = shown.select(fitted.to(values.dtype))
+            explained = explained_by_all(before, own, self.shared)
         shrinks = self.config.shrink_max_kl
         share = region_share(self.optimizer, explained) if shrinks else 1.0
         with budget.phase("update"), scaled_region(self.optimizer, share):
