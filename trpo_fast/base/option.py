@@ -63,7 +63,8 @@ class Option:
         found = _READERS[self.kind](self, value)
         if found is None:
             hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
-            raise ValueError(f"{self.name} must be {self.values}, got {value!r}{hint}")
+            taken = f"{self.values} or None" if self.optional else self.values
+            raise ValueError(f"{self.name} must be {taken}, got {value!r}{hint}")
         return found
 
     def holds(self, number: float) -> bool:

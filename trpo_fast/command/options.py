@@ -120,7 +120,12 @@ def _real(text: str) -> float:
 
 
 def _real_or_none(text: str) -> float | None:
-    return None if text.lower() == "none" else _real(text)
+    if text.lower() == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor None") from None
 
 
 def _pair(text: str) -> tuple[str, Any]:
