@@ -58,7 +58,9 @@ class Task:
 ALTERNATIVES: tuple[dict[str, Any], ...] = (
     {"relative_damping": True, "damping": 0.01},
     {"lam": 0.9, "value_lam": 0.95},
+    {"distribution": "beta"},
 )
+DISCRETE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")
 BEGIN, END = "<!-- alternatives: begin -->", "<!-- alternatives: end -->"
 TASKS = (
     Task("HalfCheetah-v5", MILLION, 6300, -280),
@@ -305,7 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT, metavar="DIR", help="the project's root")
     options = parser.parse_args(arguments)
     runs = RunTable(options.out / "benchmarks" / "results" / "learning.csv")
-    wished = [changed(t, o) for o in ALTERNATIVES for t in TASKS] if options.alternatives else TASKS
+    wished: Sequence[Task] = TASKS
+    if options.alternatives:
+        every = [(o, t) for o in ALTERNATIVES for t in TASKS]
+        has_a_say = [(o, t) for o, t in every if "distribution" not in o or t.env not in DISCRETE]
+        wished = [changed(t, o) for o, t in has_a_say]
     if not options.draw:
         for seed in options.seeds:
             for task in wished:

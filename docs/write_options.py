@@ -57,9 +57,13 @@ def _table(rows: Iterable[Option]) -> str:
     lines = ["| option | default | takes | what it is |", "|---|---|---|---|"]
     for row in rows:
         default = f"`{row.default!r}`"
-        takes = row.values + (" or None" if row.optional else "")
         meaning = ". ".join(filter(None, (row.text, row.note)))
-        cells = (f"`{row.name}`", default, takes, meaning + (" (*fixed*)" if row.fixed else ""))
+        cells = (
+            f"`{row.name}`",
+            default,
+            row.values,
+            meaning + (" (*fixed*)" if row.fixed else ""),
+        )
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

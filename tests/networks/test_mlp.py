@@ -201,6 +201,23 @@ class TestInitialisation:
         assert torch.allclose(scale, torch.full((1, 2), math.exp(-1.2)))
 
     @pytest.mark.parametrize(
+        ("log_std", "deviation"), [(-1.2, math.exp(-1.2)), (0.0, 0.5), (-9.0, math.exp(-9))]
+    )
+    def test_log_std_init_of_a_beta_is_in_units_of_half_the_range(
+        self, log_std: float, deviation: float
+    ) -> None:
+        box, choice = spaces.Box(-3, 3, (2,)), spaces.Discrete(2)
+        for space in (box, spaces.Tuple([choice, box, choice])):
+            policy = policy_of(space, distribution="beta", log_std_init=log_std)
+            found = policy(torch.zeros(1, 5))
+            parts = [found] if space is box else found.parts
+            beta = parts[0] if space is box else parts[1]
+            torch.testing.assert_close(2 * beta.stddev, torch.full((1, 2), deviation))
+            torch.testing.assert_close(beta.mean, torch.full((1, 2), 0.5))
+            if space is not box:
+                torch.testing.assert_close(parts[0].probs, torch.full((1, 2), 0.5))
+
+    @pytest.mark.parametrize(
         ("keywords", "text"),
         [
             ({"activation": "swish"}, "known: identity, tanh"),

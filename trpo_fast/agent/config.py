@@ -176,11 +176,11 @@ class Config(SharedOptions):
     log_std_init: float | None = option(
         None,
         "networks",
-        "first log standard deviation of a Gaussian policy (None: -log(n) / 2 for the n numbers of "
-        "an action)",
+        "first log standard deviation of a Gaussian or Beta policy (None: -log(n) / 2 for the n "
+        "numbers of an action)",
         fixed=True,
         note="None makes the first actions about as long, whatever their numbers: 1, in units of "
-        "the bounds.",
+        "the bounds. A Beta's deviation is half a unit at most.",
     )
     scale_actions: bool = option(
         True,

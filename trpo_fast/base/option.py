@@ -63,8 +63,7 @@ class Option:
         found = _READERS[self.kind](self, value)
         if found is None:
             hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
-            taken = f"{self.values} or None" if self.optional else self.values
-            raise ValueError(f"{self.name} must be {taken}, got {value!r}{hint}")
+            raise ValueError(f"{self.name} must be {self.values}, got {value!r}{hint}")
         return found
 
     def holds(self, number: float) -> bool:
@@ -79,6 +78,10 @@ class Option:
     @property
     def values(self) -> str:
         """What it takes, in words."""
+        return f"{self._values} or None" if self.optional else self._values
+
+    @property
+    def _values(self) -> str:
         if self.kind is str:
             return f"one of {', '.join(self.choices)}" if self.choices else "a word"
         limits = ((">=", self.minimum), (">", self.above), ("<=", self.maximum), ("<", self.below))

@@ -100,6 +100,20 @@ class BetaHead(Head):
         return torch.clamp(low + actions * (high - low), low, high)
 
 
+# In units of half the range. At 0.577 a Beta is uniform, where softplus has no slope left.
+WIDEST_DEVIATION = 0.5
+
+
+def output_for(log_std: float) -> float:
+    """The output for which both concentrations c give this log deviation, or the widest one's.
+
+    In units of half the range, in which Beta(c, c) has a variance of 1 / (2 c + 1).
+    """
+    log_std = min(max(log_std, -30.0), math.log(WIDEST_DEVIATION))  # so far float32 has an output
+    more = (math.exp(-2 * log_std) - 3) / 2  # c - 1, at least 1/2
+    return more + math.log(-math.expm1(-more))  # softplus's inverse
+
+
 def _concentrations(outputs: Tensor) -> Tensor:
     return 1 + softplus(outputs)
 

@@ -8,7 +8,7 @@ policy hardly depends on the observation (Engstrom et al. 2020, section 3; Andry
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any, cast
@@ -23,6 +23,7 @@ from torch.distributions import Distribution
 from trpo_fast.base.spaces import SUPPORTED_ACTIONS, leaves, observation_width
 from trpo_fast.base.trees import aligned, named, refilled
 from trpo_fast.networks.activations import ACTIVATIONS
+from trpo_fast.networks.beta import BetaHead, output_for
 from trpo_fast.networks.distributions import mode
 from trpo_fast.networks.head import BOX_DISTRIBUTIONS, Head, Outputs
 from trpo_fast.networks.heads import StateStdGaussianHead, head_for
@@ -131,7 +132,8 @@ class MlpPolicy(nn.Module):
         action_space: gymnasium Box, Discrete, MultiDiscrete or MultiBinary, or Tuple or Dict.
         hidden_sizes: Widths of the hidden layers.
         activation: A key of ``trpo_fast.networks.activations.ACTIVATIONS``.
-        log_std_init: Initial log standard deviation (Gaussian).
+        log_std_init: Initial log standard deviation; of a Beta in units of half the distance of
+            its bounds, and log(1/2) where it is more.
         scale_actions: ``sample`` and ``log_prob`` of a Gaussian speak of actions in units of the
             bounds, and ``to_env`` of the Box's own. Numbers without two finite bounds stay as they
             are.
@@ -185,6 +187,9 @@ class MlpPolicy(nn.Module):
         elif state_dependent_std:
             log_stds = state_log_stds(self.head)
             cast("nn.Linear", self.body[-1]).bias.detach()[log_stds] = float(log_std_init)
+        elif distribution == "beta":
+            last = cast("nn.Linear", self.body[-1])
+            last.bias.detach()[_concentrations(self.head)] = output_for(float(log_std_init))
         # One for each part; that of a space without parts has its bounds here as well.
         heads = head.heads if isinstance(head, JointHead) else (head,)
         parts = [part for _, part in action_leaves(action_space)]
@@ -319,13 +324,30 @@ def units(space: spaces.Box) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
 
 def state_log_stds(head: Head) -> list[int]:
     """The outputs that are log standard deviations."""
-    heads = head.heads if isinstance(head, JointHead) else (head,)
-    found, first = list[int](), 0
-    for part in heads:
-        if isinstance(part, StateStdGaussianHead):
-            found += range(first + part.width, first + part.outputs)
+    return [
+        output
+        for part, first in _with_first_output(head)
+        if isinstance(part, StateStdGaussianHead)
+        for output in range(first + part.width, first + part.outputs)
+    ]
+
+
+def _concentrations(head: Head) -> list[int]:
+    """The outputs of which a Beta's concentrations are made."""
+    return [
+        output
+        for part, first in _with_first_output(head)
+        if isinstance(part, BetaHead)
+        for output in range(first, first + part.outputs)
+    ]
+
+
+def _with_first_output(head: Head) -> Iterator[tuple[Head, int]]:
+    """The parts of a head, each with the index of its first output."""
+    first = 0
+    for part in head.heads if isinstance(head, JointHead) else (head,):
+        yield part, first
         first += part.outputs
-    return found
 
 
 def action_leaves(space: spaces.Space) -> list[tuple[str, spaces.Space]]:  # type: ignore[type-arg]
