@@ -88,9 +88,14 @@ def test_actions_outside_are_refused(bad: float) -> None:
         HEAD.checked_actions(torch.tensor([[0.5, bad]]), None, torch.float32)
 
 
-def test_the_mode_is_a_number_where_rounding_leaves_no_spread() -> None:
-    at = Outputs(torch.full((1, 4), -200.0))
-    assert mode(HEAD.distribution(at)).tolist() == [[0.5, 0.5]]
+def test_the_deterministic_action_is_the_mean_which_does_not_jump_where_all_are_as_likely() -> None:
+    """There the mode goes from 0.5 to 1 by one output's rounding."""
+    even, beside = torch.full((1, 4), -16.0), torch.tensor([[-15.0, -16.0, -16.0, -15.0]])
+    for at in (even, beside, torch.full((1, 4), -200.0)):
+        torch.testing.assert_close(mode(HEAD.distribution(Outputs(at))), torch.full((1, 2), 0.5))
+    at = Outputs(torch.tensor([[0.3, 2.0, -1.0, 0.5]]))
+    alpha, beta = HEAD.parts(at)
+    torch.testing.assert_close(mode(HEAD.distribution(at)), alpha / (alpha + beta))
 
 
 def test_a_policy_takes_its_actions_to_the_bounds() -> None:
@@ -106,13 +111,14 @@ def test_a_policy_takes_its_actions_to_the_bounds() -> None:
     assert bool(((inner > 0.4) & (inner < 0.6)).all())  # at the start it hardly leans
 
 
-def test_a_mode_at_its_end_is_an_action_of_the_space() -> None:
-    """There the mode is 1.0, and the map to these bounds rounds past the upper one."""
+def test_a_mean_at_its_end_is_an_action_of_the_space() -> None:
+    """There the mean is 1.0, and the map to these bounds rounds past the upper one."""
     space = spaces.Box(-2.8, 1.5, (1,))
     policy = MlpPolicy(spaces.Box(-1, 1, (3,)), space, distribution="beta")
-    outputs = torch.tensor([[6.0, -17.0], [-17.0, 6.0]])
+    outputs = torch.tensor([[1e30, -17.0], [-17.0, 1e30]])
     chosen = mode(policy.head.distribution(Outputs(outputs, None, None)))
-    assert chosen.flatten().tolist() == [1.0, 0.0]
+    assert chosen.flatten().tolist() == pytest.approx([1.0, 0.0], abs=1e-20)
+    assert float(chosen[0, 0]) == 1
     for action in policy.to_env(chosen).numpy():
         assert space.contains(action)
 

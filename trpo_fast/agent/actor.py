@@ -96,7 +96,7 @@ class Actor:
 
         Args:
             observations: a batch, as gymnasium's vector environments stack it.
-            deterministic: act by the mode.
+            deterministic: act by the mode, a Beta by its mean.
             masks: of the actions.
             state: what the last call returned, or None; see `_memory_of`.
             episode_start: [n], where an episode begins.
@@ -145,7 +145,7 @@ class Actor:
 
         Args:
             observations: one, or a batch of n, in the space's nesting; on any one device.
-            deterministic: the distribution's mode, not a sample.
+            deterministic: the distribution's mode (a Beta's mean), not a sample.
             masks: bool, [n, choices] (or [choices]).
 
         Returns:

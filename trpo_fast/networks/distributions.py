@@ -243,18 +243,17 @@ register_kl(MultiCategorical, MultiCategorical)(_kl_multi)
 def mode(distribution: Distribution) -> Any:
     """The deterministic action: the distribution's mode, or its mean where it has none.
 
-    A Bernoulli of probability exactly one half gives 0, a uniform Beta its middle (torch's own
-    modes are NaN there); a transformed distribution gives the image of its base's mode; a joint one
-    the nesting of its parts'.
+    A Beta gives its mean: where both concentrations are near 1 its mode goes from end to end with
+    their rounding. A Bernoulli of probability exactly one half gives 0 (torch's own mode is NaN
+    there); a transformed distribution gives the image of its base's; a joint one the nesting of its
+    parts'.
     """
     if isinstance(distribution, JointDistribution):
         return distribution.map(mode)
     if isinstance(distribution, Independent):
         return mode(distribution.base_dist)
     if isinstance(distribution, Beta):
-        # Rounding may leave both concentrations at 1: no point is likelier than another.
-        flat = (distribution.concentration1 == 1) & (distribution.concentration0 == 1)
-        return torch.where(flat, distribution.mean, distribution.mode)
+        return distribution.mean
     if isinstance(distribution, Bernoulli):
         return (distribution.probs > 0.5).to(distribution.probs.dtype)
     if isinstance(distribution, TransformedDistribution):
