@@ -215,8 +215,9 @@ def page(tasks: Sequence[Task], runs: RunTable, paces: Path) -> str:
 Made by `OMP_NUM_THREADS=1 python benchmarks/learning.py` ({versions}, {platform.machine()}, CPU
 only), every run as it came. `trpo_fast` is the agent with its defaults, the same for every
 environment; a row that is not says so. The score of a run is the mean return of {EPISODES} episodes
-after training, acting by the mode of the policy; IQM is the interquartile mean over seeds with a
-bootstrap interval (Agarwal et al. 2021), and ± the deviation over seeds. Goals are the better of
+after training, acting by the mode of the policy (a Beta by its mean); IQM is the interquartile
+mean over seeds with a bootstrap interval (Agarwal et al. 2021), and ± the deviation over seeds.
+Goals are the better of
 every published TRPO and PPO result of several seeds at a million steps, on whatever version of the
 environment it was, or what solves the task. [How the defaults were chosen](choosing-defaults.md).
 

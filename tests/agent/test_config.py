@@ -70,5 +70,5 @@ def test_a_configuration_is_data_and_never_code():
 
 
 def test_a_seed_that_torch_cannot_take_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"seed must be .* <= 9223372036854775807 or None, got"):
+    with pytest.raises(ConfigError, match=r"seed must be .* <= 9223372036854775807, or None, got"):
         Config(seed=2**70)

@@ -195,7 +195,7 @@ def test_numbers_that_may_be_none_are_so_by_that_word(name):
         (["CartPole-v1", "--activation", "nosuch"], "nosuch"),
         (["CartPole-v1", "--distribution", "squashed"], "squashed"),
         (["CartPole-v1", "--max-kl", "-1"], "max_kl must be a number > 0"),
-        (["CartPole-v1", "--value-lam", "2"], "value_lam must be a number >= 0 and <= 1 or None"),
+        (["CartPole-v1", "--value-lam", "2"], "must be a number >= 0 and <= 1, or None"),
         (["CartPole-v1", "--num-envs", "0"], "num_envs must be a whole number >= 1"),
         (["CartPole-v1", "--env-kwargs", "nosuch=1"], "nosuch"),
         (["CartPole-v1", "--device", "nosuch"], "device"),

@@ -322,11 +322,11 @@ class TRPO:
     ) -> tuple[float, float]:
         """Mean and standard deviation of the return over whole episodes, acting by the mode.
 
-        The episodes run in environments of their own and change nothing in the training; the
-        same policy and seed give the same numbers. `env` is an id or a function that makes an
-        Env, needed only when the agent was given an environment that cannot be made again. With
-        `eval_envs=0` and no `env` they are the training's own, and its running episodes are
-        entered again before the next rollout.
+        A Beta acts by its mean. The episodes run in environments of their own and change nothing in
+        the training; the same policy and seed give the same numbers. `env` is an id or a function
+        that makes an Env, needed only when the agent was given an environment that cannot be made
+        again. With `eval_envs=0` and no `env` they are the training's own, and its running
+        episodes are entered again before the next rollout.
 
         A line tells every ten seconds how far it is; an episode of more than `eval_max_steps`
         is stopped, with a warning. `done` gets all figures before the environments are closed,

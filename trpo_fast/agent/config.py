@@ -180,7 +180,7 @@ class Config(SharedOptions):
         "numbers of an action)",
         fixed=True,
         note="None makes the first actions about as long, whatever their numbers: 1, in units of "
-        "the bounds. A Beta's deviation is half a unit at most.",
+        "the bounds. A Beta's is at least -5 and at most log(1/2).",
     )
     scale_actions: bool = option(
         True,

@@ -1,7 +1,8 @@
 """A policy in a file of its own, for programs that have neither this package nor gymnasium.
 
 The file holds everything between an environment's observation and its action: flattening,
-normalisation, the network, the mode of its distribution, scaling or clipping to the action space.
+normalisation, the network, the mode of its distribution (a Beta's mean), scaling or clipping to the
+action space.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Option:
     @property
     def values(self) -> str:
         """What it takes, in words."""
-        return f"{self._values} or None" if self.optional else self._values
+        return f"{self._values}, or None" if self.optional else self._values
 
     @property
     def _values(self) -> str:

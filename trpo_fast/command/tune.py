@@ -125,7 +125,8 @@ def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dic
     with TRPO(options.env_id, **given) as agent:
         defaults["log_std_init"] = first_log_std(None, agent.action_space)
         boxes = named_boxes(agent.action_space)
-    left_out = {*given, *([] if boxes else ["log_std_init"])}
+    gaussian = bool(boxes) and given.get("distribution") != "beta"
+    left_out = {*given, *([] if gaussian else ["log_std_init"])}
     if "relative_damping" in given:  # its range is in units that may not be meant
         left_out.add("damping")
     searched = tuple(name for name in SPACE if name not in left_out)

@@ -96,20 +96,21 @@ class BetaHead(Head):
 
     def to_env(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
         low, high = low.to(actions.dtype), high.to(actions.dtype)
-        # A mode rounds to 1 for a concentration near 1, and the map past the bound by one ulp.
+        # A mean rounds to 1 beside a far smaller concentration, the map past the bound by one ulp.
         return torch.clamp(low + actions * (high - low), low, high)
 
 
-# In units of half the range. At 0.577 a Beta is uniform, where softplus has no slope left.
-WIDEST_DEVIATION = 0.5
+# First log deviations, in units of half the range. At -0.55 a Beta is uniform, where softplus has
+# no slope left; from -6 on float32 tells concentrations apart too coarsely for a KL.
+LEAST_LOG_STD, GREATEST_LOG_STD = -5.0, math.log(0.5)
 
 
 def output_for(log_std: float) -> float:
-    """The output for which both concentrations c give this log deviation, or the widest one's.
+    """The output for which both concentrations c give this log deviation, or the nearest bound's.
 
     In units of half the range, in which Beta(c, c) has a variance of 1 / (2 c + 1).
     """
-    log_std = min(max(log_std, -30.0), math.log(WIDEST_DEVIATION))  # so far float32 has an output
+    log_std = min(max(log_std, LEAST_LOG_STD), GREATEST_LOG_STD)
     more = (math.exp(-2 * log_std) - 3) / 2  # c - 1, at least 1/2
     return more + math.log(-math.expm1(-more))  # softplus's inverse
 

@@ -79,7 +79,7 @@ class JointDistribution(Distribution):
 
     @property
     def mode(self) -> Any:
-        """Each part's most probable action, nested."""
+        """Each part's own, nested; a policy's deterministic action has a Beta's mean for it."""
         return self.map(lambda part: part.mode)
 
     @property

@@ -133,7 +133,7 @@ class MlpPolicy(nn.Module):
         hidden_sizes: Widths of the hidden layers.
         activation: A key of ``trpo_fast.networks.activations.ACTIVATIONS``.
         log_std_init: Initial log standard deviation; of a Beta in units of half the distance of
-            its bounds, and log(1/2) where it is more.
+            its bounds, and at least -5 and at most log(1/2).
         scale_actions: ``sample`` and ``log_prob`` of a Gaussian speak of actions in units of the
             bounds, and ``to_env`` of the Box's own. Numbers without two finite bounds stay as they
             are.
