@@ -170,17 +170,17 @@ def test_every_option_of_the_agent_is_an_option_of_train(capsys):
     assert agent_options(given) == {"normalize_observations": False}
 
 
-@pytest.mark.parametrize("name", ["log_std_init", "value_lam"])
-def test_numbers_that_may_be_none_are_so_by_that_word(name):
+@pytest.mark.parametrize(
+    ("name", "number"), [("log_std_init", 0.5), ("value_lam", 0.5), ("seed", 7)]
+)
+def test_numbers_that_may_be_none_are_so_by_that_word(name, number):
     flag = f"--{name.replace('_', '-')}"
-    for text, value in (("None", None), ("none", None), ("0.5", 0.5)):
+    for text, value in (("None", None), ("none", None), (str(number), number)):
         given = parse(cli.build_parser(), ["train", "X-v0", flag, text])
         assert agent_options(given) == {name: value}
         Config.from_options(agent_options(given))
-    assert {n for n, o in OPTIONS.items() if o.kind is float and o.optional} == {
-        "log_std_init",
-        "value_lam",
-    }
+    optional = {n for n, o in OPTIONS.items() if o.optional}
+    assert optional == {"log_std_init", "value_lam", "seed"}
 
 
 # mistakes
@@ -218,8 +218,9 @@ def test_mistakes_get_one_line_and_exit_2(capsys, arguments, words):
         (["train", "CartPole-v1", "--constraint", "soft"], "invalid choice"),
         (["train", "CartPole-v1", "--total-steps", "many"], "not a whole number"),
         (["train", "CartPole-v1", "--total-steps", "0"], "at least 1"),
-        (["train", "CartPole-v1", "--log-std-init", "Non"], "'Non' is neither a number nor None"),
+        (["train", "CartPole-v1", "--log-std-init", "Non"], "'Non' is not a number or None"),
         (["train", "CartPole-v1", "--lam", "None"], "'None' is not a number"),
+        (["train", "CartPole-v1", "--seed", "Non"], "'Non' is not a whole number or None"),
         (["train", "CartPole-v1", "--env-kwargs", "x"], "KEY=VALUE"),
         (["train"], "ENV_ID"),
         (["trian"], "invalid choice"),

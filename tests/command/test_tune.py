@@ -88,6 +88,11 @@ def test_the_default_deviation_can_be_drawn(numbers):
     assert SPACE["log_std_init"].holds(first_log_std(None, spaces.Box(-1, 1, (numbers,))))
 
 
+def test_a_search_without_a_seed_is_refused(capsys):
+    assert tune("--trials", "1", "--seed", "none") == 2
+    assert "seed must be a number here, got None" in capsys.readouterr().err
+
+
 def test_another_search_in_the_same_file_is_refused(capsys):
     assert tune("--trials", "1") == 0
     assert tune("--trials", "1", "--gamma", "0.9") == 2

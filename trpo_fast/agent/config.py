@@ -73,7 +73,7 @@ class Config(SharedOptions):
     seed: int | None = option(
         None,
         "environment",
-        "seed of everything random (None, in Python, draws one and records it)",
+        "seed of everything random (None draws one and records it)",
         minimum=0,
         maximum=2**63 - 1,  # what torch.Generator.manual_seed takes
         fixed=True,

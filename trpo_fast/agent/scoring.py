@@ -20,7 +20,7 @@ Done = Callable[[Evaluation], None]
 
 
 class Scoring:
-    """Whole episodes by the mode of the policy as it is.
+    """Whole episodes by the deterministic actions of the policy as it is.
 
     Args:
         source: what the training's environments were made from.

@@ -69,7 +69,7 @@ def run_tensor_episodes(
     config: Config,
     report: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Play so many episodes, by the mode of each distribution, and report their returns.
+    """Play so many episodes by deterministic actions, and report their returns.
 
     All environments play at once, each a fixed share of the episodes; see ``run_episodes``. One
     whose episode was stopped or dropped plays no further one: single ones cannot be reset.

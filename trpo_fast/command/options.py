@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,11 @@ def _keywords(option: Option) -> dict[str, Any]:
         return {"choices": option.choices}
     if kind is str:
         return {"type": str, "metavar": "NAME"}
-    if kind is int:
-        return {"type": whole, "metavar": "N"}
-    return {"type": _real_or_none if option.optional else _real, "metavar": "X"}
+    read = whole if kind is int else _real
+    return {
+        "type": _or_none(read) if option.optional else read,
+        "metavar": "N" if kind is int else "X",
+    }
 
 
 def _words(value: Any) -> str:
@@ -119,13 +121,16 @@ def _real(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def _real_or_none(text: str) -> float | None:
-    if text.lower() == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor None") from None
+def _or_none(read: Callable[[str], float]) -> Callable[[str], float | None]:
+    def reader(text: str) -> float | None:
+        if text.lower() == "none":
+            return None
+        try:
+            return read(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error} or None") from None
+
+    return reader
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -120,6 +120,8 @@ def _tune(options: argparse.Namespace) -> int:
 def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
     """What each trial does, and the defaults in this environment."""
     first = given.pop("seed", DEFAULT_SEED)
+    if first is None:
+        raise ConfigError("seed must be a number here, got None: a search can be gone on with")
     given.pop("track", None)  # a search has no runs that would be looked at one by one
     defaults = {row: option.default for row, option in OPTIONS.items()}
     with TRPO(options.env_id, **given) as agent:
