@@ -107,6 +107,8 @@ def test_a_run_that_goes_back_makes_room_too(tmp_path, small_disk):
 def trained_on(run: Path) -> None:
     """Three updates, each saved, evaluations among them."""
     options = {"save_every": 1, "keep_checkpoints": 9, "num_envs": 2, "rollout_steps": 16}
+    # "auto" writes config.json anew when the times of steps have told, perhaps to a full disk.
+    options["vectorization"] = "sync"
     with small(run_dir=run, eval_every=32, eval_episodes=1, **options) as agent:
         agent.learn(320, progress_bar=False)
         assert agent.run.recorder.missing == []
