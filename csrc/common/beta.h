@@ -33,12 +33,13 @@ struct Beta : AnyHead {
                                           const RowAction<T>& action, const std::uint8_t*,
                                           double coefficient, T* delta) const {
     for (Index a = 0; a < actions; ++a) {
-      const double of_alpha = o[a], of_beta = o[actions + a];
-      const double alpha = concentration(of_alpha), beta = concentration(of_beta);
-      const double x = action.real[a * action.stride], sum = gamma_values(alpha + beta).first;
-      delta[a] = T(coefficient * slope(of_alpha) * (std::log(x) + sum - gamma_values(alpha).first));
-      delta[actions + a] =
-          T(coefficient * slope(of_beta) * (std::log1p(-x) + sum - gamma_values(beta).first));
+      const Concentration alpha(o[a]), beta(o[actions + a]);
+      const double x = action.real[a * action.stride];
+      const double sum = gamma_values(alpha.value + beta.value).first;
+      const double by_alpha = std::log(x) + sum - gamma_values(alpha.value).first;
+      const double by_beta = std::log1p(-x) + sum - gamma_values(beta.value).first;
+      delta[a] = T(coefficient * alpha.slope * by_alpha);
+      delta[actions + a] = T(coefficient * beta.slope * by_beta);
     }
   }
 
@@ -120,18 +121,31 @@ struct Beta : AnyHead {
     double first, below, second;
   };
 
-  TRPO_FAST_MEMBER static double concentration(double output) { return 1 + softplus(output); }
-  TRPO_FAST_MEMBER static double slope(double output) { return std::exp(-softplus(-output)); }
+  // 1 + softplus(output) and its derivative, the sigmoid, from one exponential.
+  struct Concentration {
+    double value, slope;
+
+    TRPO_FAST_MEMBER explicit Concentration(double output) {
+      const double e = std::exp(-std::fabs(output)), share = 1 / (1 + e);
+      value = 1 + ((output > 0 ? output : 0) + std::log1p(e));
+      slope = output > 0 ? share : e * share;
+    }
+  };
+
+  TRPO_FAST_MEMBER static double concentration(double output) {
+    return Concentration(output).value;
+  }
 
   // By alpha and beta M is diag(trigamma(alpha), trigamma(beta)) - trigamma(alpha + beta).
   TRPO_FAST_MEMBER static Root root_of(double of_alpha, double of_beta) {
-    const double alpha = concentration(of_alpha), beta = concentration(of_beta);
-    const double by_alpha = gamma_values(alpha).second, by_beta = gamma_values(beta).second;
-    const double by_sum = gamma_values(alpha + beta).second;
+    const Concentration alpha(of_alpha), beta(of_beta);
+    const double by_alpha = gamma_values(alpha.value).second;
+    const double by_beta = gamma_values(beta.value).second;
+    const double by_sum = gamma_values(alpha.value + beta.value).second;
     const double first = std::sqrt(by_alpha - by_sum);
     const double determinant = by_alpha * by_beta - by_sum * (by_alpha + by_beta);
-    return {slope(of_alpha) * first, slope(of_beta) * (-by_sum / first),
-            slope(of_beta) * (determinant > 0 ? std::sqrt(determinant) : 0) / first};
+    return {alpha.slope * first, beta.slope * (-by_sum / first),
+            beta.slope * (determinant > 0 ? std::sqrt(determinant) : 0) / first};
   }
 };
 

@@ -95,8 +95,11 @@ TRPO_FAST_HOST_DEVICE double draw_gamma(double shape, UniformStream& uniforms) {
   while (true) {
     const double radius = uniforms.next(), angle = uniforms.next(), u = uniforms.next();
     const double x = std::sqrt(-2 * std::log(radius)) * std::cos(kTwoPi * angle);
-    const double root = 1 + c * x, v = root * root * root;
-    if (v > 0 && std::log(u) < 0.5 * x * x + d * (1 - v + std::log(v))) return d * v;
+    const double root = 1 + c * x, v = root * root * root, x2 = x * x;
+    if (!(v > 0)) continue;
+    // Their squeeze, which the exact condition follows from, without a logarithm.
+    if (u < 1 - 0.0331 * x2 * x2) return d * v;
+    if (std::log(u) < 0.5 * x2 + d * (1 - v + std::log(v))) return d * v;
   }
 }
 

@@ -13,6 +13,7 @@ from toy_environments import Scripted
 from update_cases import HYBRID_SPACE
 
 from trpo_fast import _native
+from trpo_fast.environments.flattening import action_converter
 from trpo_fast.environments.make import make_vector_env
 from trpo_fast.environments.nested_actions import ActionNesting, is_nested_space
 from trpo_fast.networks.head import Head, Outputs
@@ -181,6 +182,20 @@ def test_the_native_step_is_its_torch_twin(
 @pytest.mark.parametrize("name", ["box", "nested"])
 def test_the_native_step_serves_every_distribution(name: str, options: dict[str, Any]) -> None:
     compare(both(name, torch.float32, 8, masked=False, **options), name, torch.float32)
+
+
+@pytest.mark.parametrize("options", [{"scale_actions": True}, {"distribution": "beta"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["box", "box, 2-D, double"])
+def test_the_environments_actions_are_the_policys_own_to_the_bit(
+    name: str, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    space = SPACES[name]
+    policy = MlpPolicy(spaces.Box(-1, 1, (7,)), space, (4,), **options).to(dtype)
+    actions, given, _ = both(name, dtype, 8, masked=False, **options)[0]
+    expected = action_converter(policy, space)(actions.flatten(0, 1)).reshape(given.shape)
+    assert np.array_equal(given, expected)
+    assert given.dtype == space.dtype
 
 
 @pytest.mark.reliability("clock")

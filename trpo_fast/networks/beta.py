@@ -96,8 +96,14 @@ class BetaHead(Head):
 
     def to_env(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
         low, high = low.to(actions.dtype), high.to(actions.dtype)
+        first, span = self.units(low, high)
         # A mean rounds to 1 beside a far smaller concentration, the map past the bound by one ulp.
-        return torch.clamp(low + actions * (high - low), low, high)
+        return torch.clamp(first + actions * span, low, high)
+
+    @staticmethod
+    def units(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """What an action of 0 is between the bounds, and how much one of 1 is more."""
+        return low, high - low
 
 
 # First log deviations, in units of half the range. At -0.55 a Beta is uniform, where softplus has

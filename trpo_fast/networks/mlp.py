@@ -211,14 +211,19 @@ class MlpPolicy(nn.Module):
         """Whether ``to_env`` but takes actions from ``action_units`` and clips, or shifts, them."""
         replaced = "to_env" in vars(self)
         squashed = any(way.squash for way in self.ways_out)
-        return self.head.clips_to_env and not squashed and not replaced
+        bounded = self.head.clips_to_env or isinstance(self.head, BetaHead)
+        return bounded and not squashed and not replaced
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor] | None:
-        """The middle of a Box's bounds and half their distance, where actions are in units of them.
+        """What an action of 0 is in a Box, and how much one of 1 is more, where that is not 0 and 1.
 
-        Both of its shape; None where they are not, and for a space with parts.
+        The middle of its bounds and half their distance, or of a Beta the lower one and the whole;
+        both of its shape. None for a space with parts, too.
         """
+        if isinstance(self.head, BetaHead):
+            dtype = cast("nn.Linear", self.body[-1]).weight.dtype
+            return self.head.units(self.action_low.to(dtype), self.action_high.to(dtype))
         return self._units("") if hasattr(self, "action_half") else None
 
     def _units(self, name: str) -> tuple[Tensor, Tensor]:
@@ -372,14 +377,18 @@ def _check_boxes(
         what = "state_dependent_std" if state_dependent_std else f"distribution={distribution!r}"
         raise ValueError(f"{what} needs a Box, got {space}")
     for name, box in boxes:
-        low, high = _float32_bounds(cast("spaces.Box", box))
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(high - low).all()
-        if distribution != "gaussian" and not finite:
+        if distribution != "gaussian" and not spans_float32(cast("spaces.Box", box)):
             raise ValueError(
                 f"distribution={distribution!r} needs finite bounds, {name} is {box} (finite as "
                 "float32, their difference, too)"
             )
+
+
+def spans_float32(space: spaces.Box) -> bool:
+    """Whether a Box's bounds are finite as float32, and their difference, too."""
+    low, high = _float32_bounds(space)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(high - low).all())
 
 
 def _float32_bounds(space: spaces.Box) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

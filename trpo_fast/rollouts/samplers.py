@@ -183,8 +183,7 @@ class NativeSampler(NetworkSampler):
         self._units: tuple[Array, Array] | None = None  # the policy's `action_units`, [A]
         self.shaped: Array | None = None  # those, [T, B, ...] of the space's shape
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
-        head = self._net.head
-        if head.clips_to_env and getattr(self._policy, "plain", True):
+        if getattr(self._policy, "plain", self._net.head.clips_to_env):
             # New for each rollout: an environment may keep the actions it was given.
             self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
             shape = (*self._noise.shape[:2], *(self._space.shape or ()))
