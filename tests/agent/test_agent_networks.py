@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from agent_cases import small, weights
 from torch import nn
 
 from trpo_fast.agent.agent import TRPO
+from trpo_fast.agent.config import Config
+from trpo_fast.agent.policies import box_distribution
 from trpo_fast.runs.checkpoint import CheckpointError
 
 
@@ -211,3 +216,54 @@ def test_a_policy_that_gives_no_distribution_is_told_what_to_give():
         pytest.raises(TypeError, match=r"gives a Tensor, expected a torch\.distributions"),
     ):
         agent.learn(64, progress_bar=False)
+
+
+PAIR = gymnasium.spaces.Box(-1, 1, (2,))
+ONE = gymnasium.spaces.Box(-2, 2, (1,))
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "expected"),
+    [
+        (PAIR, {}, "beta"),
+        (gymnasium.spaces.Box(0, 9, (1, 2), np.float64), {"log_std_init": -2.0}, "beta"),
+        (gymnasium.spaces.Tuple([ONE, gymnasium.spaces.Discrete(2), ONE]), {}, "beta"),
+        (ONE, {}, "gaussian"),
+        (gymnasium.spaces.Box(-1, 1, ()), {}, "gaussian"),
+        (gymnasium.spaces.Discrete(3), {}, "gaussian"),
+        (gymnasium.spaces.Box(np.float32([-1, -np.inf]), 1.0), {}, "gaussian"),
+        (gymnasium.spaces.Box(-3e38, 3e38, (2,)), {}, "gaussian"),
+        (gymnasium.spaces.Tuple([PAIR, gymnasium.spaces.Box(0, np.inf, (1,))]), {}, "gaussian"),
+        (PAIR, {"state_dependent_std": True}, "gaussian"),
+        (PAIR, {"scale_actions": False}, "gaussian"),
+        (PAIR, {"log_std_init": 0.0}, "gaussian"),
+        (PAIR, {"log_std_init": -6.0}, "gaussian"),
+        (PAIR, {"distribution": "squashed"}, "squashed"),
+        (ONE, {"distribution": "beta"}, "beta"),
+    ],
+)
+def test_boxes_have_a_beta_where_it_can_and_an_action_has_two_numbers(
+    space: Any, options: dict[str, Any], expected: str
+) -> None:
+    assert box_distribution(Config(**options), space) == expected
+
+
+@pytest.mark.parametrize(("box", "given"), [(PAIR, "beta"), (ONE, "gaussian")])
+def test_a_checkpoint_made_with_auto_is_of_an_agent_with_what_that_was(box, given, tmp_path):
+    class Still(gymnasium.Env):
+        observation_space, action_space = PAIR, box
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(2, np.float32), 0.0, False, True, {}
+
+    with small(Still) as agent:
+        assert agent.policy.distribution == given
+        path = agent.save(tmp_path / "agent")
+    with TRPO.load(path, Still, distribution=given) as agent:
+        assert agent.policy.distribution == given
+    with pytest.raises(CheckpointError, match="distribution"):
+        TRPO.load(path, Still, distribution="squashed")

@@ -22,7 +22,7 @@ from trpo_fast.networks.mlp import MlpPolicy
 
 @pytest.mark.parametrize(("per", "bound"), [("dimension", 0.02), ("action", 0.01)])
 def test_the_bound_of_the_joint_action(per: str, bound: float) -> None:
-    with small(Walk, max_kl=0.01, max_kl_per=per) as agent:
+    with small(Walk, max_kl=0.01, max_kl_per=per, shrink_max_kl=False) as agent:
         agent.learn(256, progress_bar=False)
         assert agent.optimizer.param_groups[0]["max_kl"] == pytest.approx(bound)
         assert agent.config.max_kl == 0.01

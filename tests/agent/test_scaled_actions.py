@@ -1,4 +1,4 @@
-"""A Gaussian in units of the bounds: the unit that an environment counts in changes nothing."""
+"""Actions in units of the bounds: the unit that an environment counts in changes nothing."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Reach(gym.Env[Any, Any]):
     "options",
     [
         {},
+        {"distribution": "gaussian"},
         {"vectorization": "workers", "num_workers": 1},
         {"policy": "recurrent", "cell_size": 4},
         {"policy": "multi_input"},
@@ -69,7 +70,8 @@ def test_another_unit_gives_the_same_bits(options: dict[str, Any]) -> None:
     assert np.array_equal(found[0][2], found[1][2])
 
 
-def test_the_middle_of_the_bounds_is_zero() -> None:
+@pytest.mark.parametrize("distribution", ["gaussian", "beta"])
+def test_the_first_actions_are_at_the_middle_of_the_bounds(distribution: str) -> None:
     box = spaces.Box(np.float32([300, 0]), np.float32([500, 1]))
 
     class Distant(Reach):
@@ -81,7 +83,7 @@ def test_the_middle_of_the_bounds_is_zero() -> None:
             assert box.contains(action)
             return self.point, 0.0, False, True, {}
 
-    with small(Distant) as agent:
+    with small(Distant, distribution=distribution) as agent:
         first, _ = agent.predict(np.zeros(3, np.float32))
         np.testing.assert_allclose(first, [400, 0.5], rtol=0.01)
 
@@ -103,12 +105,12 @@ def test_the_first_actions_are_as_long_whatever_their_numbers(
         def __init__(self) -> None:
             self.action_space = space
 
-    with small(Shaped) as agent:
+    with small(Shaped, distribution="gaussian") as agent:
         found = agent.policy.log_std.detach().exp()
         assert float(found.square().sum()) == pytest.approx(1, rel=1e-6)
         if deviations is not None:
             assert found.tolist() == pytest.approx(deviations, rel=1e-6)
-    with small(Shaped, log_std_init=-0.5) as agent:
+    with small(Shaped, distribution="gaussian", log_std_init=-0.5) as agent:
         assert agent.policy.log_std.tolist() == [-0.5] * len(found)
 
 

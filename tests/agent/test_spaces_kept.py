@@ -56,7 +56,9 @@ def test_actions_on_a_bound_stay_in_a_float64_box(policy: str) -> None:
         "foreign": Foreign(),
         "float64": MlpPolicy(Strict.observation_space, TENTH, (4,)).double(),
     }
-    options = {"distribution": "squashed", "log_std_init": 3.0} if policy == "squashed" else {}
+    options: dict[str, Any] = {"distribution": "gaussian"}
+    if policy == "squashed":
+        options = {"distribution": "squashed", "log_std_init": 3.0}
     with small(Strict, policy=modules.get(policy), **options) as agent:
         agent.learn(64, progress_bar=False)
         agent.evaluate(2)

@@ -8,6 +8,7 @@ import multiprocessing
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
@@ -69,12 +70,19 @@ class Parts(gym.ActionWrapper):
 
 
 @pytest.mark.parametrize(
-    ("second", "searched"), [(spaces.Box(0, 9, (2, 2)), {"log_std_init"}), (spaces.Discrete(3), {})]
+    ("second", "distribution", "searched"),
+    [
+        (spaces.Box(0, 9, (2, 2)), "gaussian", {"log_std_init"}),
+        (spaces.Box(0, 9, (2, 2)), "auto", {}),
+        (spaces.Box(-np.inf, 9, (2, 2)), "auto", {"log_std_init"}),
+        (spaces.Discrete(3), "auto", {}),
+    ],
 )
-def test_the_first_trial_has_the_deviation_of_the_environments_actions(second, searched):
+def test_the_first_trial_has_the_deviation_of_a_gaussians_actions(second, distribution, searched):
     gym.register("Parts-v0", lambda: Parts(second), max_episode_steps=50)
     try:
-        assert tune("--trials", "1", "--gamma", "0.9", env="Parts-v0") == 0
+        how = ("--gamma", "0.9", "--distribution", distribution)
+        assert tune("--trials", "1", *how, env="Parts-v0") == 0
     finally:
         del gym.registry["Parts-v0"]
     study = optuna.load_study(study_name="trpo-fast", storage="sqlite:///tune-Parts-v0.db")

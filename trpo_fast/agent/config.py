@@ -180,7 +180,7 @@ class Config(SharedOptions):
         "numbers of an action)",
         fixed=True,
         note="None makes the first actions about as long, whatever their numbers: 1, in units of "
-        "the bounds. A Beta's is at least -5 and at most log(1/2).",
+        "the bounds. A Beta's is at least -5 and at most log(1/2) = -0.69.",
     )
     scale_actions: bool = option(
         True,
@@ -191,13 +191,17 @@ class Config(SharedOptions):
     state_dependent_std: bool = option(
         False, "networks", "let the standard deviation depend on the observation", fixed=True
     )
+    # docs/choosing-defaults.md: what it is worth.
     distribution: str = option(
-        "gaussian",
+        "auto",
         "networks",
         "of Box actions: a Gaussian clipped to the bounds, one squashed into them by tanh, or a "
-        "Beta distribution between them",
-        choices=BOX_DISTRIBUTIONS,
+        "Beta distribution between them; auto: a Beta where bounds are finite and an action has "
+        "two numbers or more, else a Gaussian",
+        choices=("auto", *BOX_DISTRIBUTIONS),
         fixed=True,
+        note="auto takes a Gaussian, too, where state_dependent_std, scale_actions=False or a "
+        "log_std_init outside -5 to -0.69 ask for what a Beta has not.",
     )
     device: str = option("auto", "networks", 'where the networks live: "auto", "cpu", "cuda"')
 

@@ -15,6 +15,7 @@ BEFORE = {
     "step_size": "damped",
     "shrink_max_kl": False,
     "scale_actions": False,
+    "distribution": "gaussian",
 }
 
 

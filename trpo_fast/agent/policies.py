@@ -21,12 +21,14 @@ from trpo_fast.base.spaces import Space, leaves
 from trpo_fast.environments.flattening import ObservationFlattener
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
+from trpo_fast.networks.beta import GREATEST_LOG_STD, LEAST_LOG_STD
 from trpo_fast.networks.encoded import EncodedPolicy
 from trpo_fast.networks.mlp import (
     MlpPolicy,
     ValueFunction,
     action_leaves,
     has_units,
+    spans_float32,
     state_log_stds,
 )
 from trpo_fast.networks.recurrent import (
@@ -134,7 +136,7 @@ def _policy(
         "log_std_init": first_log_std(config.log_std_init, action_space),
         "scale_actions": config.scale_actions,
         "state_dependent_std": config.state_dependent_std,
-        "distribution": config.distribution,
+        "distribution": box_distribution(config, action_space),
         "generator": generator,
     }
     if name == "cnn":
@@ -153,6 +155,22 @@ def first_log_std(given: float | None, action_space: Space) -> float:
         return given
     numbers = sum(part.low.size for _, part in named_boxes(action_space))
     return math.log(1 / max(numbers, 1)) / 2
+
+
+def box_distribution(config: Config, action_space: Space) -> str:
+    """What is given, or what "auto" is for a space.
+
+    That is a Beta for two numbers or more between finite bounds, where no option asks for what a
+    Beta has not, else a Gaussian.
+    """
+    if config.distribution != "auto":
+        return config.distribution
+    boxes = [box for _, box in named_boxes(action_space)]
+    given = config.log_std_init
+    beyond = given is not None and not LEAST_LOG_STD <= given <= GREATEST_LOG_STD
+    gaussian = config.state_dependent_std or not config.scale_actions or beyond
+    several = sum(box.low.size for box in boxes) > 1
+    return "beta" if several and not gaussian and all(map(spans_float32, boxes)) else "gaussian"
 
 
 def named_boxes(action_space: Space) -> list[tuple[str, spaces.Box]]:

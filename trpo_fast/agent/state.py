@@ -23,6 +23,7 @@ from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.making import Collector
 from trpo_fast.agent.older_files import current_description, current_options
+from trpo_fast.agent.policies import box_distribution
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.agent.saved_state import check_outline, check_sizes, check_values
@@ -144,7 +145,7 @@ def description(training: Training) -> dict[str, Any]:
         "environment": training.env_id,
         **training.space_texts,
         "activation": training.config.activation,
-        "distribution": training.config.distribution,
+        "distribution": box_distribution(training.config, training.collector.env.action_space),
         "scale_actions": training.config.scale_actions,
         "normalize_observations": training.config.normalize_observations,
         "normalize_rewards": training.config.normalize_rewards,
@@ -257,6 +258,7 @@ def config_document(training: Training) -> dict[str, Any]:
         "trpo_fast": __version__,
         "environment": training.env_id,
         "stepping": training.collector.env.choice or training.config.vectorization,
+        "distribution": box_distribution(training.config, training.collector.env.action_space),
         "options": _portable_config(training),
         "networks": dict.fromkeys(training.custom_networks, "given as a module"),
         "machine": machine(),

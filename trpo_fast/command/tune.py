@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import OPTIONS, ConfigError
-from trpo_fast.agent.policies import first_log_std, named_boxes
+from trpo_fast.agent.policies import box_distribution, first_log_std, named_boxes
 from trpo_fast.agent.portable import NotPortable, to_json
 from trpo_fast.base.install import install_line
 from trpo_fast.base.output import say
@@ -127,7 +127,7 @@ def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dic
     with TRPO(options.env_id, **given) as agent:
         defaults["log_std_init"] = first_log_std(None, agent.action_space)
         boxes = named_boxes(agent.action_space)
-    gaussian = bool(boxes) and given.get("distribution") != "beta"
+        gaussian = bool(boxes) and box_distribution(agent.config, agent.action_space) != "beta"
     left_out = {*given, *([] if gaussian else ["log_std_init"])}
     if "relative_damping" in given:  # its range is in units that may not be meant
         left_out.add("damping")

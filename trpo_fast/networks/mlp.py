@@ -216,7 +216,7 @@ class MlpPolicy(nn.Module):
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor] | None:
-        """What an action of 0 is in a Box, and how much one of 1 is more, where that is not 0 and 1.
+        """What an action of 0 is in a Box, and how much one of 1 is more, where not 0 and 1.
 
         The middle of its bounds and half their distance, or of a Beta the lower one and the whole;
         both of its shape. None for a space with parts, too.
