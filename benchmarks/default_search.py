@@ -21,7 +21,8 @@ ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 STEPS = 500_000
 # Step by step from what was there before to the defaults, and beside each step what was tried from
 # there.
-WIDE: dict[str, Any] = {"log_std_init": -0.5, "scale_actions": False}
+GAUSSIAN: dict[str, Any] = {"distribution": "gaussian"}
+WIDE = GAUSSIAN | {"log_std_init": -0.5, "scale_actions": False}
 WHOLE = WIDE | {"shrink_max_kl": False}
 ARMS: dict[str, dict[str, Any]] = {
     "damped, joint": WHOLE | {"step_size": "damped", "max_kl_per": "action"},
@@ -36,10 +37,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "log_std_init -0.75": WIDE | {"log_std_init": -0.75},
     "log_std_init -1": WIDE | {"log_std_init": -1.0},
     "log_std_init -1.5": WIDE | {"log_std_init": -1.5},
-    "length 1": {},
-    "length 1, lam 0.9": {"lam": 0.9},
-    "length 1, lam 0.93": {"lam": 0.93},
-    "length 1, 20 critic passes": {"critic_epochs": 20},
+    "length 1": GAUSSIAN,
+    "length 1, lam 0.9": GAUSSIAN | {"lam": 0.9},
+    "length 1, lam 0.93": GAUSSIAN | {"lam": 0.93},
+    "length 1, 20 critic passes": GAUSSIAN | {"critic_epochs": 20},
 }
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 

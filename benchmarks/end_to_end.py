@@ -97,8 +97,9 @@ def ours(env_id: str, kind: str, envs: int, steps: int, *, plain: bool) -> Figur
         critic_epochs=EPOCHS,
         critic_batch_size=BATCH_ROWS,
         seed=0,
-        step_size="damped",  # the peers' rule, and their region
+        step_size="damped",  # the peers' rule, their region and their policy
         max_kl_per="action",
+        distribution="gaussian",
         **same,  # type: ignore[arg-type]
     )
     budgets = []

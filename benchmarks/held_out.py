@@ -90,7 +90,8 @@ class Figures:
 
 def rollouts(case: Case, count: int) -> tuple[nn.Module, dict[str, Any], list[Rows]]:
     """A trained policy, the options of its update, and batches of its own actions."""
-    with TRPO(case.env, seed=0, hidden_sizes=(case.width, case.width)) as agent:
+    sizes = (case.width, case.width)
+    with TRPO(case.env, seed=0, hidden_sizes=sizes, distribution="gaussian") as agent:
         agent.learn(case.steps, progress_bar=False)
         optimizer = agent.optimizer
         options = {k: v for k, v in optimizer.param_groups[0].items() if not k.startswith("param")}

@@ -47,7 +47,7 @@ class Task:
     goal: float | None
     floor: float
     options: dict[str, Any] = field(default_factory=dict)
-    discrete: bool = False  # so that no distribution of Boxes can be chosen
+    distribution: str | None = "beta"  # of the default; None for an action without a Box
 
     @property
     def arm(self) -> str:
@@ -57,8 +57,9 @@ class Task:
 
 # What was nearly the default.
 ALTERNATIVES: tuple[dict[str, Any], ...] = (
-    {"relative_damping": True, "damping": 0.01},
-    {"lam": 0.9, "value_lam": 0.95},
+    {"distribution": "gaussian"},
+    {"distribution": "gaussian", "relative_damping": True, "damping": 0.01},
+    {"distribution": "gaussian", "lam": 0.9, "value_lam": 0.95},
     {"distribution": "beta"},
 )
 BEGIN, END = "<!-- alternatives: begin -->", "<!-- alternatives: end -->"
@@ -72,13 +73,13 @@ TASKS = (
     Task("Swimmer-v5", MILLION, 359, 0, {"gamma": 0.9999}),
     Task("Reacher-v5", MILLION, -4.1, -43),
     Task("Pusher-v5", MILLION, None, -150),
-    Task("InvertedPendulum-v5", MILLION, 1000, 6),
-    Task("InvertedDoublePendulum-v5", MILLION, 9250, 55),
-    Task("CartPole-v1", 100_000, 500, 22, discrete=True),
-    Task("Acrobot-v1", 200_000, -85, -500, discrete=True),
-    Task("Pendulum-v1", 300_000, -165, -1200),
-    Task("MountainCarContinuous-v0", 300_000, 90, -33),
-    Task("LunarLander-v3", MILLION, 200, -180, discrete=True),
+    Task("InvertedPendulum-v5", MILLION, 1000, 6, distribution="gaussian"),
+    Task("InvertedDoublePendulum-v5", MILLION, 9250, 55, distribution="gaussian"),
+    Task("CartPole-v1", 100_000, 500, 22, distribution=None),
+    Task("Acrobot-v1", 200_000, -85, -500, distribution=None),
+    Task("Pendulum-v1", 300_000, -165, -1200, distribution="gaussian"),
+    Task("MountainCarContinuous-v0", 300_000, 90, -33, distribution="gaussian"),
+    Task("LunarLander-v3", MILLION, 200, -180, distribution=None),
     Task("BipedalWalker-v3", MILLION, 200, -100),
 )
 
@@ -138,8 +139,11 @@ def table(tasks: Sequence[Task], runs: RunTable) -> str:
 
 
 def changed(task: Task, options: dict[str, Any]) -> Task:
-    """The task with an alternative's options."""
-    return replace(task, options=task.options | options)
+    """The task with an alternative's options, but for a distribution that it has or cannot have."""
+    kept = dict(options)
+    if task.distribution in (None, options.get("distribution")):
+        kept.pop("distribution", None)
+    return replace(task, options=task.options | kept)
 
 
 def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
@@ -167,7 +171,8 @@ def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:
 
     for task in tasks:
         ours = runs.of(task.env, task.steps, task.arm)
-        others = [runs.of(task.env, task.steps, changed(task, o).arm) for o in ALTERNATIVES]
+        arms = [changed(task, options).arm for options in ALTERNATIVES]
+        others = [runs.of(task.env, task.steps, arm) if arm != task.arm else [] for arm in arms]
         if not ours or not any(others):
             continue
         cells = [scores(ours)]
@@ -310,12 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = RunTable(options.out / "benchmarks" / "results" / "learning.csv")
     wished: Sequence[Task] = TASKS
     if options.alternatives:
-        wished = [
-            changed(t, o)
-            for o in ALTERNATIVES
-            for t in TASKS
-            if not (t.discrete and "distribution" in o)
-        ]
+        pairs = [(t, changed(t, o)) for o in ALTERNATIVES for t in TASKS]
+        wished = [other for task, other in pairs if other != task]
     if not options.draw:
         for seed in options.seeds:
             for task in wished:

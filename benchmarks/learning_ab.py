@@ -43,6 +43,7 @@ BEFORE: dict[str, Any] = {
     "shrink_max_kl": False,
     "log_std_init": -0.5,
     "scale_actions": False,
+    "distribution": "gaussian",
 }
 ARMS: dict[str, dict[str, Any]] = {
     "plain CG, 10 iterations": {"preconditioner": "none"},

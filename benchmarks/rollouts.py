@@ -82,6 +82,7 @@ def _train(run: Run) -> None:
         preconditioner="none",
         step_size="damped",
         max_kl_per="action",
+        distribution="gaussian",
         seed=0,
     ) as agent:
         optimizer = agent.learner.optimizer

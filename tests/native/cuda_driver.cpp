@@ -215,8 +215,11 @@ int main() {
                                     Activation::softplus, Activation::elu,  Activation::gelu};
   int i = 0;
   for (const Index rows : {Index(1), Index(17), Index(200)}) {
-    for (const auto& hidden : networks) {
+    for (std::size_t network = 0; network < networks.size(); ++network) {
+      const std::vector<Index>& hidden = networks[network];
       for (int kind = 0; kind < Heads::kCount; ++kind, ++i) {
+        // Emulated, many rows take long: of those a third of the heads for each network, in turn.
+        if (rows > 100 && std::size_t(kind) % 3 != network % 3) continue;
         Shape shape{
             rows,       Index(1 + i % 19), hidden,     kind,    1 + i % 5, {}, activations[i % 6],
             i % 2 == 0, i % 3 == 0,        i % 4 == 0, 1 << 20, 1};

@@ -7,9 +7,13 @@ import dataclasses
 import json
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 from scripts import ROOT, script
+
+from trpo_fast.agent.config import Config
+from trpo_fast.agent.policies import box_distribution
 
 TINY = 256
 
@@ -63,6 +67,33 @@ def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
     learning.main(["--seeds", "0", "1", "--out", str(tmp_path)])
     assert capsys.readouterr().out == ""
     assert (tmp_path / "docs" / "learning-results.md").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("distribution", "options", "arm"),
+    [
+        ("beta", {"distribution": "gaussian", "lam": 0.9}, ", distribution=gaussian, lam=0.9"),
+        ("beta", {"distribution": "beta"}, ""),
+        ("gaussian", {"distribution": "gaussian", "lam": 0.9}, ", lam=0.9"),
+        ("gaussian", {"distribution": "beta"}, ", distribution=beta"),
+        (None, {"distribution": "gaussian", "lam": 0.9}, ", lam=0.9"),
+        (None, {"distribution": "beta"}, ""),
+    ],
+)
+def test_an_alternative_changes_no_distribution_that_a_task_has_or_cannot_have(
+    learning, distribution, options, arm
+):
+    task = learning.Task("CartPole-v1", TINY, 1, 0, distribution=distribution)
+    assert learning.changed(task, options).arm == learning.OURS + arm
+
+
+def test_the_tasks_say_what_auto_is_there(learning):
+    for task in learning.TASKS:
+        if "box2d" in gymnasium.spec(task.env).entry_point:  # not among the tests' extras
+            continue
+        space = gymnasium.make(task.env).action_space
+        box = isinstance(space, gymnasium.spaces.Box)
+        assert task.distribution == (box_distribution(Config(), space) if box else None)
 
 
 def test_alternatives_stand_beside_the_defaults(learning, tmp_path, monkeypatch, capsys):
