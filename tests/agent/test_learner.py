@@ -119,6 +119,24 @@ def test_pitfall_03_statistics_of_a_rollout_apply_from_the_next_one_on():
         assert normalizer.statistics.count == 128
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distribution": "gaussian"},
+        {"distribution": "beta"},
+        {"state_dependent_std": True},
+        {"distribution": "beta", "policy": "recurrent", "cell_size": 4},
+    ],
+    ids=str,
+)
+def test_the_deviation_of_box_actions_is_told_in_units_of_half_the_range(options):
+    found = {}
+    with small(Walk, log_std_init=-1.0, **options) as agent:
+        agent.learn(64, lambda scope, _: found.update(scope["row"]), progress_bar=False)
+    # One step from the first deviation.
+    assert found["train/std"] == pytest.approx(np.exp(-1.0), rel=0.2)
+
+
 def test_every_figure_of_an_update_has_its_column(monkeypatch):
     rows = []
     with small(Scripted) as agent:
@@ -131,7 +149,7 @@ def test_every_figure_of_an_update_has_its_column(monkeypatch):
 
         monkeypatch.setattr(agent.learner, "update", kept)
         agent.learn(64, progress_bar=False)
-    assert set(COLUMNS) - rows[0] <= {"train/std"}  # of Gaussian policies
+    assert set(COLUMNS) - rows[0] <= {"train/std"}  # of Boxes
     assert rows[0] <= set(COLUMNS)
     assert {
         "train/status",

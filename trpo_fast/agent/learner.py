@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Beta, Distribution, Normal
 
 from trpo_fast.agent.advantages import normalize_advantages
 from trpo_fast.agent.config import Config, ConfigError
@@ -319,14 +319,19 @@ class Learner:
     def _policy_figures(self, observations: Any, masks: Tensor | None) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         with torch.no_grad(), one_thread_if_small(self.policy, ENTROPY_ROWS):
+            distribution = self._distribution(observations, masks)
             try:
-                distribution = self._distribution(observations, masks)
                 figures["train/entropy"] = float(distribution.entropy().mean())
             except NotImplementedError:
                 figures["train/entropy"] = None
-        log_std = getattr(self.policy, "log_std", None)
-        if isinstance(log_std, Tensor):
-            figures["train/std"] = float(log_std.detach().exp().mean())
+            log_std = getattr(self.policy, "log_std", None)
+            base = getattr(distribution, "base_dist", None)
+            if isinstance(log_std, Tensor):
+                figures["train/std"] = float(log_std.exp().mean())
+            elif isinstance(base, Normal):
+                figures["train/std"] = float(base.stddev.mean())
+            elif isinstance(base, Beta):  # in units of half the range, as a Gaussian's
+                figures["train/std"] = 2 * float(base.stddev.mean())
         return figures
 
     def state_dict(self) -> dict[str, Any]:
