@@ -111,7 +111,7 @@ The score is the mean return of the last 100 training episodes; steps to it are 
 seeds of the runs above, and of others that ended at the highest score (`--train`; "-": half of them
 or more did not get there). The trainings may have shared a machine, so a second's steps were
 measured apart, by `OMP_NUM_THREADS=1 python benchmarks/seconds_to_score.py` with each agent's
-settings, from their first steps on, in turns, best of them (two cores, AVX-512; ours steps its
+settings, from their first steps on, in turns, best of them (two cores, AMX; ours steps its
 environments on both, which is its default). "To ours" is the ratio of the seconds.
 
 {found}"""
