@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gymnasium
@@ -10,11 +11,13 @@ import pytest
 import torch
 from agent_cases import small, weights
 from torch import nn
+from torch.distributions import Independent, Normal
+from toy_environments import Walk
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import Config
 from trpo_fast.agent.policies import box_distribution
-from trpo_fast.runs.checkpoint import CheckpointError
+from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -267,3 +270,28 @@ def test_a_checkpoint_made_with_auto_is_of_an_agent_with_what_that_was(box, give
         assert agent.policy.distribution == given
     with pytest.raises(CheckpointError, match="distribution"):
         TRPO.load(path, Still, distribution="squashed")
+
+
+class Normals(nn.Module):
+    """A policy of the user's, of two numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.log_std = nn.Linear(2, 2), nn.Parameter(torch.zeros(2))
+
+    def forward(self, obs):
+        mean = self.mean(obs)
+        return Independent(Normal(mean, self.log_std.exp().expand_as(mean)), 1)
+
+
+def test_what_is_said_of_boxes_is_not_of_a_module_of_the_users(tmp_path):
+    with small(Walk, policy=Normals(), run_dir=tmp_path / "run") as agent:
+        agent.learn(64, progress_bar=False)
+        path = agent.save(tmp_path / "agent")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["distribution"] is None
+    for options in ({"log_std_init": 0.0}, {"distribution": "squashed"}):  # of no effect
+        TRPO.load(path, Walk, policy=Normals(), **options).close()
+    state = load_checkpoint(path)
+    earlier = {**state, "agent": {**state["agent"], "distribution": "gaussian"}}
+    save_checkpoint(tmp_path / "earlier.safetensors", earlier)
+    TRPO.load(tmp_path / "earlier.safetensors", Walk, policy=Normals()).close()

@@ -11,7 +11,7 @@ import torch
 from agent_cases import small, weights
 from tensor_environments import TensorCartPole
 from torch import nn
-from toy_environments import Scripted, Walk
+from toy_environments import Scripted, Sorting, Walk
 
 from trpo_fast.agent.learner import COLUMNS, normalize_advantages
 
@@ -120,18 +120,19 @@ def test_pitfall_03_statistics_of_a_rollout_apply_from_the_next_one_on():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("env", "options"),
     [
-        {"distribution": "gaussian"},
-        {"distribution": "beta"},
-        {"state_dependent_std": True},
-        {"distribution": "beta", "policy": "recurrent", "cell_size": 4},
+        (Walk, {"distribution": "gaussian"}),
+        (Walk, {"distribution": "beta"}),
+        (Walk, {"state_dependent_std": True}),
+        (Walk, {"distribution": "beta", "policy": "recurrent", "cell_size": 4}),
+        (Sorting, {"distribution": "gaussian"}),
+        (Sorting, {"distribution": "beta"}),
     ],
-    ids=str,
 )
-def test_the_deviation_of_box_actions_is_told_in_units_of_half_the_range(options):
+def test_the_deviation_of_box_actions_is_told_in_units_of_half_the_range(env, options):
     found = {}
-    with small(Walk, log_std_init=-1.0, **options) as agent:
+    with small(env, log_std_init=-1.0, **options) as agent:
         agent.learn(64, lambda scope, _: found.update(scope["row"]), progress_bar=False)
     # One step from the first deviation.
     assert found["train/std"] == pytest.approx(np.exp(-1.0), rel=0.2)

@@ -180,7 +180,7 @@ class Config(SharedOptions):
         "numbers of an action)",
         fixed=True,
         note="None makes the first actions about as long, whatever their numbers: 1, in units of "
-        "the bounds. A Beta's is at least -5 and at most log(1/2) = -0.69.",
+        "the bounds, as far as a Beta reaches. A Beta's is at least -5 and at most log(1/2).",
     )
     scale_actions: bool = option(
         True,
@@ -201,7 +201,7 @@ class Config(SharedOptions):
         choices=("auto", *BOX_DISTRIBUTIONS),
         fixed=True,
         note="auto takes a Gaussian, too, where state_dependent_std, scale_actions=False or a "
-        "log_std_init outside -5 to -0.69 ask for what a Beta has not.",
+        "log_std_init below -5 or above log(1/2) ask for what a Beta has not.",
     )
     device: str = option("auto", "networks", 'where the networks live: "auto", "cpu", "cuda"')
 

@@ -35,6 +35,7 @@ from trpo_fast.base.time_budget import TimeBudget
 from trpo_fast.base.trees import first_leaf, tree_rows
 from trpo_fast.environments.packing import ObservationPacker
 from trpo_fast.environments.row_format import RowFormat
+from trpo_fast.networks.joint import JointDistribution
 from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.optimizer.optimizer import TRPOOptimizer
 from trpo_fast.optimizer.state import number
@@ -325,13 +326,9 @@ class Learner:
             except NotImplementedError:
                 figures["train/entropy"] = None
             log_std = getattr(self.policy, "log_std", None)
-            base = getattr(distribution, "base_dist", None)
-            if isinstance(log_std, Tensor):
-                figures["train/std"] = float(log_std.exp().mean())
-            elif isinstance(base, Normal):
-                figures["train/std"] = float(base.stddev.mean())
-            elif isinstance(base, Beta):  # in units of half the range, as a Gaussian's
-                figures["train/std"] = 2 * float(base.stddev.mean())
+            stds = [log_std.exp()] if isinstance(log_std, Tensor) else _deviations(distribution)
+            if stds:
+                figures["train/std"] = float(torch.cat([std.flatten() for std in stds]).mean())
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -434,3 +431,13 @@ def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
         key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
         for key, entry in state.items()
     }
+
+
+def _deviations(distribution: Distribution) -> list[Tensor]:
+    """Standard deviations of Box actions, a Beta's in units of half the range as a Gaussian's."""
+    if isinstance(distribution, JointDistribution):
+        return [std for part in distribution.leaves for std in _deviations(part)]
+    base = getattr(distribution, "base_dist", distribution)
+    if isinstance(base, Beta):
+        return [2 * base.stddev]
+    return [base.stddev] if isinstance(base, Normal) else []

@@ -23,7 +23,7 @@ from trpo_fast.agent.config import OPTIONS, Config, ConfigError
 from trpo_fast.agent.learner import Learner
 from trpo_fast.agent.making import Collector
 from trpo_fast.agent.older_files import current_description, current_options
-from trpo_fast.agent.policies import box_distribution
+from trpo_fast.agent.policies import box_distribution, named_boxes
 from trpo_fast.agent.portable import WHAT, NotPortable, from_json, same, to_json
 from trpo_fast.agent.saved_spaces import NoEnvironments, space_to_json
 from trpo_fast.agent.saved_state import check_outline, check_sizes, check_values
@@ -145,7 +145,7 @@ def description(training: Training) -> dict[str, Any]:
         "environment": training.env_id,
         **training.space_texts,
         "activation": training.config.activation,
-        "distribution": box_distribution(training.config, training.collector.env.action_space),
+        "distribution": _distribution(training),
         "scale_actions": training.config.scale_actions,
         "normalize_observations": training.config.normalize_observations,
         "normalize_rewards": training.config.normalize_rewards,
@@ -160,6 +160,8 @@ def check_fits(training: Training, state: State, *, changed: frozenset[str] = fr
     It lists the differences from another kind of agent, or the values that none could go on from.
     """
     saved, here = current_description(state["agent"]), description(training)
+    if here["distribution"] is None:  # earlier versions said what the option was
+        saved = {**saved, "distribution": None}
     if training.env_id is None or saved.get("environment") is None:
         # An environment given as an object is the user's word that it is the right one.
         saved = {**saved, "environment": None}
@@ -258,7 +260,7 @@ def config_document(training: Training) -> dict[str, Any]:
         "trpo_fast": __version__,
         "environment": training.env_id,
         "stepping": training.collector.env.choice or training.config.vectorization,
-        "distribution": box_distribution(training.config, training.collector.env.action_space),
+        "distribution": _distribution(training),
         "options": _portable_config(training),
         "networks": dict.fromkeys(training.custom_networks, "given as a module"),
         "machine": machine(),
@@ -282,6 +284,14 @@ def require_portable(training: Training) -> None:
             "TRPO a function that makes the environment with it, in place of env_kwargs, and load "
             "and resume with the same env="
         ) from None
+
+
+def _distribution(training: Training) -> str | None:
+    """Of the Boxes of a policy of ours; None where there is no Box, or a module of the user's."""
+    space = training.collector.env.action_space
+    if "policy" in training.custom_networks or not named_boxes(space):
+        return None
+    return box_distribution(training.config, space)
 
 
 def _shapes(module: nn.Module) -> dict[str, list[int]]:

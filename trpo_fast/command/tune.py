@@ -45,7 +45,8 @@ def add_tune(commands: Any) -> None:
         usage="trpo-fast tune ENV_ID [options]",
         description="Search for better options by Optuna: one short training a trial, those that "
         f"fall behind are stopped. Searched are {', '.join(SPACE)}, but for what is given here or "
-        "by --config. The same command goes on where it was stopped.",
+        "by --config, and log_std_init where actions are no Gaussian's. The same command goes on "
+        "where it was stopped.",
         allow_abbrev=False,
     )
     command.add_argument("env_id", metavar="ENV_ID", help="a gymnasium id, such as CartPole-v1")

@@ -211,8 +211,8 @@ class NativeSampler(NetworkSampler):
             )
             self._bounds = bounds = low, high
             if (units := getattr(policy, "action_units", None)) is not None:
-                middle, half = (part.numpy().ravel().astype(actions.dtype) for part in units)
-                self._units, bounds = (middle, half), None
+                first, span = (part.numpy().ravel().astype(actions.dtype) for part in units)
+                self._units, bounds = (first, span), None
         self._native = NativeSampling(
             self._net,
             observations=raw,
@@ -236,9 +236,9 @@ class NativeSampler(NetworkSampler):
         """What `to_env` does to step t, with its bits; a few calls of torch's would take longer."""
         assert self._units is not None  # noqa: S101
         assert self._env_actions is not None  # noqa: S101
-        (middle, half), (low, high), given = self._units, self._bounds, self._env_actions[t]
-        np.multiply(self._drawn[t], half, out=given)
-        np.add(given, middle, out=given)
+        (first, span), (low, high), given = self._units, self._bounds, self._env_actions[t]
+        np.multiply(self._drawn[t], span, out=given)
+        np.add(given, first, out=given)
         np.maximum(given, low, out=given)
         np.minimum(given, high, out=given)
 
