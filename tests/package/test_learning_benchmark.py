@@ -91,7 +91,9 @@ def test_the_tasks_say_what_auto_is_there(learning):
     for task in learning.TASKS:
         if "box2d" in gymnasium.spec(task.env).entry_point:  # not among the tests' extras
             continue
-        space = gymnasium.make(task.env).action_space
+        env = gymnasium.make(task.env)
+        space = env.action_space
+        env.close()
         box = isinstance(space, gymnasium.spaces.Box)
         assert task.distribution == (box_distribution(Config(), space) if box else None)
 

@@ -15,7 +15,6 @@ BEFORE = {
     "step_size": "damped",
     "shrink_max_kl": False,
     "scale_actions": False,
-    "distribution": "gaussian",
 }
 
 

@@ -84,6 +84,9 @@ class Training:
         spaces = {"observation": env.observation_space, "action": env.action_space}
         self.space_documents = {name: space_to_json(space) for name, space in spaces.items()}
         self.space_texts = {f"{name} space": str(space) for name, space in spaces.items()}
+        # Of Boxes: None where there is none, or the policy is a module of the user's own.
+        own = "policy" not in self.custom_networks and named_boxes(env.action_space)
+        self.distribution = box_distribution(self.config, env.action_space) if own else None
 
 
 def state_of(training: Training) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def description(training: Training) -> dict[str, Any]:
         "environment": training.env_id,
         **training.space_texts,
         "activation": training.config.activation,
-        "distribution": _distribution(training),
+        "distribution": training.distribution,
         "scale_actions": training.config.scale_actions,
         "normalize_observations": training.config.normalize_observations,
         "normalize_rewards": training.config.normalize_rewards,
@@ -260,7 +263,7 @@ def config_document(training: Training) -> dict[str, Any]:
         "trpo_fast": __version__,
         "environment": training.env_id,
         "stepping": training.collector.env.choice or training.config.vectorization,
-        "distribution": _distribution(training),
+        "distribution": training.distribution,
         "options": _portable_config(training),
         "networks": dict.fromkeys(training.custom_networks, "given as a module"),
         "machine": machine(),
@@ -284,14 +287,6 @@ def require_portable(training: Training) -> None:
             "TRPO a function that makes the environment with it, in place of env_kwargs, and load "
             "and resume with the same env="
         ) from None
-
-
-def _distribution(training: Training) -> str | None:
-    """Of the Boxes of a policy of ours; None where there is no Box, or a module of the user's."""
-    space = training.collector.env.action_space
-    if "policy" in training.custom_networks or not named_boxes(space):
-        return None
-    return box_distribution(training.config, space)
 
 
 def _shapes(module: nn.Module) -> dict[str, list[int]]:

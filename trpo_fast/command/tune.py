@@ -128,8 +128,8 @@ def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dic
     with TRPO(options.env_id, **given) as agent:
         defaults["log_std_init"] = first_log_std(None, agent.action_space)
         boxes = named_boxes(agent.action_space)
-        gaussian = bool(boxes) and box_distribution(agent.config, agent.action_space) != "beta"
-    left_out = {*given, *([] if gaussian else ["log_std_init"])}
+        searches_std = boxes and box_distribution(agent.config, agent.action_space) != "beta"
+    left_out = {*given, *([] if searches_std else ["log_std_init"])}
     if "relative_damping" in given:  # its range is in units that may not be meant
         left_out.add("damping")
     searched = tuple(name for name in SPACE if name not in left_out)

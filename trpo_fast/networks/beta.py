@@ -17,19 +17,18 @@ from torch import Tensor
 from torch.distributions import Beta, Distribution, Independent
 from torch.nn.functional import softplus
 
-from trpo_fast.networks.head import Head, Outputs, Product, box_width
+from trpo_fast.networks.head import Head, Outputs, Product, box_width, clipped
 
 
 @dataclass(frozen=True)
 class BetaHead(Head):
     """Independent Beta variables in (0, 1); the outputs are those of alpha ``[A]``, beta ``[A]``.
 
-    ``to_env`` takes them to the Box's bounds. KL and Fisher matrix are those of the action there:
-    both are invariant under an affine map.
+    ``MlpPolicy.to_env`` takes them to the Box's bounds. KL and Fisher matrix are those of the
+    action there: both are invariant under an affine map.
     """
 
     kind = "beta"
-    clips_to_env = False
     width: int
 
     @classmethod
@@ -95,15 +94,8 @@ class BetaHead(Head):
         return actions
 
     def to_env(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        low, high = low.to(actions.dtype), high.to(actions.dtype)
-        first, span = self.units(low, high)
         # A mean rounds to 1 beside a far smaller concentration, the map past the bound by one ulp.
-        return torch.clamp(first + actions * span, low, high)
-
-    @staticmethod
-    def units(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """What an action of 0 is between the bounds, and how much one of 1 is more."""
-        return low, high - low
+        return clipped(actions, low, high)
 
 
 # First log deviations, in units of half the range. At -0.55 a Beta is uniform, where softplus has

@@ -39,8 +39,8 @@ class Head(ABC):
         integral: Whether actions are whole numbers (int64).
         gaussian_noise: Whether a draw takes standard normal numbers in the network's dtype; else
             they are uniform in [0, 1), float64.
-        clips_to_env: Whether the environment's action is this one within two bounds (for whole
-            numbers, moved by the first), in the same dtype.
+        clips_to_env: Whether the environment's action is this one, in units of its own, within two
+            bounds (for whole numbers, moved by the first), in the same dtype.
     """
 
     kind: ClassVar[str]
@@ -171,6 +171,11 @@ class Head(ABC):
         """What ``env.step`` takes, of the shape of ``actions``: moved to begin at ``low``."""
         del high
         return actions + low.to(actions.dtype)
+
+
+def clipped(actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Actions within the bounds, in their own dtype."""
+    return torch.clamp(actions, low.to(actions.dtype), high.to(actions.dtype))
 
 
 def box_width(space: spaces.Space[Any]) -> int | None:

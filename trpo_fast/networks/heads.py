@@ -32,7 +32,7 @@ from trpo_fast.networks.distributions import (
     shifted_logits,
     whole_actions,
 )
-from trpo_fast.networks.head import Head, Outputs, Product, box_width
+from trpo_fast.networks.head import Head, Outputs, Product, box_width, clipped
 from trpo_fast.networks.joint_head import JointHead
 
 
@@ -60,7 +60,7 @@ class _Gaussian(Head):
         return actions.to(dtype)
 
     def to_env(self, actions: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return torch.clamp(actions, low.to(actions.dtype), high.to(actions.dtype))
+        return clipped(actions, low, high)
 
 
 @dataclass(frozen=True)

@@ -201,18 +201,17 @@ class MlpPolicy(nn.Module):
             low, high = _bounds(part)
             self.register_buffer(f"action_low{name}", low, persistent=False)
             self.register_buffer(f"action_high{name}", high, persistent=False)
-            if self.ways_out[index].scale:
-                middle, half = map(torch.as_tensor, units(cast("spaces.Box", part)))
-                self.register_buffer(f"action_middle{name}", middle, persistent=False)
-                self.register_buffer(f"action_half{name}", half, persistent=False)
+            if (found := self.ways_out[index].units) is not None:
+                first, span = map(torch.as_tensor, found)
+                self.register_buffer(f"action_first{name}", first, persistent=False)
+                self.register_buffer(f"action_span{name}", span, persistent=False)
 
     @property
     def plain(self) -> bool:
-        """Whether ``to_env`` but takes actions from ``action_units`` and clips, or shifts, them."""
+        """Whether ``to_env`` does no more than rescale by ``action_units``, and clip or shift."""
         replaced = "to_env" in vars(self)
         squashed = any(way.squash for way in self.ways_out)
-        bounded = self.head.clips_to_env or isinstance(self.head, BetaHead)
-        return bounded and not squashed and not replaced
+        return self.head.clips_to_env and not squashed and not replaced
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor] | None:
@@ -221,13 +220,10 @@ class MlpPolicy(nn.Module):
         The middle of its bounds and half their distance, or of a Beta the lower one and the whole;
         both of its shape. None for a space with parts, too.
         """
-        if isinstance(self.head, BetaHead):
-            dtype = cast("nn.Linear", self.body[-1]).weight.dtype
-            return self.head.units(self.action_low.to(dtype), self.action_high.to(dtype))
-        return self._units("") if hasattr(self, "action_half") else None
+        return self._units("") if hasattr(self, "action_span") else None
 
     def _units(self, name: str) -> tuple[Tensor, Tensor]:
-        return getattr(self, f"action_middle{name}"), getattr(self, f"action_half{name}")
+        return getattr(self, f"action_first{name}"), getattr(self, f"action_span{name}")
 
     def forward(self, obs: Tensor, action_mask: Any = None) -> Distribution:
         """The distribution of the actions, batch_shape ``[N]``.
@@ -266,7 +262,7 @@ class MlpPolicy(nn.Module):
     def _way_out(self, index: int, actions: Tensor, name: str) -> Tensor:
         way = self.ways_out[index]
         low, high = getattr(self, f"action_low{name}"), getattr(self, f"action_high{name}")
-        return way(actions, low, high, self._units(name) if way.scale else None)
+        return way(actions, low, high, self._units(name) if way.units is not None else None)
 
     def mode(self, distribution: Distribution) -> Any:
         """The deterministic action of a distribution that ``forward`` gave."""
@@ -280,18 +276,24 @@ class WayOut:
         head: Of the space.
         space: Of one action.
         squash: Whether a Gaussian's actions go through a tanh.
-        scale: Whether they are in units of the bounds.
+        scale: Whether a Gaussian's are in units of the bounds.
     """
 
     def __init__(self, head: Head, space: spaces.Space, *, squash: bool, scale: bool) -> None:  # type: ignore[type-arg]
         self.head, self.shape = head, tuple(space.shape or ())
         self.squash = squash and isinstance(space, spaces.Box)
-        self.scale = scale and isinstance(space, spaces.Box) and bool(has_units(space).any())
+        # What an action of 0 is, and how much one of 1 is more; None where that is 0 and 1.
+        self.units: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+        if isinstance(space, spaces.Box):
+            if isinstance(head, BetaHead):
+                self.units = interval(space)
+            elif scale and has_units(space).any():
+                self.units = units(space)
 
     def __call__(
         self, actions: Tensor, low: Tensor, high: Tensor, units: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """``[N, *shape]``, or one action; ``units`` where it is to ``scale``."""
+        """``[N, *shape]``, or one action; ``units`` as tensors, where it has them."""
         if self.head.action_shape:
             rows = actions.shape[: 1 if actions.ndim else 0]
             actions = actions.reshape(*rows, *self.shape)
@@ -300,8 +302,8 @@ class WayOut:
             # tanh may round to +-1 and the affine map past the bound by one ulp.
             actions = low + 0.5 * (torch.tanh(actions) + 1) * (high - low)
         elif units is not None:
-            middle, half = (part.to(actions.dtype) for part in units)
-            actions = actions * half + middle
+            first, span = (part.to(actions.dtype) for part in units)
+            actions = actions * span + first
         return self.head.to_env(actions, low, high)
 
 
@@ -325,6 +327,13 @@ def units(space: spaces.Box) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     np.subtract(high / 2, low / 2, out=half, where=own)
     dtype = np.result_type(space.low.dtype, np.float32)
     return middle.astype(dtype), half.astype(dtype)
+
+
+def interval(space: spaces.Box) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The lower of a Box's bounds and their distance, as ``units``."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    dtype = np.result_type(space.low.dtype, np.float32)
+    return low.astype(dtype), (high - low).astype(dtype)
 
 
 def state_log_stds(head: Head) -> list[int]:

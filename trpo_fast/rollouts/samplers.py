@@ -183,7 +183,8 @@ class NativeSampler(NetworkSampler):
         self._units: tuple[Array, Array] | None = None  # the policy's `action_units`, [A]
         self.shaped: Array | None = None  # those, [T, B, ...] of the space's shape
         # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
-        if getattr(self._policy, "plain", self._net.head.clips_to_env):
+        policy: Any = self._policy
+        if policy.plain:
             # New for each rollout: an environment may keep the actions it was given.
             self._env_actions = np.empty(self._noise.shape, self._actions().dtype)
             shape = (*self._noise.shape[:2], *(self._space.shape or ()))
@@ -210,7 +211,7 @@ class NativeSampler(NetworkSampler):
                 for bound in (policy.action_low, policy.action_high)
             )
             self._bounds = bounds = low, high
-            if (units := getattr(policy, "action_units", None)) is not None:
+            if (units := policy.action_units) is not None:
                 first, span = (part.numpy().ravel().astype(actions.dtype) for part in units)
                 self._units, bounds = (first, span), None
         self._native = NativeSampling(
