@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from trpo_fast.update.options import Options
 
 AIM = 0.97  # of the region's KL: where a candidate is to land
-ENOUGH = 0.9  # of it: what is near enough
+ENOUGH = 0.93  # of it: what is near enough
 SIZED = 3  # candidates sized so, at most
 GROWTH = 10.0  # of a candidate over the last, at most
 # Of the best candidate's improvement in what the slope promised: outside, the surrogate is no line
