@@ -8,10 +8,10 @@
 
 namespace trpo_fast {
 
-constexpr double kAim = 0.97;    // of the region's KL: where a candidate is to land
-constexpr double kEnough = 0.93; // of it: what is near enough
-constexpr int kSized = 3;        // candidates sized so, at most
-constexpr double kGrowth = 10;   // of a candidate over the last, at most
+constexpr double kAim = 0.97;     // of the region's KL: where a candidate is to land
+constexpr double kEnough = 0.93;  // of it: what is near enough
+constexpr int kSized = 3;         // candidates sized so, at most
+constexpr double kGrowth = 10;    // of a candidate over the last, at most
 // Of the best candidate's improvement in what the slope promised: outside, the surrogate is no line
 // or parabola, and the damped rule's own candidates are measured too.
 constexpr double kLeastRatio = 0.75, kMostRatio = 1.2;

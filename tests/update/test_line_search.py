@@ -84,6 +84,13 @@ class TestSizing:
         assert 0.9 <= result.region_used <= 1
         assert len(problem.tried) <= 4  # three that were sized, and one of the damped rule's
 
+    @pytest.mark.parametrize(("share", "candidates"), [(0.92, 2), (0.94, 1), (0.999, 1), (1.01, 2)])
+    def test_what_is_near_enough(self, share: float, candidates: int) -> None:
+        problem = Along(power(2, 0.5 * share / 0.97))  # of the first candidate
+        result = update(problem, replace(BOUNDARY, damping=1.0))
+        assert len(problem.tried) == candidates
+        assert result.region_used == pytest.approx(share if candidates == 1 else 0.97)
+
     def test_no_candidate_lies_beyond_one_that_was_refused(self) -> None:
         problem = Along(lambda s: 0.5 * s * s if s < 0.12 else 1.0)
         result = update(problem, replace(BOUNDARY, max_backtracks=30))

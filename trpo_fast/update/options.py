@@ -97,7 +97,7 @@ class SharedOptions:
         "boundary",
         "end near the KL bound; or size the first candidate by the damped form, then only shrink",
         note="Of constraint=hard. boundary: candidates are sized by x'Fx, then by the measured KL, "
-        "to end with it in [0.9, 1] max_kl, or sooner where the surrogate is better. damped: the "
+        "to end with it in [0.93, 1] max_kl, or sooner where the surrogate is better. damped: the "
         "first one is sized by x'(F + damping I)x, the next are shorter, as the peers have it.",
         choices=("boundary", "damped"),
     )
