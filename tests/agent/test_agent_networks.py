@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import gymnasium
@@ -16,7 +17,7 @@ from toy_environments import Walk
 
 from trpo_fast.agent.agent import TRPO
 from trpo_fast.agent.config import Config
-from trpo_fast.agent.policies import box_distribution
+from trpo_fast.agent.policies import box_distribution, first_log_std
 from trpo_fast.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
@@ -231,8 +232,12 @@ ONE = gymnasium.spaces.Box(-2, 2, (1,))
         (PAIR, {}, "beta"),
         (gymnasium.spaces.Box(0, 9, (1, 2), np.float64), {"log_std_init": -2.0}, "beta"),
         (gymnasium.spaces.Tuple([ONE, gymnasium.spaces.Discrete(2), ONE]), {}, "beta"),
-        (ONE, {}, "gaussian"),
-        (gymnasium.spaces.Box(-1, 1, ()), {}, "gaussian"),
+        (ONE, {}, "squashed"),
+        (gymnasium.spaces.Box(-1, 1, ()), {}, "squashed"),
+        (ONE, {"state_dependent_std": True, "log_std_init": -9.0}, "squashed"),
+        (ONE, {"scale_actions": False}, "gaussian"),
+        (gymnasium.spaces.Tuple([ONE, gymnasium.spaces.Discrete(2)]), {}, "squashed"),
+        (gymnasium.spaces.Box(-1, np.inf, (1,)), {}, "gaussian"),
         (gymnasium.spaces.Discrete(3), {}, "gaussian"),
         (gymnasium.spaces.Box(np.float32([-1, -np.inf]), 1.0), {}, "gaussian"),
         (gymnasium.spaces.Box(-3e38, 3e38, (2,)), {}, "gaussian"),
@@ -245,13 +250,24 @@ ONE = gymnasium.spaces.Box(-2, 2, (1,))
         (ONE, {"distribution": "beta"}, "beta"),
     ],
 )
-def test_boxes_have_a_beta_where_it_can_and_an_action_has_two_numbers(
+def test_boxes_have_a_beta_where_it_can_be_and_one_number_a_squashed_gaussian(
     space: Any, options: dict[str, Any], expected: str
 ) -> None:
     assert box_distribution(Config(**options), space) == expected
 
 
-@pytest.mark.parametrize(("box", "given"), [(PAIR, "beta"), (ONE, "gaussian")])
+@pytest.mark.parametrize(
+    ("numbers", "distribution", "expected"),
+    [(1, "gaussian", 1.0), (4, "gaussian", 0.5), (1, "squashed", math.e), (4, "squashed", 0.5)],
+)
+def test_one_squashed_number_begins_wide(numbers: int, distribution: str, expected: float) -> None:
+    box = gymnasium.spaces.Box(-1, 1, (numbers,))
+    for space in (box, gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2), box])):
+        assert math.exp(first_log_std(None, space, distribution)) == pytest.approx(expected)
+        assert first_log_std(-0.5, space, distribution) == -0.5
+
+
+@pytest.mark.parametrize(("box", "given"), [(PAIR, "beta"), (ONE, "squashed")])
 def test_a_checkpoint_made_with_auto_is_of_an_agent_with_what_that_was(box, given, tmp_path):
     class Still(gymnasium.Env):
         observation_space, action_space = PAIR, box
@@ -269,7 +285,7 @@ def test_a_checkpoint_made_with_auto_is_of_an_agent_with_what_that_was(box, give
     with TRPO.load(path, Still, distribution=given) as agent:
         assert agent.policy.distribution == given
     with pytest.raises(CheckpointError, match="distribution"):
-        TRPO.load(path, Still, distribution="squashed")
+        TRPO.load(path, Still, distribution="gaussian")
 
 
 class Normals(nn.Module):

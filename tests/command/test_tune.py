@@ -93,7 +93,9 @@ def test_the_first_trial_has_the_deviation_of_a_gaussians_actions(second, distri
 
 @pytest.mark.parametrize("numbers", [1, 17, 400])
 def test_the_default_deviation_can_be_drawn(numbers):
-    assert SPACE["log_std_init"].holds(first_log_std(None, spaces.Box(-1, 1, (numbers,))))
+    for distribution in ("gaussian", "squashed"):
+        first = first_log_std(None, spaces.Box(-1, 1, (numbers,)), distribution)
+        assert SPACE["log_std_init"].holds(first)
 
 
 def test_a_search_without_a_seed_is_refused(capsys):

@@ -177,10 +177,11 @@ class Config(SharedOptions):
         None,
         "networks",
         "first log standard deviation of a Gaussian or Beta policy (None: -log(n) / 2 for the n "
-        "numbers of an action)",
+        "numbers of an action, 1 for one squashed number)",
         fixed=True,
         note="None makes the first actions about as long, whatever their numbers: 1, in units of "
-        "the bounds, as far as a Beta reaches. A Beta's is at least -5 and at most log(1/2).",
+        "the bounds, as far as a Beta or a tanh reaches. A Beta's is at least -5 and at most "
+        "log(1/2).",
     )
     scale_actions: bool = option(
         True,
@@ -196,12 +197,12 @@ class Config(SharedOptions):
         "auto",
         "networks",
         "of Box actions: a Gaussian clipped to the bounds, one squashed into them by tanh, or a "
-        "Beta distribution between them; auto: a Beta where bounds are finite and an action has "
-        "two numbers or more, else a Gaussian",
+        "Beta distribution between them; auto: where bounds are finite a Beta, or a squashed "
+        "Gaussian if an action has one number, else a Gaussian",
         choices=("auto", *BOX_DISTRIBUTIONS),
         fixed=True,
-        note="auto takes a Gaussian, too, where state_dependent_std, scale_actions=False or a "
-        "log_std_init below -5 or above log(1/2) ask for what a Beta has not.",
+        note="auto takes a Gaussian, too, where scale_actions=False asks for one, or "
+        "state_dependent_std or a log_std_init below -5 or above log(1/2) for what a Beta has not.",
     )
     device: str = option("auto", "networks", 'where the networks live: "auto", "cpu", "cuda"')
 

@@ -48,6 +48,8 @@ STRUCTURED = "structured"
 FLAT = "flat"
 # Of a Box's width, below which the first Gaussian reaches next to nothing of it.
 NARROW_SHARE = 0.01
+# First log standard deviation of one squashed number: docs/choosing-defaults.md.
+WIDE_LOG_STD = 1.0
 # Policies on observations as they are.
 NESTED = ("cnn", "multi_input", "recurrent")
 
@@ -132,11 +134,12 @@ def _policy(
     action_space: Space,
     generator: torch.Generator,
 ) -> nn.Module:
+    distribution = box_distribution(config, action_space)
     options: dict[str, Any] = {
-        "log_std_init": first_log_std(config.log_std_init, action_space),
+        "log_std_init": first_log_std(config.log_std_init, action_space, distribution),
         "scale_actions": config.scale_actions,
         "state_dependent_std": config.state_dependent_std,
-        "distribution": box_distribution(config, action_space),
+        "distribution": distribution,
         "generator": generator,
     }
     if name == "cnn":
@@ -149,28 +152,42 @@ def _policy(
     return kind(observation_space, action_space, sizes, activation, **options)
 
 
-def first_log_std(given: float | None, action_space: Space) -> float:
-    """What is given, or that with which the numbers of an action have squares that add up to 1."""
+def first_log_std(given: float | None, action_space: Space, distribution: str) -> float:
+    """What is given, or that with which the numbers of an action have squares that add up to 1.
+
+    That of one squashed number comes near it with ``WIDE_LOG_STD`` before the tanh.
+    """
     if given is not None:
         return given
-    numbers = sum(part.low.size for _, part in named_boxes(action_space))
+    numbers = _numbers(action_space)
+    if numbers == 1 and distribution == "squashed":
+        return WIDE_LOG_STD
     return math.log(1 / max(numbers, 1)) / 2
 
 
 def box_distribution(config: Config, action_space: Space) -> str:
     """What is given, or what "auto" is for a space.
 
-    That is a Beta for two numbers or more between finite bounds, where no option asks for what a
-    Beta has not, else a Gaussian.
+    Between finite bounds that is a Beta, or for one number, of which a Beta's first actions would
+    be too small, a squashed Gaussian. Elsewhere, and where options ask for what these have not, a
+    Gaussian.
     """
     if config.distribution != "auto":
         return config.distribution
     boxes = [box for _, box in named_boxes(action_space)]
+    if not config.scale_actions or not all(map(spans_float32, boxes)):
+        return "gaussian"
+    numbers = _numbers(action_space)
+    if numbers < 2:
+        return "squashed" if numbers else "gaussian"
     given = config.log_std_init
     beyond = given is not None and not LEAST_LOG_STD <= given <= GREATEST_LOG_STD
-    gaussian = config.state_dependent_std or not config.scale_actions or beyond
-    several = sum(box.low.size for box in boxes) > 1
-    return "beta" if several and not gaussian and all(map(spans_float32, boxes)) else "gaussian"
+    return "gaussian" if config.state_dependent_std or beyond else "beta"
+
+
+def _numbers(action_space: Space) -> int:
+    """In the Boxes of an action."""
+    return sum(box.low.size for _, box in named_boxes(action_space))
 
 
 def named_boxes(action_space: Space) -> list[tuple[str, spaces.Box]]:

@@ -73,7 +73,7 @@ SPACE = {
     "rollout_steps": Range(choices=(64, 128, 256, 512, 1024)),
     "critic_epochs": Range(choices=(5, 10, 20)),
     "critic_lr": Range(3e-4, 3e-3, log=True),
-    "log_std_init": Range(-3.0, 0.5),
+    "log_std_init": Range(-3.0, 1.0),
     "hidden_sizes": Range(choices=((32, 32), (64, 64), (128, 128), (256, 256))),
 }
 

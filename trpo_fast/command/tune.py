@@ -126,9 +126,9 @@ def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task, dic
     given.pop("track", None)  # a search has no runs that would be looked at one by one
     defaults = {row: option.default for row, option in OPTIONS.items()}
     with TRPO(options.env_id, **given) as agent:
-        defaults["log_std_init"] = first_log_std(None, agent.action_space)
-        boxes = named_boxes(agent.action_space)
-        searches_std = boxes and box_distribution(agent.config, agent.action_space) != "beta"
+        distribution = box_distribution(agent.config, agent.action_space)
+        defaults["log_std_init"] = first_log_std(None, agent.action_space, distribution)
+        searches_std = named_boxes(agent.action_space) and distribution != "beta"
     left_out = {*given, *([] if searches_std else ["log_std_init"])}
     if "relative_damping" in given:  # its range is in units that may not be meant
         left_out.add("damping")
