@@ -61,6 +61,8 @@ ALTERNATIVES: tuple[dict[str, Any], ...] = (
     {"distribution": "gaussian", "relative_damping": True, "damping": 0.01},
     {"distribution": "gaussian", "lam": 0.9, "value_lam": 0.95},
     {"distribution": "beta"},
+    {"relative_damping": True, "damping": 0.01},
+    {"lam": 0.9, "value_lam": 0.95},
 )
 BEGIN, END = "<!-- alternatives: begin -->", "<!-- alternatives: end -->"
 TASKS = (
@@ -139,11 +141,10 @@ def table(tasks: Sequence[Task], runs: RunTable) -> str:
 
 
 def changed(task: Task, options: dict[str, Any]) -> Task:
-    """The task with an alternative's options, but for a distribution that it has or cannot have."""
-    kept = dict(options)
-    if task.distribution in (None, options.get("distribution")):
-        kept.pop("distribution", None)
-    return replace(task, options=task.options | kept)
+    """The task with an alternative's options; as it is where it has their distribution or none."""
+    if "distribution" in options and task.distribution in (None, options["distribution"]):
+        return task
+    return replace(task, options=task.options | options)
 
 
 def table_of_alternatives(tasks: Sequence[Task], runs: RunTable) -> str:

@@ -74,13 +74,13 @@ def test_runs_are_done_once_and_judged(learning, tmp_path, monkeypatch, capsys):
     [
         ("beta", {"distribution": "gaussian", "lam": 0.9}, ", distribution=gaussian, lam=0.9"),
         ("beta", {"distribution": "beta"}, ""),
-        ("gaussian", {"distribution": "gaussian", "lam": 0.9}, ", lam=0.9"),
-        ("gaussian", {"distribution": "beta"}, ", distribution=beta"),
-        (None, {"distribution": "gaussian", "lam": 0.9}, ", lam=0.9"),
-        (None, {"distribution": "beta"}, ""),
+        ("squashed", {"distribution": "beta"}, ", distribution=beta"),
+        ("squashed", {"lam": 0.9}, ", lam=0.9"),
+        (None, {"distribution": "gaussian", "lam": 0.9}, ""),
+        (None, {"lam": 0.9}, ", lam=0.9"),
     ],
 )
-def test_an_alternative_changes_no_distribution_that_a_task_has_or_cannot_have(
+def test_an_alternative_is_none_where_a_task_has_its_distribution_or_cannot(
     learning, distribution, options, arm
 ):
     task = learning.Task("CartPole-v1", TINY, 1, 0, distribution=distribution)
