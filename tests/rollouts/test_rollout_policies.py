@@ -102,14 +102,20 @@ UNITS = {
     "float64, 2-D": spaces.Box(-0.1, 0.3, (2, 2), np.float64),
     "float16": spaces.Box(-0.1, 0.3, (3,), np.float16),
     "0-d": spaces.Box(-0.1, 0.3, (), np.float32),
+    "of the tanh": spaces.Box(-1, 1, (1,), np.float32),
 }
+BOUNDED = [name for name, space in UNITS.items() if space.is_bounded()]
 
 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [(name, "gaussian") for name in UNITS if name != "of the tanh"]
+    + [(name, other) for name in BOUNDED for other in ("squashed", "beta")],
+)
 def test_actions_in_units_of_the_bounds_are_the_policys_own_to_the_bit(
-    name: str, native: bool, double: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, distribution: str, native: bool, double: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
 
@@ -124,7 +130,10 @@ def test_actions_in_units_of_the_bounds_are_the_policys_own_to_the_bit(
     if not native:
         monkeypatch.setattr("trpo_fast._native.core", None)
     collector = RolloutCollector(make_vector_env(Listening, num_envs=2, seed=0))
-    policy = policy_for(collector, scale_actions=True)
+    log_std = -1.0 if distribution == "beta" else 0.0
+    policy = policy_for(
+        collector, scale_actions=True, distribution=distribution, log_std_init=log_std
+    )
     policy = policy.double() if double else policy
     convert = action_converter(policy, UNITS[name])
     with monkeypatch.context() as patched:
@@ -133,7 +142,9 @@ def test_actions_in_units_of_the_bounds_are_the_policys_own_to_the_bit(
         rollout = collector.collect(policy, None, 20, philox())
     expected = convert(rollout.actions.flatten(0, 1))
     assert np.array_equal(np.stack(given), expected)
-    assert (expected == UNITS[name].low).any()
+    low, high = UNITS[name].low, UNITS[name].high
+    assert (expected == low).any() == (distribution == "gaussian")
+    assert (np.ptp(expected, 0) > 0.5 * (high - low))[np.isfinite(high)].all()
 
 
 @pytest.mark.parametrize("native", [True, False])

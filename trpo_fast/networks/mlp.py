@@ -208,17 +208,20 @@ class MlpPolicy(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Whether ``to_env`` does no more than rescale by ``action_units``, and clip or shift."""
-        replaced = "to_env" in vars(self)
-        squashed = any(way.squash for way in self.ways_out)
-        return self.head.clips_to_env and not squashed and not replaced
+        """Whether ``to_env`` does no more than ``squashed``, ``action_units`` and clipping say."""
+        return self.head.clips_to_env and "to_env" not in vars(self)
+
+    @property
+    def squashed(self) -> bool:
+        """Whether a Box's actions go through ``squashed_to_unit`` first."""
+        return self.ways_out[0].squash
 
     @property
     def action_units(self) -> tuple[Tensor, Tensor] | None:
         """What an action of 0 is in a Box, and how much one of 1 is more, where not 0 and 1.
 
-        The middle of its bounds and half their distance, or of a Beta the lower one and the whole;
-        both of its shape. None for a space with parts, too.
+        The middle of its bounds and half their distance, or of a Beta and of what is squashed the
+        lower one and the whole; both of its shape. None for a space with parts, too.
         """
         return self._units("") if hasattr(self, "action_span") else None
 
@@ -285,7 +288,7 @@ class WayOut:
         # What an action of 0 is, and how much one of 1 is more; None where that is 0 and 1.
         self.units: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
         if isinstance(space, spaces.Box):
-            if isinstance(head, BetaHead):
+            if self.squash or isinstance(head, BetaHead):
                 self.units = interval(space)
             elif scale and has_units(space).any():
                 self.units = units(space)
@@ -298,13 +301,16 @@ class WayOut:
             rows = actions.shape[: 1 if actions.ndim else 0]
             actions = actions.reshape(*rows, *self.shape)
         if self.squash:
-            low, high = low.to(actions.dtype), high.to(actions.dtype)
-            # tanh may round to +-1 and the affine map past the bound by one ulp.
-            actions = low + 0.5 * (torch.tanh(actions) + 1) * (high - low)
-        elif units is not None:
+            actions = squashed_to_unit(actions)
+        if units is not None:
             first, span = (part.to(actions.dtype) for part in units)
             actions = actions * span + first
-        return self.head.to_env(actions, low, high)
+        return self.head.to_env(actions, low, high)  # rounding may have led past a bound
+
+
+def squashed_to_unit(actions: Tensor) -> Tensor:
+    """To [0, 1] by a tanh."""
+    return 0.5 * (torch.tanh(actions) + 1)
 
 
 def has_units(space: spaces.Box) -> npt.NDArray[np.bool_]:

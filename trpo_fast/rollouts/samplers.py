@@ -26,6 +26,7 @@ from trpo_fast.base.trees import tree_map
 from trpo_fast.environments.flattening import action_converter, dtype_converter
 from trpo_fast.networks import network
 from trpo_fast.networks.joint import JointDistribution
+from trpo_fast.networks.mlp import squashed_to_unit
 from trpo_fast.networks.network import Network
 from trpo_fast.networks.recurrent import is_recurrent
 from trpo_fast.recognition.recognizer import network_of
@@ -182,7 +183,8 @@ class NativeSampler(NetworkSampler):
         self._env_actions: Array | None = None
         self._units: tuple[Array, Array] | None = None  # the policy's `action_units`, [A]
         self.shaped: Array | None = None  # those, [T, B, ...] of the space's shape
-        # What a plain conversion is; tanh and whole numbers for bits are left to the policy.
+        self._squashed = False  # before that, by a tanh
+        # What a plain conversion is; whole numbers for bits are left to the policy.
         policy: Any = self._policy
         if policy.plain:
             # New for each rollout: an environment may keep the actions it was given.
@@ -214,6 +216,7 @@ class NativeSampler(NetworkSampler):
             if (units := policy.action_units) is not None:
                 first, span = (part.numpy().ravel().astype(actions.dtype) for part in units)
                 self._units, bounds = (first, span), None
+                self._squashed = policy.squashed
         self._native = NativeSampling(
             self._net,
             observations=raw,
@@ -238,7 +241,10 @@ class NativeSampler(NetworkSampler):
         assert self._units is not None  # noqa: S101
         assert self._env_actions is not None  # noqa: S101
         (first, span), (low, high), given = self._units, self._bounds, self._env_actions[t]
-        np.multiply(self._drawn[t], span, out=given)
+        drawn = self._drawn[t]
+        if self._squashed:  # by torch, whose tanh has bits of its own
+            drawn = squashed_to_unit(torch.from_numpy(drawn)).numpy()
+        np.multiply(drawn, span, out=given)
         np.add(given, first, out=given)
         np.maximum(given, low, out=given)
         np.minimum(given, high, out=given)
